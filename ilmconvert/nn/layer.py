@@ -1,0 +1,230 @@
+"""ILM Norm as a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.nn.functional import ilm_norm
+from ilmconvert.nn.groups import check_divides
+
+# Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
+# inside depends on shapes. It looks the name up in this module.
+torch.fx.wrap("ilm_norm")
+
+
+class ILMNorm(nn.Module):
+    r"""Instance-Level Meta Normalization over a batch of (N, C, \*) inputs.
+
+    Jia, Chen, Chen: *Instance-Level Meta Normalization*, CVPR 2019 (arXiv 1904.03516). Every sample is standardised
+    in ``num_groups`` groups of channels, as :class:`torch.nn.GroupNorm` does, and then rescaled by parameters that a
+    small auto-encoder predicts from the sample's own statistics. ``num_groups`` 32, 1 and ``num_channels`` are the
+    paper's ILM-GN, ILM-LN and ILM-IN. No running statistics: a sample's output never depends on its batch, and
+    training and evaluation compute the same. The formula is that of :func:`ilmconvert.nn.ilm_norm`.
+
+    A new layer computes exactly what GroupNorm does (the decoders start at zero) and learns to deviate from it.
+
+    Args:
+        num_channels: C.
+        num_groups: G, the normalisation groups. Divides C.
+        key_group_size: channels of a key group, whose mean and variance the meta-network sees. Divides C.
+        reduction: the auto-encoder's width is ``max(2, C / key_group_size // reduction)``.
+        eps: added to the variance of the normalisation groups.
+        correction: 0 (biased variances, as GroupNorm has) or 1 (unbiased, as the authors' code has).
+        restore: add the restoring path, with which the layer can compute any per-channel affine function exactly.
+        restore_bound: tau; deviations z on that path become ``tau * tanh(z / tau)``. None: no bound.
+        affine: learn ``weight`` and ``bias`` per channel.
+        device, dtype: of the parameters.
+
+    Shape:
+        - Input: (N, C), (N, C, L), (N, C, H, W), (N, C, D, H, W).
+        - Output: the same shape, type and memory format.
+
+    Attributes:
+        weight, bias: (C,), start at 1 and 0; the paper's :math:`B_\omega + 1/2` and :math:`B_\beta`.
+        encoder: (R, K), shared by both features; no biases.
+        weight_decoder, bias_decoder: (K, R), start at 0.
+        restore_weight, restore_bias: (C,), start at 0; None without ``restore``.
+        ref_mean, ref_std: (G,) buffers, 0 and 1; None without ``restore``.
+
+    Raises:
+        ValueError: ``num_groups`` or ``key_group_size`` doesn't divide ``num_channels`` (the message names the
+            divisors), or another setting is out of its range.
+
+    >>> layer = ILMNorm(64, num_groups=32)
+    >>> layer(torch.randn(2, 64, 7, 7)).shape
+    torch.Size([2, 64, 7, 7])
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    restore_weight: nn.Parameter | None
+    restore_bias: nn.Parameter | None
+    ref_mean: Tensor | None
+    ref_std: Tensor | None
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int = 32,
+        *,
+        key_group_size: int = 16,
+        reduction: int = 16,
+        eps: float = 1e-5,
+        correction: int = 0,
+        restore: bool = False,
+        restore_bound: float | None = None,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_settings(num_channels, num_groups, key_group_size, reduction, eps, correction)
+        if restore_bound is not None and not (restore and restore_bound > 0):
+            raise ValueError(f"restore_bound={restore_bound} must be positive and needs restore=True")
+        self.num_channels = num_channels
+        self.num_groups = num_groups
+        self.key_group_size = key_group_size
+        self.reduction = reduction
+        self.eps = eps
+        self.correction = correction
+        self.restore = restore
+        self.restore_bound = restore_bound
+        self.affine = affine
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        key_groups = num_channels // key_group_size
+        width = max(2, key_groups // reduction)
+        self.register_parameter("weight", parameter(num_channels) if affine else None)
+        self.register_parameter("bias", parameter(num_channels) if affine else None)
+        self.encoder = parameter(width, key_groups)
+        self.weight_decoder = parameter(key_groups, width)
+        self.bias_decoder = parameter(key_groups, width)
+        self.register_parameter("restore_weight", parameter(num_channels) if restore else None)
+        self.register_parameter("restore_bias", parameter(num_channels) if restore else None)
+        for name in ("ref_mean", "ref_std"):
+            self.register_buffer(
+                name, torch.empty(num_groups, device=device, dtype=dtype) if restore else None
+            )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start as a GroupNorm: random encoder, zero decoders, no restoring."""
+        scale = 1 / math.sqrt(self.encoder.shape[1])
+        nn.init.normal_(self.encoder, std=scale)
+        # A row whose sum is negative would be dead for good: variances are positive.
+        self.encoder.mul_(torch.where(self.encoder.sum(1, keepdim=True) < 0, -1.0, 1.0))
+        ones = (self.weight, self.ref_std)
+        zeros = (self.bias, self.weight_decoder, self.bias_decoder)
+        for t in ones:
+            if t is not None:
+                t.fill_(1.0)
+        for t in (*zeros, self.restore_weight, self.restore_bias, self.ref_mean):
+            if t is not None:
+                t.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ilm_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.encoder,
+            self.weight_decoder,
+            self.bias_decoder,
+            num_groups=self.num_groups,
+            eps=self.eps,
+            correction=self.correction,
+            restore_weight=self.restore_weight,
+            restore_bias=self.restore_bias,
+            ref_mean=self.ref_mean,
+            ref_std=self.ref_std,
+            restore_bound=self.restore_bound,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments (less device and dtype), all of them JSON values.
+
+        >>> ILMNorm(8, 2, key_group_size=4).config()["num_groups"]
+        2
+        """
+        return {
+            "num_channels": self.num_channels,
+            "num_groups": self.num_groups,
+            "key_group_size": self.key_group_size,
+            "reduction": self.reduction,
+            "eps": self.eps,
+            "correction": self.correction,
+            "restore": self.restore,
+            "restore_bound": self.restore_bound,
+            "affine": self.affine,
+        }
+
+    @classmethod
+    def from_reference(
+        cls, state_dict: Mapping[str, Tensor], num_groups: int, *, eps: float = 1e-5
+    ) -> ILMNorm:
+        """The layer of the authors' code, from its state dict; see :func:`ilmconvert.nn.reference.from_reference`.
+
+        Args:
+            state_dict: ``fc_embed.0.weight`` and the rest of one layer of the authors' networks.
+            num_groups: 32 for their ILM-GN, 1 for ILM-LN, C for ILM-IN; the file doesn't tell.
+
+        Raises:
+            ValueError: keys or shapes aren't those of one such layer.
+        """
+        from ilmconvert.nn.reference import from_reference
+
+        return from_reference(cls, state_dict, num_groups, eps)
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_channels}, num_groups={self.num_groups}, key_group_size={self.key_group_size}"
+        return text + f", eps={self.eps}, restore={self.restore}, restore_bound={self.restore_bound}"
+
+
+class ILMNormAct(ILMNorm):
+    """ILM Norm followed by the drop and activation that the replaced timm ``*NormAct`` layer held.
+
+    Takes ``act`` and ``drop`` modules (default: identity) beside the settings of :class:`ILMNorm`.
+
+    >>> ILMNormAct(8, 1, key_group_size=8, act=nn.ReLU())(torch.randn(2, 8)).min() >= 0
+    tensor(True)
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int = 32,
+        *,
+        act: nn.Module | None = None,
+        drop: nn.Module | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(num_channels, num_groups, **settings)
+        self.drop = nn.Identity() if drop is None else drop
+        self.act = nn.Identity() if act is None else act
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.act(self.drop(super().forward(x)))
+        return result
+
+
+def _check_settings(
+    num_channels: int, num_groups: int, key_group_size: int, reduction: int, eps: float, correction: int
+) -> None:
+    if num_channels < 1:
+        raise ValueError(f"num_channels={num_channels} must be positive")
+    check_divides("num_groups", num_groups, num_channels)
+    check_divides("key_group_size", key_group_size, num_channels)
+    if reduction < 1:
+        raise ValueError(f"reduction={reduction} must be positive")
+    if not eps >= 0:
+        raise ValueError(f"eps={eps} must not be negative")
+    if correction not in (0, 1):
+        raise ValueError(f"correction={correction} must be 0 (biased) or 1 (unbiased variances)")
