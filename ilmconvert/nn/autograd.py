@@ -78,10 +78,9 @@ class _ScaleShift(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, tangent_scale: Tensor, tangent_shift: Tensor) -> Tensor:
         x, scale = ctx.saved_tensors
-        scale, tangent_scale, tangent_shift = (
-            kernels.per_channel(t, x) for t in (scale, tangent_scale, tangent_shift)
-        )
-        return (tangent * scale + x * tangent_scale + tangent_shift).to(x.dtype)
+        scale, tangent_scale, tangent_shift = (kernels.per_channel(t, x) for t in (scale, tangent_scale, tangent_shift))
+        result: Tensor = (tangent * scale + x * tangent_scale + tangent_shift).to(x.dtype)
+        return result
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
@@ -90,7 +89,7 @@ class _ScaleShift(torch.autograd.Function):
             t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip(tensors, in_dims, strict=True)
         ]
-        y = _ScaleShift.apply(*(t.flatten(0, 1) for t in batched))
+        y: Tensor = _ScaleShift.apply(*(t.flatten(0, 1) for t in batched))
         return y.unflatten(0, batched[0].shape[:2]), 0
 
 
@@ -102,18 +101,20 @@ def _expand_groups(t: Tensor, num_channels: int) -> Tensor:
 
 def _is_traced() -> bool:
     # Compilers and exporters fuse and differentiate the plain formula better than an opaque kernel call.
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """Differentiable :func:`ilmconvert.nn.kernels.moments`."""
     if _is_traced():
         return kernels.moments_formula(x, num_groups)
-    return _Moments.apply(x, num_groups)
+    result: tuple[Tensor, Tensor] = _Moments.apply(x, num_groups)
+    return result
 
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Differentiable :func:`ilmconvert.nn.kernels.scale_shift`."""
     if _is_traced():
         return kernels.scale_shift_formula(x, scale, shift)
-    return _ScaleShift.apply(x, scale, shift)
+    result: Tensor = _ScaleShift.apply(x, scale, shift)
+    return result

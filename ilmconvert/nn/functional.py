@@ -82,7 +82,9 @@ def ilm_norm(
         sigma = (var_g + eps).sqrt()
         omega, beta = _rescale(*key, weight, bias, encoder, weight_decoder, bias_decoder, channels)
         if restore_weight is not None:
-            assert restore_bias is not None and ref_mean is not None and ref_std is not None
+            assert restore_bias is not None
+            assert ref_mean is not None
+            assert ref_std is not None
             ref_mean, ref_std = ref_mean.to(mu.dtype), ref_std.to(mu.dtype)
             omega = _restore(omega, restore_weight, (sigma - ref_std) / ref_std, restore_bound)
             beta = _restore(beta, restore_bias, (mu - ref_mean) / ref_std, restore_bound)
@@ -97,9 +99,7 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _corrected(
-    mean: Tensor, var: Tensor, num_groups: int, count: int, correction: int
-) -> tuple[Tensor, Tensor]:
+def _corrected(mean: Tensor, var: Tensor, num_groups: int, count: int, correction: int) -> tuple[Tensor, Tensor]:
     """Moments of ``num_groups`` groups from the finest ones, which hold ``count`` elements each."""
     total = count * (mean.shape[1] // num_groups)
     mean, var = merge_moments(mean, var, num_groups)

@@ -58,7 +58,10 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and x.numel() and x.dim() > 2:
         if x.is_contiguous():
-            return _scale_shift_channels(x.view(1, scale.numel(), -1), scale, shift).view(x.shape)
+            y = _scale_shift_channels(x.view(1, scale.numel(), -1), scale, shift)
+            # Not a view: autograd forbids to modify a view that a custom function returns in place.
+            result: Tensor = _aten._unsafe_view(y, x.shape)
+            return result
         low_precision = x.dtype != scale.dtype
         if low_precision and _is_channels_last(x) and x[0].numel() >= _LOOP_MIN_ELEMENTS:
             rows = zip(x.split(1), scale, shift, strict=True)
@@ -112,9 +115,7 @@ def _moments_contiguous(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
         mean, var = _batch_statistics(x.view(1, samples * num_groups, -1))
         return mean.view(samples, num_groups), var.view(samples, num_groups)
     positions = x.numel() // (samples * channels)
-    _, mean, rstd = torch.native_group_norm(
-        x, None, None, samples, channels, positions, num_groups, _RSTD_EPS
-    )
+    _, mean, rstd = torch.native_group_norm(x, None, None, samples, channels, positions, num_groups, _RSTD_EPS)
     return mean, rstd.pow(-2).sub_(_RSTD_EPS).clamp_(min=0)
 
 

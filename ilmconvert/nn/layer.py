@@ -109,9 +109,7 @@ class ILMNorm(nn.Module):
         self.register_parameter("restore_weight", parameter(num_channels) if restore else None)
         self.register_parameter("restore_bias", parameter(num_channels) if restore else None)
         for name in ("ref_mean", "ref_std"):
-            self.register_buffer(
-                name, torch.empty(num_groups, device=device, dtype=dtype) if restore else None
-            )
+            self.register_buffer(name, torch.empty(num_groups, device=device, dtype=dtype) if restore else None)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -167,9 +165,7 @@ class ILMNorm(nn.Module):
         }
 
     @classmethod
-    def from_reference(
-        cls, state_dict: Mapping[str, Tensor], num_groups: int, *, eps: float = 1e-5
-    ) -> ILMNorm:
+    def from_reference(cls, state_dict: Mapping[str, Tensor], num_groups: int, *, eps: float = 1e-5) -> ILMNorm:
         """The layer of the authors' code, from its state dict; see :func:`ilmconvert.nn.reference.from_reference`.
 
         Args:

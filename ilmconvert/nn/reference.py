@@ -19,9 +19,7 @@ _REQUIRED = (_ENCODER, _WEIGHT_DECODER, _BIAS_DECODER, "weight_bias", "bias_bias
 
 
 @torch.no_grad()
-def from_reference(
-    cls: type[ILMNorm], state_dict: Mapping[str, Tensor], num_groups: int, eps: float
-) -> ILMNorm:
+def from_reference(cls: type[ILMNorm], state_dict: Mapping[str, Tensor], num_groups: int, eps: float) -> ILMNorm:
     """An :class:`~ilmconvert.nn.ILMNorm` that computes what the authors' layer computes.
 
     Their ``omega = weight_bias + sigmoid(.)`` is ours with ``weight = weight_bias + 1/2``; both their variances are
@@ -47,9 +45,14 @@ def from_reference(
         dtype=encoder.dtype,
     )
     # The authors' three copies of the class don't agree on the width, so the file's own decides.
-    for name, key in (("encoder", _ENCODER), ("weight_decoder", _WEIGHT_DECODER), ("bias_decoder", _BIAS_DECODER)):
+    for name, key in (
+        ("encoder", _ENCODER),
+        ("weight_decoder", _WEIGHT_DECODER),
+        ("bias_decoder", _BIAS_DECODER),
+    ):
         setattr(layer, name, torch.nn.Parameter(state_dict[key].clone()))
-    assert layer.weight is not None and layer.bias is not None
+    assert layer.weight is not None
+    assert layer.bias is not None
     layer.weight.copy_(state_dict["weight_bias"].flatten() + 0.5)
     layer.bias.copy_(state_dict["bias_bias"].flatten())
     return layer

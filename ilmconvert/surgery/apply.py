@@ -1,0 +1,208 @@
+"""The operation itself: all planned replacements, or none."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.errors import ConversionError
+from ilmconvert.nn import ILMNorm, ILMNormAct
+from ilmconvert.surgery.entries import ALREADY_CONVERTED, PlanEntry
+from ilmconvert.surgery.initialization import initial_values
+from ilmconvert.surgery.plan import Plan, plan, seen
+from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
+from ilmconvert.surgery.sources import NormDescription, find_source
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def convert(
+    model: nn.Module,
+    to: str = "ilm_gn",
+    *,
+    inplace: bool = False,
+    init: str = "identity",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    num_groups: int = DEFAULT_NUM_GROUPS,
+    key_group_size: int = 16,
+    reduction: int = 16,
+    restore_bound: float | None = None,
+) -> nn.Module:
+    """Replace the BatchNorm, GroupNorm and InstanceNorm layers of ``model`` by ILM Norm layers.
+
+    With ``init="identity"`` the result computes what ``model.eval()`` computes, up to rounding, for every input:
+    a restoring path around the paper's auto-encoder gives each instance its own statistics back. With
+    ``init="moments"`` the result is the paper's layer alone, started from the running statistics; it computes
+    something close, and needs fine-tuning. Fused activations, child order, device, dtype, training flags,
+    ``requires_grad``, forward and backward hooks and shared modules are kept. Any failure leaves ``model`` as it was.
+
+    Args:
+        model: a ``nn.Module`` with at least one norm layer; the root itself may be one.
+        to: ``"ilm_gn"`` (``num_groups`` groups), ``"ilm_ln"`` (one group) or ``"ilm_in"`` (one group a channel).
+            Under ``"ilm_gn"`` with the default ``num_groups`` a GroupNorm or InstanceNorm keeps its own groups.
+        inplace: change ``model`` itself (if its root is a norm, the new layer is only returned). Otherwise the
+            result is a deep copy that shares nothing with ``model``.
+        init: ``"identity"`` or ``"moments"``.
+        include, exclude: fnmatch patterns on module names, one or several; exclude wins.
+        num_groups: at most so many groups: the largest divisor of C up to it that leaves two channels a group.
+        key_group_size: at most so many channels a key group: the largest divisor of C up to it.
+        reduction: key groups per unit of the auto-encoder; see :class:`ilmconvert.ILMNorm`.
+        restore_bound: tau of the restoring path's bound ``tau * tanh(z / tau)``. With a bound the result differs
+            from ``model`` for instances whose statistics are far from the running statistics.
+
+    Raises:
+        ConversionError: nothing to convert, a layer that can't be converted as asked, or a wrapped model.
+        ValueError: an argument is out of its range.
+
+    Warns:
+        UserWarning: a pattern matches nothing, a BatchNorm was never trained, or all is converted already.
+
+    Source: Jia, Chen, Chen, CVPR 2019, for the layer; the restoring path is this library's.
+
+    >>> source = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
+    >>> _ = source[1].running_mean.normal_()
+    >>> x = torch.randn(2, 3, 8, 8)
+    >>> torch.allclose(convert(source)(x), source(x), atol=1e-5)
+    True
+    """
+    the_plan = plan(
+        model,
+        to,
+        init=init,
+        include=include,
+        exclude=exclude,
+        num_groups=num_groups,
+        key_group_size=key_group_size,
+        reduction=reduction,
+        restore_bound=restore_bound,
+    )
+    _check(the_plan)
+    layers = {
+        id(the_plan.modules[e.name]): _new_layer(the_plan.modules[e.name], e, _fallback(model), seed)
+        for seed, e in enumerate(the_plan.converted)
+    }
+    sources = {id(m): m for m in the_plan.modules.values() if id(m) in layers}
+    if inplace:
+        for key, layer in layers.items():
+            _adopt(layer, sources[key], memo=None)
+        result = _replace_children(model, layers)
+    else:
+        result = _copy_with(model, layers, sources)
+    if layers:
+        result.ilmconvert_settings = {"to": to, "init": init}  # type: ignore[assignment]
+    return result
+
+
+def _check(the_plan: Plan) -> None:
+    if the_plan.errors:
+        first, rest = the_plan.errors[0], len(the_plan.errors) - 1
+        more = f" (and {rest} more layers, see ilmconvert.plan)" if rest else ""
+        source = first.source.rsplit(".", 1)[-1]
+        raise ConversionError(f"can't convert {first.name or 'the root'} ({source}): {first.error}{more}")
+    for pattern in the_plan.unmatched:
+        warnings.warn(f"pattern {pattern!r} matches no norm layer", stacklevel=3)
+    if not the_plan.converted:
+        if any(e.reason == ALREADY_CONVERTED for e in the_plan):
+            warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
+            return
+        raise ConversionError(f"nothing to convert; the model holds: {seen(the_plan.skipped)}")
+    untrained = [e.name for e in the_plan.converted if e.never_trained]
+    if untrained:
+        warnings.warn(
+            f"{len(untrained)} BatchNorm layers were never trained (running statistics 0 and 1), first "
+            f"{untrained[0]!r}: load weights before converting",
+            stacklevel=3,
+        )
+
+
+def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device, torch.dtype], seed: int) -> ILMNorm:
+    """The ILM Norm for ``module``, with its initial values; drop, act and hooks come later."""
+    describe = find_source(module)
+    assert describe is not None
+    assert entry.target is not None
+    source = describe(module)
+    fused = source.act is not None or source.drop is not None
+    like = source.weight if source.weight is not None else source.running_mean
+    device, dtype = fallback if like is None else (like.device, like.dtype)
+    cls = ILMNormAct if fused else ILMNorm
+    layer = cls(**entry.target, device="meta", dtype=dtype)
+    trainable = _trainable(source)
+    for name, value in initial_values(source, entry.target, seed).items():
+        value = value.to(device, dtype)
+        if name in layer._buffers:
+            layer._buffers[name] = value
+        else:
+            layer._parameters[name] = nn.Parameter(value, requires_grad=trainable["bias" in name])
+    layer.encoder.requires_grad_(any(trainable.values()))
+    layer.training = module.training
+    return layer
+
+
+def _trainable(source: NormDescription) -> dict[bool, bool]:
+    """Whether the tensors for the scale (False) and for the shift (True) are trained; buffers are frozen."""
+
+    def flag(t: Tensor | None) -> bool:
+        return True if t is None else t.requires_grad
+
+    return {False: flag(source.weight), True: flag(source.bias)}
+
+
+def _fallback(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype for a layer in place of one that has no tensor at all."""
+    for t in model.parameters():
+        if t.is_floating_point():
+            return t.device, t.dtype
+    return torch.get_default_device(), torch.get_default_dtype()
+
+
+def _adopt(layer: ILMNorm, module: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Give ``layer`` the hooks and fused modules of ``module``: copies if there is a memo, else the objects."""
+
+    def take(value: Any) -> Any:
+        return value if memo is None else copy.deepcopy(value, memo)
+
+    for name in _HOOKS:
+        if getattr(module, name, None):
+            setattr(layer, name, take(getattr(module, name)))
+    layer._is_full_backward_hook = module._is_full_backward_hook
+    describe = find_source(module)
+    assert describe is not None
+    source = describe(module)
+    for name in ("drop", "act"):
+        if getattr(source, name) is not None:
+            setattr(layer, name, take(getattr(source, name)))
+
+
+def _copy_with(model: nn.Module, layers: dict[int, ILMNorm], sources: dict[int, nn.Module]) -> nn.Module:
+    """A deep copy in which every reference to a source, wherever it stands, is its new layer."""
+    memo: dict[int, Any] = dict(layers)
+    try:
+        for key, layer in layers.items():
+            _adopt(layer, sources[key], memo)
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as e:
+        raise ConversionError(f"the model can't be copied ({e}); use inplace=True") from e
+
+
+def _replace_children(model: nn.Module, layers: dict[int, ILMNorm]) -> nn.Module:
+    if id(model) in layers:
+        return layers[id(model)]
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if id(child) in layers:
+                parent._modules[name] = layers[id(child)]
+    return model

@@ -1,0 +1,84 @@
+"""Initial values of an ILM Norm layer that takes a source's place. Pure functions of tensors, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ilmconvert.surgery.sources import NormDescription
+
+
+def initial_values(source: NormDescription, settings: dict[str, object], seed: int) -> dict[str, Tensor]:
+    """Parameters and buffers of ``ILMNorm(**settings)`` in the place of ``source``; float64 on the CPU.
+
+    A batch-level source computes ``a x + c`` with ``a = gamma / sqrt(running_var + eps)`` and
+    ``c = beta - a running_mean``. With ``restore`` the layer computes the same for every input; without it (the
+    paper's layer) only for an instance whose group statistics are those of the training set.
+    """
+    channels, groups = source.num_channels, int(settings["num_groups"])  # type: ignore[call-overload]
+    gamma = _float64(source.weight, channels, 1.0)
+    beta = _float64(source.bias, channels, 0.0)
+    key_size = int(settings["key_group_size"])  # type: ignore[call-overload]
+    key_groups = channels // key_size
+    width = max(2, key_groups // int(settings["reduction"]))  # type: ignore[call-overload]
+    if source.running_mean is None or source.running_var is None:
+        values = {"weight": gamma, "bias": beta}
+        key_var = torch.ones(key_groups, dtype=torch.float64, device=gamma.device)
+    else:
+        mean = _float64(source.running_mean, channels, 0.0)
+        var = _float64(source.running_var, channels, 1.0)
+        a = gamma / (var + source.eps).sqrt()
+        ref_mean, ref_var = group_moments(mean, var, groups)
+        ref_std = (ref_var + float(settings["eps"])).sqrt()  # type: ignore[arg-type]
+        gain = a * _per_channel(ref_std, channels)
+        values = {"weight": gain, "bias": a * (_per_channel(ref_mean, channels) - mean) + beta}
+        if settings["restore"]:
+            values |= {"restore_weight": gain.clone(), "restore_bias": gain.clone()}
+            values |= {"ref_mean": ref_mean, "ref_std": ref_std}
+        key_var = group_moments(mean, var, key_groups)[1]
+    values["encoder"] = encoder_rows(width, key_var, seed)
+    for name in ("weight_decoder", "bias_decoder"):
+        values[name] = torch.zeros(key_groups, width, dtype=torch.float64, device=gamma.device)
+    return values
+
+
+def group_moments(mean: Tensor, var: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of channel groups from those of their channels: (C,) to (num_groups,).
+
+    >>> group_moments(torch.tensor([0., 2.]), torch.tensor([1., 1.]), 1)
+    (tensor([1.]), tensor([2.]))
+    """
+    grouped = mean.view(num_groups, -1)
+    group_mean = grouped.mean(1)
+    spread = (grouped - group_mean.unsqueeze(1)).square().mean(1)
+    return group_mean, var.view(num_groups, -1).mean(1) + spread
+
+
+def encoder_rows(width: int, key_var: Tensor, seed: int) -> Tensor:
+    """Rows of E that are alive for a typical instance: (width, K) from the key groups' variances (K,).
+
+    Random signs, but a positive response to the typical variances: a unit that is negative for them would be dead
+    for good. The scale 1 / (v + sqrt(v)) keeps the response to v and to m (of the order sqrt(v)) below one.
+    The same seed gives the same rows on every device, whatever the global generator's state.
+    """
+    if key_var.is_meta:
+        return key_var.new_empty(width, key_var.numel())
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(width, key_var.numel(), generator=generator, dtype=torch.float64)
+    tiny = torch.finfo(torch.float32).tiny
+    scaled = key_var.clamp(min=tiny)
+    rows = rows / (scaled + scaled.sqrt()) / key_var.numel() ** 0.5
+    response = rows @ scaled
+    return torch.where(response.unsqueeze(1) < 0, -rows, rows)
+
+
+def _per_channel(t: Tensor, num_channels: int) -> Tensor:
+    return t.repeat_interleave(num_channels // t.numel())
+
+
+def _float64(t: Tensor | None, num_channels: int, default: float) -> Tensor:
+    if t is None:
+        return torch.full((num_channels,), default, dtype=torch.float64)
+    t = t.detach()
+    # Not every accelerator has float64; the tensors are small.
+    return (t if t.is_meta else t.cpu()).double()

@@ -1,0 +1,60 @@
+"""What ``convert`` and ``plan`` can be asked for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
+INITS = ("identity", "moments")
+DEFAULT_NUM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``convert`` and ``plan`` were asked for; see :func:`ilmconvert.convert`."""
+
+    to: str = "ilm_gn"
+    init: str = "identity"
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    num_groups: int = DEFAULT_NUM_GROUPS
+    key_group_size: int = 16
+    reduction: int = 16
+    restore_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("to", self.to, TARGETS)
+        _one_of("init", self.init, INITS)
+        for name in ("num_groups", "key_group_size", "reduction"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a positive integer")
+        if self.to != "ilm_gn" and self.num_groups != DEFAULT_NUM_GROUPS:
+            raise ValueError(f"num_groups={self.num_groups} only applies to 'ilm_gn'; {self.to!r} fixes the groups")
+        if self.restore_bound is not None and not self.restore_bound > 0:
+            raise ValueError(f"restore_bound={self.restore_bound} must be positive, or None for no bound")
+        if self.restore_bound is not None and self.init != "identity":
+            raise ValueError("restore_bound needs init='identity': other layers have no restoring path")
+
+    def reason_to_skip(self, names: Sequence[str]) -> str | None:
+        """None if include and exclude let a module of these names through, else the reason why not."""
+        for pattern in self.exclude:
+            if any(fnmatchcase(name, pattern) for name in names):
+                return f"excluded by {pattern!r}"
+        if self.include is not None and not any(fnmatchcase(n, p) for n in names for p in self.include):
+            return "not matched by include"
+        return None
+
+
+def as_patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One pattern or several as a tuple."""
+    if patterns is None:
+        return None
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} isn't one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,38 @@
+"""Models that can't be operated on as they are: wrapped, compiled, scripted, parametrised. Each with its cure."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ilmconvert.errors import ConversionError
+
+_BY_CLASS_NAME = {
+    "DistributedDataParallel": "convert model.module, then wrap the result",
+    "DataParallel": "convert model.module, then wrap the result",
+    "FullyShardedDataParallel": "convert the model before wrapping it",
+    "FSDPModule": "convert the model before fully_shard",
+    "OptimizedModule": "convert model._orig_mod, then call torch.compile on the result",
+    "ScriptModule": "convert the model before torch.jit.script or trace",
+}
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise a ConversionError if ``model`` or a part of it is wrapped, compiled or scripted."""
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        for base in type(module).__mro__:
+            cure = _BY_CLASS_NAME.get(base.__name__)
+            if cure is not None and base.__module__.split(".")[0] == "torch":
+                raise ConversionError(f"{where} is a {base.__name__}: {cure}")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ConversionError(f"{where} was compiled in place: convert it before calling .compile()")
+
+
+def parametrized_error(module: nn.Module) -> str | None:
+    """Why a norm whose parameters are computed by something else can't be replaced, or None."""
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
+    if {"weight_g", "weight_orig"} & set(module._parameters):
+        return "weight_norm, spectral_norm or pruning computes its weight; remove that first"
+    return None
