@@ -181,7 +181,9 @@ def _read(path: str | os.PathLike[str], device: torch.device | str) -> tuple[Rec
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  not a mapping
         except (SafetensorError, RuntimeError, ValueError) as e:
             raise CheckpointError(f"{path}: a tensor can't be read ({e}); copy or convert it again") from e
-    return record, {key: t.to(device) for key, t in tensors.items()}
+    # A copy even on the CPU: safetensors maps the file, so its tensors are unaligned (matrix products then round
+    # otherwise than in the saved model) and fail if somebody truncates it.
+    return record, {key: t.to(device, copy=True) for key, t in tensors.items()}
 
 
 def _build(record: Record, path: str | os.PathLike[str]) -> nn.Module:

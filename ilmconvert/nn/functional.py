@@ -68,13 +68,10 @@ def ilm_norm(
     >>> torch.allclose(y, F.group_norm(x, 8), atol=1e-6)
     True
     """
-    channels = x.shape[1] if x.dim() >= 2 else None
-    if channels is None or (weight is not None and channels != weight.numel()):
-        expected = "C" if weight is None else str(weight.numel())
-        raise ValueError(f"expected input of shape (N, {expected}, *), got {tuple(x.shape)}")
     num_key_groups = encoder.shape[1]
+    finest = lcm(num_groups, num_key_groups)
+    channels = _check_input(x, weight, finest)
     with _no_autocast(x.device.type):
-        finest = lcm(num_groups, num_key_groups)
         mean, var = autograd.moments(x, finest)
         count = prod(x.shape[2:]) * (channels // finest)
         mu, var_g = _corrected(mean, var, num_groups, count, correction)
@@ -91,6 +88,15 @@ def ilm_norm(
         scale = omega.unflatten(1, (num_groups, -1)) / sigma.unsqueeze(2)
         shift = torch.addcmul(beta.unflatten(1, (num_groups, -1)), scale, mu.unsqueeze(2), value=-1)
         return autograd.scale_shift(x, scale.flatten(1), shift.flatten(1))
+
+
+def _check_input(x: Tensor, weight: Tensor | None, finest: int) -> int:
+    """The number of channels of ``x``."""
+    channels = x.shape[1] if x.dim() >= 2 else 0
+    if not channels or (channels % finest if weight is None else channels != weight.numel()):
+        expected = f"C a multiple of {finest}" if weight is None else f"C = {weight.numel()}"
+        raise ValueError(f"expected input of shape (N, C, *) with {expected}, got {tuple(x.shape)}")
+    return channels
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:

@@ -139,8 +139,10 @@ def merge_moments(mean: Tensor, var: Tensor, num_groups: int) -> tuple[Tensor, T
     """
     if mean.shape[1] == num_groups:
         return mean, var
-    spread, mean = torch.var_mean(mean.unflatten(1, (num_groups, -1)), dim=2, correction=0)
-    return mean, var.unflatten(1, (num_groups, -1)).mean(2) + spread
+    grouped = mean.unflatten(1, (num_groups, -1))
+    centre = grouped.mean(2, keepdim=True)
+    deviation = grouped - centre
+    return centre.squeeze(2), torch.addcmul(var.unflatten(1, (num_groups, -1)), deviation, deviation).mean(2)
 
 
 def _scale_shift_channels(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -115,6 +115,8 @@ class ILMNorm(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start as a GroupNorm: random encoder, zero decoders, no restoring."""
+        if self.encoder.is_meta:  # nothing to fill, and slow: torch goes through its Python references there
+            return
         scale = 1 / math.sqrt(self.encoder.shape[1])
         nn.init.normal_(self.encoder, std=scale)
         # A row whose sum is negative would be dead for good: variances are positive.
