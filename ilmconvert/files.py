@@ -21,7 +21,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         raise CheckpointError(f"{path} is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
+        with open(temporary, "xb") as f:
+            mode = os.fstat(f.fileno()).st_mode
         write(temporary)
+        # Some writers leave a private file behind; the user's umask decides.
+        os.chmod(temporary, mode)
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)

@@ -292,6 +292,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+def test_the_umask_decides_who_reads(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    path = save(convert(randomize_norms(custom())), tmp_path / "m.safetensors")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_same_model_same_bytes(tmp_path: Path) -> None:
     """Also from two processes: the library's own order of the metadata changes from one to the next."""
     code = (

@@ -101,7 +101,11 @@ def _expand_groups(t: Tensor, num_channels: int) -> Tensor:
 
 def _is_traced() -> bool:
     # Compilers and exporters fuse and differentiate the plain formula better than an opaque kernel call.
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,11 @@ from torch import Tensor
 _aten = torch.ops.aten
 # Added to the variance by the kernel that returns 1 / std, and taken off again; below any variance of interest.
 _RSTD_EPS = 1e-14
+# The share of the mean square that the variance must have to be taken from the difference of squares: a fourth
+# costs two bits of float32.
+_LEAST_VARIANCE = 1 / 4
+# Rows shorter than this are summed group by group: fewer, longer sums.
+_LEAST_ROW = 256
 # Below this many elements a sample, one call over the whole batch beats a loop over samples.
 _LOOP_MIN_ELEMENTS = 1 << 15
 
@@ -62,16 +67,26 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
             # Not a view: autograd forbids to modify a view that a custom function returns in place.
             result: Tensor = _aten._unsafe_view(y, x.shape)
             return result
-        low_precision = x.dtype != scale.dtype
-        if low_precision and _is_channels_last(x) and x[0].numel() >= _LOOP_MIN_ELEMENTS:
-            rows = zip(x.split(1), scale, shift, strict=True)
-            return torch.cat([_scale_shift_channels(*row) for row in rows])
+        # addcmul would round its coefficients to the type of x, or return a tensor of theirs.
+        if x.dtype != scale.dtype and _is_channels_last(x) and x[0].numel() >= _LOOP_MIN_ELEMENTS:
+            return _scale_shift_channels_last(x, scale, shift)
     return scale_shift_formula(x, scale, shift)
 
 
 def scale_shift_formula(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """:func:`scale_shift` in differentiable operations that every backend and tracer knows."""
     return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x)).to(x.dtype)
+
+
+def combine(grad: Tensor, scale: Tensor, x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """``grad * scale + x * gain + offset`` in the type of ``x``, with few tensors of its size.
+
+    Shape: ``grad``, ``x`` (N, C, *), the coefficients (N, C).
+    """
+    result = scale_shift(x, gain, offset)
+    if result.dtype == scale.dtype:
+        return result.addcmul_(grad, per_channel(scale, x))
+    return result.add_(scale_shift(grad, scale, torch.zeros_like(scale)))
 
 
 def channel_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -114,14 +129,37 @@ def _moments_contiguous(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
         # A contiguous group is one long channel; the two passes of this kernel accumulate in float32.
         mean, var = _batch_statistics(x.view(1, samples * num_groups, -1))
         return mean.view(samples, num_groups), var.view(samples, num_groups)
+    if x.dtype == torch.float32:
+        moments = _moments_by_squares(x, num_groups)
+        if moments is not None:
+            return moments
     positions = x.numel() // (samples * channels)
     _, mean, rstd = torch.native_group_norm(x, None, None, samples, channels, positions, num_groups, _RSTD_EPS)
     return mean, rstd.pow(-2).sub_(_RSTD_EPS).clamp_(min=0)
 
 
+def _moments_by_squares(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor] | None:
+    """Two fast sums that write nothing large; None where the difference of squares would cancel."""
+    samples, channels = x.shape[:2]
+    # float32 sums of long rows lose digits: channels are merged into groups afterwards where they are long enough.
+    rows = x.view(samples, channels if x.stride(1) >= _LEAST_ROW else num_groups, -1)
+    mean = rows.mean(2)
+    square = torch.linalg.vector_norm(rows, dim=2).square_().div_(rows.shape[2])
+    if rows.shape[1] != num_groups:
+        mean, square = (t.view(samples, num_groups, -1).mean(2) for t in (mean, square))
+    var = torch.addcmul(square, mean, mean, value=-1)
+    # False also for NaN and infinity.
+    return (mean, var) if torch.sub(var, square, alpha=_LEAST_VARIANCE).amin().item() >= 0 else None
+
+
 def _moments_channels_last(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     stats = [_batch_statistics(sample) for sample in x.split(1)]
-    return merge_moments(torch.stack([s[0] for s in stats]), torch.stack([s[1] for s in stats]), num_groups)
+    mean, var = torch.stack([s[0] for s in stats]), torch.stack([s[1] for s in stats])
+    if x.dtype == torch.float32:
+        # That kernel's mean is a plain running sum, which loses digits far from zero; a torch.mean doesn't.
+        better = x.mean(tuple(range(2, x.dim())))
+        mean, var = better, torch.addcmul(var, better - mean, better - mean, value=-1).clamp_(min=0)
+    return merge_moments(mean, var, num_groups)
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +188,16 @@ def _scale_shift_channels(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     scale, shift = scale.reshape(-1), shift.reshape(-1)
     zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
     return torch.native_batch_norm(x, scale, shift, zeros, ones, False, 0.0, 0.0)[0]
+
+
+def _scale_shift_channels_last(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The same kernel sample by sample, straight into the result."""
+    y = torch.empty_like(x)
+    zeros, ones = torch.zeros_like(scale[0]), torch.ones_like(scale[0])
+    unused = scale.new_empty(0), scale.new_empty(0)
+    for sample, out, w, b in zip(x.split(1), y.split(1), scale, shift, strict=True):
+        torch.native_batch_norm(sample, w, b, zeros, ones, False, 0.0, 0.0, out=(out, *unused))
+    return y
 
 
 def _channel_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

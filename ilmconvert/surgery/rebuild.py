@@ -85,8 +85,11 @@ def restore(
     # On a copy without values first: a model that doesn't fit must stay as it was.
     _check_state(replace_layers(_skeleton(model), layers), state)
     result = replace_layers(model, layers)
+    # The model's own state dict carries the versions that some modules ask for (torchvision's MNASNet).
+    versioned = result.state_dict()
+    versioned.update(state)
     # assign keeps the types of the file and copies nothing.
-    result.load_state_dict(state, strict=True, assign=True)
+    result.load_state_dict(versioned, strict=True, assign=True)
     _tie(result, aliases)
     return result
 

@@ -1,0 +1,1 @@
+"""Programs that measure; run each as ``python -m benchmarks.NAME``."""

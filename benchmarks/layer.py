@@ -1,0 +1,272 @@
+"""The layer's time and memory against GroupNorm(32), BatchNorm2d and the authors' layer.
+
+``python -m benchmarks.layer`` prints Markdown tables; ``--out DIR`` adds JSON and a plot of how the time grows.
+All candidates take turns; times are medians. BatchNorm2d infers in evaluation mode and trains in training mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.reference_layer import AuthorsLayer
+from benchmarks.report import Series, Table, bounded, environment, publish
+from benchmarks.timing import Timing, interleaved
+from ilmconvert.nn import ILMNorm
+
+Shape = tuple[int, ...]
+SHAPES: tuple[Shape, ...] = (
+    (8, 64, 112, 112),
+    (8, 256, 56, 56),
+    (8, 512, 28, 28),
+    (8, 2048, 7, 7),
+    (2, 256, 200, 200),
+    (64, 64, 32, 32),
+)
+QUICK_SHAPES: tuple[Shape, ...] = ((2, 64, 14, 14), (2, 128, 7, 7))
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ILM, GROUP, BATCH, AUTHORS = "ILMNorm", "GroupNorm", "BatchNorm2d", "authors"
+FORWARD_BOUND, TRAINING_BOUND, MEMORY_BOUND = 2.0, 1.7, 1.05
+# Shapes that are also timed as ILM-LN and ILM-IN, and on which the authors' layer must be 10 times slower.
+LEADING = 2
+
+
+def ilm_norm(channels: int, groups: int) -> ILMNorm:
+    """With a restoring path and a meta-network that both do something."""
+    layer = ILMNorm(channels, groups, restore=True)
+    with torch.no_grad():
+        for parameter in (layer.weight_decoder, layer.bias_decoder, layer.restore_weight, layer.restore_bias):
+            assert parameter is not None
+            parameter.normal_(std=0.1)
+    return layer
+
+
+def layers(channels: int, memory_format: str, all_groups: bool) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {
+        ILM: ilm_norm(channels, 32),
+        GROUP: nn.GroupNorm(32, channels),
+        BATCH: nn.BatchNorm2d(channels),
+    }
+    if memory_format == "contiguous":
+        found[AUTHORS] = AuthorsLayer(channels)
+    if all_groups:
+        found |= {"ILMNorm, G = 1": ilm_norm(channels, 1), "ILMNorm, G = C": ilm_norm(channels, channels)}
+    return found
+
+
+def finish(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def inference(layer: nn.Module, x: Tensor, device: str) -> Callable[[], Tensor]:
+    def turn() -> Tensor:
+        with torch.no_grad():
+            y: Tensor = layer(x)
+        finish(device)
+        return y
+
+    return turn
+
+
+def training(layer: nn.Module, x: Tensor, grad: Tensor, device: str) -> Callable[[], Tensor]:
+    leaves = [x.detach().requires_grad_(), *layer.parameters()]
+
+    def turn() -> Tensor:
+        gradients = torch.autograd.grad(layer(leaves[0]), leaves, grad)
+        finish(device)
+        return gradients[0]
+
+    return turn
+
+
+def row_of(case: Mapping[str, str], times: dict[str, Timing], bound: float, authors_bound: bool) -> dict[str, object]:
+    own, group = times[ILM], times[GROUP]
+    ratios = {f"to {name}": own.median / times[name].median if name in times else None for name in (GROUP, BATCH)}
+    authors = times[AUTHORS].median / own.median if AUTHORS in times else None
+    fast_enough = own.median / group.median <= bound
+    if authors is not None:
+        fast_enough = fast_enough and authors >= (10 if authors_bound else 1)
+    others = {f"G = {g}, ms": times[n].median * 1e3 if n in times else None for g, n in OTHER_GROUPS.items()}
+    return {
+        **case,
+        "ms": own.median * 1e3,
+        "fastest": own.fastest * 1e3,
+        "GroupNorm, ms": group.median * 1e3,
+        **ratios,
+        "fastest to fastest": own.fastest / group.fastest,
+        "times faster than authors": authors,
+        **others,
+        "bound": bound,
+        "met": fast_enough,
+    }
+
+
+OTHER_GROUPS = {"1": "ILMNorm, G = 1", "C": "ILMNorm, G = C"}
+
+
+def cases(shapes: tuple[Shape, ...], dtypes: list[str]) -> Iterator[tuple[int, Shape, str, str]]:
+    for (index, shape), name, dtype in itertools.product(enumerate(shapes), FORMATS, dtypes):
+        yield index, shape, name, dtype
+
+
+def make_input(shape: Shape, memory_format: str, dtype: str, device: str) -> Tensor:
+    x = torch.randn(shape, device=device).to(DTYPES[dtype])
+    return x.contiguous(memory_format=FORMATS[memory_format])
+
+
+def time_layers(shapes: tuple[Shape, ...], dtypes: list[str], device: str, repeats: int) -> list[Table]:
+    forward, both = Table("Forward, no_grad"), Table("Forward and backward")
+    for index, shape, name, dtype in cases(shapes, dtypes):
+        x, grad = (make_input(shape, name, dtype, device) for _ in range(2))
+        modules = {k: m.to(device, DTYPES[dtype]) for k, m in layers(shape[1], name, index < LEADING).items()}
+        case = {"shape": str(shape), "format": name, "type": dtype}
+        steps = {k: training(m, x, grad, device) for k, m in modules.items()}
+        times = interleaved(steps, repeats)
+        both.rows.append(row_of(case, times, TRAINING_BOUND, False))
+        for module in modules.values():
+            module.eval()
+        times = interleaved({k: inference(m, x, device) for k, m in modules.items()}, repeats)
+        forward.rows.append(row_of(case, times, FORWARD_BOUND, index < LEADING))
+    return [forward, both]
+
+
+def saved_bytes(layer: nn.Module, x: Tensor) -> int:
+    """Bytes that one training forward keeps for its backward, each storage once; parameters don't count."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = layer(x.detach().requires_grad_())
+    del y
+    return sum(kept.values())
+
+
+def peak_bytes(name: str, shape: Shape, memory_format: str, dtype: str, device: str) -> int:
+    """Peak memory that a training step adds: the allocator's on CUDA, resident memory of a new process elsewhere."""
+    if not device.startswith("cuda"):
+        command = [sys.executable, "-m", "benchmarks.layer", "--peak", name, "x".join(map(str, shape)), memory_format]
+        done = subprocess.run([*command, dtype], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+    step = training_step(name, shape, memory_format, dtype, device)
+    step()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def training_step(name: str, shape: Shape, memory_format: str, dtype: str, device: str) -> Callable[[], Tensor]:
+    layer = layers(shape[1], memory_format, False)[name].to(device, DTYPES[dtype])
+    x, grad = (make_input(shape, memory_format, dtype, device) for _ in range(2))
+    return training(layer, x, grad, device)
+
+
+def print_peak(name: str, shape: str, memory_format: str, dtype: str) -> None:
+    """The growth of the largest resident memory over one step, after a small step that loads the libraries."""
+    training_step(name, (2, 64, 8, 8), memory_format, dtype, "cpu")()
+    step = training_step(name, tuple(int(n) for n in shape.split("x")), memory_format, dtype, "cpu")
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+
+
+def measure_memory(shapes: tuple[Shape, ...], dtypes: list[str], device: str) -> Table:
+    table = Table("Memory of a training step, MB")
+    for _, shape, name, dtype in cases(shapes, dtypes):
+        x = make_input(shape, name, dtype, device)
+        modules = {k: m.to(device, DTYPES[dtype]) for k, m in layers(shape[1], name, False).items()}
+        saved = {k: saved_bytes(modules[k], x) / 2**20 for k in (ILM, GROUP)}
+        peak = {k: peak_bytes(k, shape, name, dtype, device) / 2**20 for k in (ILM, GROUP)}
+        ratio = saved[ILM] / saved[GROUP]
+        table.rows.append(
+            {
+                "shape": str(shape),
+                "format": name,
+                "type": dtype,
+                "saved": saved[ILM],
+                "saved, GroupNorm": saved[GROUP],
+                "ratio": ratio,
+                "peak": peak[ILM],
+                "peak, GroupNorm": peak[GROUP],
+                **bounded(ratio, MEMORY_BOUND),
+            }
+        )
+    return table
+
+
+def growth(device: str, repeats: int, quick: bool) -> list[Series]:
+    """Forward time against channels, positions (the side of the map) and batch size; the others stay."""
+    sizes = (1, 2) if quick else (1, 2, 4, 8, 16)
+    axes: dict[str, list[Shape]] = {
+        "channels": [(4, 64 * n, 28, 28) for n in sizes],
+        "positions": [(4, 128, 7 * n, 7 * n) for n in sizes],
+        "batch": [(2 * n, 128, 28, 28) for n in sizes],
+    }
+    series = []
+    for axis, shapes in axes.items():
+        taken: dict[str, list[float]] = {ILM: [], GROUP: [], AUTHORS: []}
+        for shape in shapes:
+            x = make_input(shape, "contiguous", "float32", device)
+            modules = layers(shape[1], "contiguous", False)
+            turns = {k: inference(modules[k].to(device).eval(), x, device) for k in taken}
+            for k, timing in interleaved(turns, repeats).items():
+                taken[k].append(timing.median * 1e3)
+        where = {"channels": lambda s: s[1], "positions": lambda s: s[2] * s[3], "batch": lambda s: s[0]}[axis]
+        series += [Series(axis, k, [where(s) for s in shapes], ms) for k, ms in taken.items()]
+    return series
+
+
+def growth_table(series: list[Series]) -> Table:
+    table = Table("Growth, forward, contiguous float32, ms")
+    for own in (s for s in series if s.name == ILM):
+        others = {s.name: s.milliseconds for s in series if s.axis == own.axis}
+        for i, size in enumerate(own.sizes):
+            table.rows.append({"axis": own.axis, "size": size, **{k: ms[i] for k, ms in others.items()}})
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="one type only; both unless given")
+    parser.add_argument("--repeats", type=int, help="counted turns of each candidate")
+    parser.add_argument("--shape", action="append", help="NxCxHxW instead of the standard shapes; repeatable")
+    parser.add_argument("--quick", action="store_true", help="small shapes and few turns, to see that it runs")
+    parser.add_argument("--out", type=Path, help="folder for layer.md, layer.json and layer.png")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print_peak(*arguments.peak)
+        return
+    torch.manual_seed(0)
+    shapes = QUICK_SHAPES if arguments.quick else SHAPES
+    if arguments.shape:
+        shapes = tuple(tuple(int(n) for n in text.split("x")) for text in arguments.shape)
+    dtypes, device = arguments.dtype or list(DTYPES), arguments.device
+    repeats = arguments.repeats or (2 if arguments.quick else 21)
+    where = environment(device)
+    tables = time_layers(shapes, dtypes, device, repeats)
+    tables.append(measure_memory(shapes[:1] if arguments.quick else shapes, dtypes, device))
+    series = growth(device, repeats, arguments.quick)
+    publish("layer", [*tables, growth_table(series)], where, arguments.out, series)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What the commands share: consoles, progress, arguments and the rule that an error is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
+INITS = ("identity", "moments")
+EXIT_ERROR = 2
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def one_line(text: object) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """The one JSON object of ``--json``, on stdout. NaN and infinities, which JSON lacks, become null."""
+    click.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def warn(message: object, *, loud: bool = False) -> None:
+    """One line on stderr."""
+    click.echo(click.style(f"Warning: {one_line(message)}", fg="red" if loud else "yellow", bold=loud), err=True)
+
+
+@contextmanager
+def library_warnings() -> Iterator[None]:
+    """Show this library's warnings as one line each on stderr, and keep other libraries' warnings to themselves."""
+    package = str(Path(__file__).parent.parent) + os.sep
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        if filename.startswith(package):
+            warn(message)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+@contextmanager
+def progress(enabled: bool = True) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr, only on a terminal; yields the function that says what is going on."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(text)
+
+
+def model_args(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE pairs as a dict; a VALUE that isn't JSON is a string."""
+    result = {}
+    for pair in values:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.BadParameter(f"{pair!r} is not of the form KEY=VALUE, as in num_classes=10")
+        try:
+            result[key] = json.loads(text)
+        except ValueError:
+            result[key] = text
+    return result
+
+
+def conversion_options(command: Command) -> Command:
+    """The options that ``convert`` and ``plan`` have in common."""
+    positive = click.IntRange(min=1)
+    options = [
+        click.option("--to", type=click.Choice(TARGETS), default="ilm_gn", show_default=True, help="The new layer."),
+        click.option(
+            "--init",
+            type=click.Choice(INITS),
+            default="identity",
+            show_default=True,
+            help="identity: computes what the source computes; moments: the pure paper layer, close to it.",
+        ),
+        click.option("--include", multiple=True, metavar="PATTERN", help="Only layers whose name matches."),
+        click.option("--exclude", multiple=True, metavar="PATTERN", help="No layer whose name matches."),
+        click.option("--num-groups", type=positive, help="At most so many groups (ilm_gn).  [default: 32]"),
+        click.option("--key-group-size", type=positive, help="Channels of a key group.  [default: 16]"),
+        click.option("--reduction", type=positive, help="Key groups per unit of the encoder.  [default: 16]"),
+        click.option(
+            "--restore-bound",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="T",
+            help="Soft bound of the restoring path (identity).  [default: none]",
+        ),
+        click.option(
+            "--model-arg",
+            "model_args",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=model_args,
+            help="For the model's constructor, as in num_classes=10; JSON values. Repeatable.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """Arguments of ``ilmconvert.convert`` from those options that were given."""
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return {key: value for key, value in kept.items() if value not in (None, [])}

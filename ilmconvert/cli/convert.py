@@ -1,0 +1,209 @@
+"""``ilmconvert convert MODEL``, also ``ilmconvert MODEL``."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ilmconvert.cli._common import conversion_options, given, one_line, print_json, progress, warn
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ilmconvert.surgery import Plan
+
+LARGEST_IDENTITY_ERROR = 1e-3
+
+
+@click.command()
+@click.argument("model")
+@conversion_options
+@click.option(
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="default|none|FILE",
+    help="The library's pretrained weights, random ones, or a .safetensors, .pth or .bin file.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT.safetensors",
+    help="The checkpoint.  [default: MODEL-TO.safetensors]",
+)
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def convert(
+    model: str,
+    weights: str,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    model_args: dict[str, Any],
+    **settings: Any,
+) -> None:
+    """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself."""
+    output = output or Path(f"{_file_stem(model)}-{settings['to']}.safetensors")
+    check_output(output, force)
+    with progress() as say:
+        summary = _convert(model, weights, output, model_args, given(**settings), say)
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+    _judge(summary)
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse a place that can't or mustn't be written, before the slow work."""
+    folder = path.parent
+    if path.suffix != ".safetensors":
+        raise click.UsageError(f"the output {path} has to end in .safetensors")
+    if path.is_dir():
+        raise click.UsageError(f"the output {path} is a folder; name a file in it")
+    if not folder.is_dir():
+        raise click.UsageError(f"there is no folder {folder} to write {path.name} into; make it first")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"the folder {folder.absolute()} can't be written to; name another place with -o")
+    if path.exists() and not force:
+        raise click.UsageError(f"{path} exists already; replace it with --force or name another file with -o")
+
+
+def _file_stem(model: str) -> str:
+    """What a checkpoint of ``model`` is called: the last part of its name."""
+    last = re.split(r"[/:\\]", model.rstrip("/\\"))[-1]
+    return re.sub(r"[^\w.+-]", "_", last) or "model"
+
+
+def _convert(
+    name: str,
+    weights: str,
+    output: Path,
+    model_args: dict[str, Any],
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    import ilmconvert
+    from ilmconvert.checkpoint import save
+    from ilmconvert.models import create_model, parse_name
+
+    say(f"looking at {name}")
+    parse_name(name)  # a misspelt name is told before anything slow; also, the time below has no imports in it
+    if weights == "default":
+        refuse_early(name, model_args, settings)
+    say(f"building {name}")
+    start = time.perf_counter()
+    source = create_model(name, weights=weights, **model_args)
+    built = time.perf_counter()
+    say("converting")
+    try:
+        plan = ilmconvert.plan(source, **settings)
+        converted = ilmconvert.convert(source, **settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    done = time.perf_counter()
+    say("comparing with the source on a probe batch")
+    difference = compare(source, converted)
+    say(f"writing {output}")
+    save(converted, output)
+    return {
+        "model": name,
+        "spec": source.ilmconvert_spec.to_dict(),  # type: ignore[operator, union-attr]
+        "provenance": source.ilmconvert_provenance,
+        "to": settings["to"],
+        "init": settings["init"],
+        "restore_bound": settings.get("restore_bound"),
+        "layers": count_layers(plan),
+        "parameters": {"before": _parameters(source), "after": _parameters(converted)},
+        "error": difference,
+        "seconds": {"build": round(built - start, 3), "convert": round(done - built, 3)},
+        "output": str(output),
+    }
+
+
+def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise what ``ilmconvert.convert`` would for a model without convertible layers, before any download."""
+    import ilmconvert
+    from ilmconvert.models import ModelSpec, parse_name
+    from ilmconvert.zoo import skeleton
+
+    spec = parse_name(name)
+    model = skeleton(ModelSpec(spec.library, spec.architecture, {**spec.model_args, **model_args}))
+    try:
+        plan = ilmconvert.plan(model, **settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if not plan.converted:
+        ilmconvert.convert(model, **settings)
+
+
+def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:
+    """The converted model's error on a probe batch; None, with a warning, where the models can't be run."""
+    from dataclasses import asdict
+
+    from ilmconvert.fidelity import output_error
+    from ilmconvert.probe import probe_batch
+
+    # detection models enlarge every image, and look at each one by itself
+    detection = type(source).__module__.startswith("torchvision.models.detection")
+    try:
+        return asdict(output_error(source, converted, probe_batch(source, batch_size=1 if detection else 2)))
+    except Exception as error:
+        warn(f"not compared with the source, since running them failed: {one_line(error)[:200]}", loud=True)
+        return None
+
+
+def count_layers(plan: Plan) -> dict[str, Any]:
+    """How many norm layers are converted, and how many stay for which reason."""
+    reasons = Counter(entry.reason or "" for entry in plan.skipped)
+    return {"converted": len(plan.converted), "skipped": dict(reasons.most_common())}
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
+    table = Table(title=f"{summary['model']} to {summary['to']} ({summary['init']})", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}")
+    table.add_row("layers converted", str(layers["converted"]))
+    for reason, count in layers["skipped"].items():
+        table.add_row("layers skipped", f"{count}: {reason}")
+    before, after = parameters["before"], parameters["after"]
+    table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
+    table.add_row("error against the source", _error_text(error))
+    Console().print(table)
+    click.echo(f"Wrote {summary['output']}")
+
+
+def _error_text(error: dict[str, Any] | None) -> str:
+    if error is None:
+        return "not measured"
+    text = f"{error['relative_error']:.1e} of the largest output ({error['largest_error']:.1e})"
+    agreement = error["top1_agreement"]
+    return text if agreement is None else f"{text}; top-1 agreement {agreement:.0%}"
+
+
+def _judge(summary: dict[str, Any]) -> None:
+    """Say it loudly where a conversion that should be exact isn't."""
+    error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
+    if exact and error is not None and not error["relative_error"] <= LARGEST_IDENTITY_ERROR:
+        message = (
+            f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected less "
+            f"than {LARGEST_IDENTITY_ERROR:g}. Don't rely on {summary['output']}; please report the model."
+        )
+        warn(message, loud=True)

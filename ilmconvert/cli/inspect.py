@@ -1,0 +1,57 @@
+"""``ilmconvert inspect FILE``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ilmconvert.cli._common import print_json
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--layers", "with_layers", is_flag=True, help="List every layer.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole record as one JSON object.")
+def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
+    """Show what the converted checkpoint FILE holds, without loading its tensors."""
+    from ilmconvert.checkpoint import read_header
+
+    header = read_header(file)
+    if as_json:
+        print_json(header)
+        return
+    rows = _rows(header)
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        click.echo(f"{key:<{width}}  {value}")
+    if with_layers:
+        for layer in header["layers"]:
+            names = ", ".join(name or "(root)" for name in (layer["name"], *layer["aliases"]))
+            click.echo(f"{names}: {_settings(layer['config'])}")
+
+
+def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
+    spec = header["spec"]
+    name = f"{spec['library']} {spec['architecture']}" if spec else "of no zoo: needs load(path, into=model)"
+    args = {key: value for key, value in (spec or {}).get("model_args", {}).items() if key != "pretrained_cfg"}
+    kinds = Counter(layer["config"]["num_groups"] for layer in header["layers"])
+    restoring = sum(bool(layer["config"]["restore"]) for layer in header["layers"])
+    groups = ", ".join(f"{count} x {groups}" for groups, count in kinds.most_common())
+    tensors = header["tensors"]
+    return [
+        ("model", name),
+        *([("arguments", ", ".join(f"{key}={value!r}" for key, value in args.items()))] if args else []),
+        *((key, str(value)) for key, value in header["settings"].items()),
+        ("ILM Norm layers", f"{len(header['layers'])}, {restoring} of them with a restoring path"),
+        ("groups", groups),
+        *((key, str(value)) for key, value in header["provenance"].items()),
+        ("tensors", f"{tensors['count']}, {tensors['bytes'] / 2**20:.1f} MiB"),
+        ("written by", f"ilmconvert {header['ilmconvert']}, format {header['format_version']}"),
+    ]
+
+
+def _settings(config: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in config.items())

@@ -1,0 +1,51 @@
+"""``ilmconvert plan MODEL``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ilmconvert.cli._common import conversion_options, given, print_json, progress, warn
+from ilmconvert.cli.convert import count_layers
+from ilmconvert.errors import ConversionError
+
+
+@click.command()
+@click.argument("model")
+@conversion_options
+@click.option(
+    "--weights",
+    default="none",
+    show_default=True,
+    metavar="none|default|FILE",
+    help="With weights their running statistics are checked, too.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(model: str, weights: str, as_json: bool, model_args: dict[str, Any], **settings: Any) -> None:
+    """Show what would become of every norm layer of MODEL, without converting it. Exit code 2 if it can't be."""
+    import ilmconvert
+    from ilmconvert.models import ModelSpec, create_model, parse_name
+    from ilmconvert.zoo import skeleton
+
+    with progress() as say:
+        say(f"building {model}")
+        if weights == "none":
+            spec = parse_name(model)
+            source = skeleton(ModelSpec(spec.library, spec.architecture, {**spec.model_args, **model_args}))
+        else:
+            source = create_model(model, weights=weights, **model_args)
+    try:
+        found = ilmconvert.plan(source, **given(**settings))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        print_json({"model": model, **found.to_dict(), "layers": count_layers(found)})
+    else:
+        click.echo(str(found))
+    for pattern in found.unmatched:
+        warn(f"pattern {pattern!r} matches no norm layer")
+    if found.errors:
+        raise ConversionError(f"{len(found.errors)} layers of {model} can't be converted as asked")
+    if not found.converted:
+        raise ConversionError(f"nothing to convert in {model}")

@@ -1,0 +1,110 @@
+"""``ilmconvert sweep``: the promise, checked on every model of the zoos."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ilmconvert.cli._common import TARGETS
+from ilmconvert.errors import ModelError
+from ilmconvert.models import list_models
+from ilmconvert.sweep import OUTCOMES, outcome, run_sweep, tally
+
+FAILED = 1
+
+
+def targets(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """Names of targets, separated by commas."""
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
+    for name in names:
+        if name not in TARGETS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(TARGETS)}")
+    return names
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@click.option("--to", callback=targets, default="ilm_gn", show_default=True, help="Targets, separated by commas.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Models at a time.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("sweep.jsonl"),
+    show_default=True,
+    help="One JSON line a model; what is in it already isn't run again.",
+)
+@click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds a model.")
+@click.option("--one-per-family", is_flag=True, help="Only the smallest model of each source file of a library.")
+@click.option("--retry", is_flag=True, help="Run again what failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts and failures as one JSON object.")
+def sweep(
+    pattern: str | None,
+    to: tuple[str, ...],
+    jobs: int,
+    out: Path,
+    timeout: float,
+    one_per_family: bool,
+    retry: bool,
+    as_json: bool,
+) -> int:
+    """Convert, compare, save, load and train every model whose name matches PATTERN (all of them by default).
+
+    Models are built with random weights and random running statistics; nothing is downloaded. The exit code is 1
+    if a model failed.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ModelError(f"no model matches {pattern!r}; `ilmconvert list` shows the names")
+    settings = {"jobs": jobs, "timeout": timeout, "one_per_family": one_per_family, "retry": retry}
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_errors()
+    ) as progress:
+        looking, running = progress.add_task("looking", total=None), progress.add_task("running", total=None)
+
+        def on_line(line: Mapping[str, Any], done: int, total: int) -> None:
+            if line["error"] is not None:
+                progress.console.print(f"{line['model']} ({line['to']}): {line['error']}", style="red", markup=False)
+            progress.update(running, completed=done, total=total, description=line["model"])
+
+        lines = run_sweep(
+            names,
+            to,
+            out,
+            **settings,
+            on_survey=lambda done, total: progress.update(looking, completed=done, total=total),
+            on_line=on_line,
+        )
+    failures = [line for line in lines if outcome(line) == "failed"]
+    if as_json:
+        counts = tally(lines, lambda line: line["to"])
+        click.echo(json.dumps({"counts": counts, "failures": failures}, indent=2))
+    else:
+        Console().print(summary(lines))
+    return FAILED if failures else 0
+
+
+def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
+    """One row a target and library: how many models there are of each outcome."""
+    table = Table(title="What became of the models")
+    rows = tally(lines, lambda line: (line["to"], line["library"] or "?"))
+    seen: Counter[str] = sum(rows.values(), Counter())
+    shown = ["tried", *(name for name in OUTCOMES if seen[name])]
+    for title in ("target", "library"):
+        table.add_column(title)
+    for title in shown:
+        table.add_column(title, justify="right")
+    for (to, library), counts in rows.items():
+        table.add_row(to, library, *(str(counts[name]) for name in shown))
+    return table
+
+
+def _errors() -> Console:
+    return Console(stderr=True)

@@ -1,0 +1,55 @@
+"""Names of models: which there are, and which ones are near a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from types import ModuleType
+
+LIBRARIES = ("timm", "torchvision")
+
+
+def zoo(library: str) -> ModuleType:
+    """The module that speaks for a library; imported late, since timm and torchvision take seconds."""
+    from ilmconvert import zoo_timm, zoo_torchvision
+
+    return {"timm": zoo_timm, "torchvision": zoo_torchvision}[library]
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names of timm's and torchvision's models (``torchvision/...``), those that match an fnmatch pattern.
+
+    A pattern without "/" is held against torchvision's bare names, too.
+
+    >>> list_models("test_resnet*")
+    ['test_resnet']
+    >>> list_models("resnet152")
+    ['resnet152', 'torchvision/resnet152']
+    """
+    names = [*zoo("timm").names(), *(f"torchvision/{name}" for name in zoo("torchvision").names())]
+    if pattern is None:
+        return names
+    return [
+        name
+        for name in names
+        if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.removeprefix("torchvision/"), pattern)
+    ]
+
+
+def unknown(name: str) -> str:
+    """What to say about a name that no library knows."""
+    library, _, bare = name.rpartition("/")
+    near = _near(name, list_models()) or _near(bare, list_models())
+    if library in LIBRARIES:
+        near = _near(bare, zoo(library).names()) or near
+    hint = f"did you mean {' or '.join(near)}?" if near else "`ilmconvert list` shows the names"
+    return f"unknown model {name!r}; {hint}"
+
+
+def _near(name: str, names: list[str]) -> list[str]:
+    stem, dot, _ = name.partition(".")
+    if dot and stem in names:
+        from ilmconvert import zoo_timm
+
+        return difflib.get_close_matches(name, zoo_timm.tagged(stem), n=3, cutoff=0)
+    return difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)

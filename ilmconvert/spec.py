@@ -1,0 +1,99 @@
+"""What it takes to build a model again."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ilmconvert.errors import ModelError
+from ilmconvert.names import LIBRARIES, unknown, zoo
+from ilmconvert.skip_init import skip_init
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build a model again, without its weights.
+
+    Attributes:
+        library: "timm" or "torchvision".
+        architecture: the library's name of the model; timm's with its tag, as in "resnet50.a1_in1k".
+        model_args: keyword arguments of the constructor, all of them JSON values.
+
+    >>> spec = ModelSpec("timm", "test_resnet.r160_in1k", {"num_classes": 10})
+    >>> ModelSpec.from_dict(spec.to_dict()) == spec
+    True
+    """
+
+    library: str
+    architecture: str
+    model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        return {
+            "library": self.library,
+            "architecture": self.architecture,
+            "model_args": json.loads(json.dumps(dict(self.model_args))),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ModelError: the library or the architecture isn't known here, or ``data`` isn't such a dict.
+        """
+        if not isinstance(data, Mapping) or not {"library", "architecture"} <= data.keys():
+            raise ModelError("a model is described by the entries library, architecture and model_args")
+        library, architecture, args = data["library"], data["architecture"], data.get("model_args") or {}
+        if library not in LIBRARIES:
+            raise ModelError(f"unknown model library {library!r}; known are {' and '.join(LIBRARIES)}")
+        if not isinstance(architecture, str) or not zoo(library).is_known(architecture):
+            raise ModelError(unknown(f"{library}/{architecture}"))
+        if not isinstance(args, Mapping):
+            raise ModelError("model_args has to be a JSON object of constructor arguments")
+        return cls(library, architecture, json_args(args))
+
+    def build(self, *, initialize: bool = True) -> nn.Module:
+        """A new model without pretrained weights, in training mode, carrying this spec as ``ilmconvert_spec``.
+
+        With ``initialize=False`` the random initialisation of parameters is skipped; overwrite every parameter then.
+
+        Raises:
+            ModelError: the library can't build the model with these arguments.
+        """
+        with nullcontext() if initialize else skip_init(), warnings.catch_warnings():
+            # torchvision announces a change of default initialisations that the caller doesn't choose here
+            warnings.simplefilter("ignore", FutureWarning)
+            try:
+                model: nn.Module = zoo(self.library).build(self.architecture, dict(self.model_args))
+            except Exception as error:
+                raise ModelError(_cannot_build(self, error)) from error
+        return label(model, self)
+
+
+def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Note the spec on the model, where ``ilmconvert.save`` finds it."""
+    model.ilmconvert_spec = spec  # type: ignore[assignment]
+    return model
+
+
+def json_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of constructor arguments as JSON has them, or a ModelError."""
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(dict(args), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model arguments have to be JSON values, so that they can be stored: {error}") from error
+    return result
+
+
+def _cannot_build(spec: ModelSpec, error: Exception) -> str:
+    args = ", ".join(f"{key}={value!r}" for key, value in spec.model_args.items() if key != "pretrained_cfg")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{spec.library} can't build {spec.architecture}{f' with {args}' if args else ''}: {reason}"

@@ -1,0 +1,94 @@
+"""Inference only: layers whose meta-network or rescaling is constant become the smaller layer that they equal."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.nn import ILMNorm, ILMNormAct, ilm_norm
+
+_TENSORS = ("weight", "bias", "restore_weight", "restore_bias", "ref_mean", "ref_std")
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for inference, with every ILM Norm as small as its values allow. Same function.
+
+    - A decoder of zeros contributes nothing: the meta-network goes.
+    - Without a restoring path what is left is a ``nn.GroupNorm``.
+    - A restoring path that gives every instance exactly its own statistics back, as right after an identity
+      conversion, leaves ``a x + c`` per channel, which runtimes fuse into a neighbouring convolution.
+
+    >>> isinstance(fold(nn.Sequential(ILMNorm(32, 8)))[0], nn.GroupNorm)
+    True
+    """
+    layers = {id(m): m for m in model.modules() if isinstance(m, ILMNorm)}
+    memo: dict[int, object] = {}
+    for key, layer in layers.items():
+        smaller = _fold_layer(layer)
+        if smaller is not None:
+            fused = [copy.deepcopy(m) for m in (layer.drop, layer.act)] if isinstance(layer, ILMNormAct) else []
+            memo[key] = nn.Sequential(smaller, *fused) if fused else smaller
+    return copy.deepcopy(model, memo).eval()
+
+
+@torch.no_grad()
+def _fold_layer(layer: ILMNorm) -> nn.Module | None:
+    if layer.weight_decoder.any() or layer.bias_decoder.any():
+        return None
+    if layer.restore_weight is None:
+        return _group_norm(layer) if layer.correction == 0 else _WithoutMeta(layer)
+    same = layer.weight is not None and torch.equal(layer.weight, layer.restore_weight)
+    if same and layer.restore_bound is None and _equal(layer.restore_bias, layer.restore_weight):
+        return _Affine(layer)
+    return _WithoutMeta(layer)
+
+
+def _equal(a: Tensor | None, b: Tensor) -> bool:
+    return a is not None and torch.equal(a, b)
+
+
+def _group_norm(layer: ILMNorm) -> nn.GroupNorm:
+    norm = nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, affine=layer.affine)
+    if layer.weight is not None and layer.bias is not None:
+        norm.weight = nn.Parameter(layer.weight.clone())
+        norm.bias = nn.Parameter(layer.bias.clone())
+    return norm
+
+
+class _Affine(nn.Module):
+    """``x * scale + shift`` per channel."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: ILMNorm) -> None:
+        super().__init__()
+        assert layer.restore_weight is not None
+        assert layer.ref_mean is not None
+        assert layer.ref_std is not None
+        size = layer.num_channels // layer.num_groups
+        mean, std = (t.double().repeat_interleave(size) for t in (layer.ref_mean, layer.ref_std))
+        scale = layer.restore_weight.double() / std
+        bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
+        self.register_buffer("scale", scale.to(layer.restore_weight.dtype))
+        self.register_buffer("shift", (bias - scale * mean).to(layer.restore_weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+class _WithoutMeta(nn.Module):
+    """ILM Norm without its meta-network."""
+
+    def __init__(self, layer: ILMNorm) -> None:
+        super().__init__()
+        self.settings = {name: getattr(layer, name) for name in ("num_groups", "eps", "correction", "restore_bound")}
+        for name in _TENSORS:
+            t = getattr(layer, name)
+            self.register_buffer(name, None if t is None else t.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ilm_norm(x, **{name: getattr(self, name) for name in _TENSORS}, **self.settings)

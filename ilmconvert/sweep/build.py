@@ -1,0 +1,134 @@
+"""Models as the sweep builds them, and the smallest inputs that they take."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.models import ModelSpec, parse_name
+from ilmconvert.probe import outputs, probe_batch
+
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
+_VIDEO_SIZES = (48, 112, 224)
+_DETECTION_SIZE = 128
+_LARGE = 256
+# Keeps every box, so that the heads behind the boxes see some; the pictures stay as small as they are given.
+_BOXES = {"min_size": _DETECTION_SIZE, "max_size": _DETECTION_SIZE}
+_DETECTION_ARGS: Mapping[str, Mapping[str, Any]] = {
+    "faster_rcnn": {**_BOXES, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10},
+    "retinanet": {**_BOXES, "score_thresh": 0.0},
+    "fcos": {**_BOXES, "score_thresh": 0.0},
+    "ssdlite": {"score_thresh": 0.0},
+}
+_DETECTION_ARGS = {
+    **_DETECTION_ARGS,
+    **dict.fromkeys(("mask_rcnn", "keypoint_rcnn"), _DETECTION_ARGS["faster_rcnn"]),
+}
+
+
+def describe(name: str) -> tuple[ModelSpec, str]:
+    """The spec with which the sweep builds the model, and the model's family: the source file that defines it."""
+    spec = parse_name(name)
+    if spec.library == "timm":
+        import timm
+
+        entry = timm.models.model_entrypoint(spec.architecture.partition(".")[0])
+        return _halved(spec), entry.__module__.rpartition(".")[2]
+    import torchvision
+
+    family = torchvision.models.get_model_builder(spec.architecture).__module__.removeprefix("torchvision.models.")
+    area, _, kind = family.rpartition(".")
+    if area == "detection":
+        spec = replace(spec, model_args=_DETECTION_ARGS.get(kind, {}))
+    return spec, family
+
+
+def _halved(spec: ModelSpec) -> ModelSpec:
+    """For half the picture size where timm's model is bound to a large one: the same layers, a quarter of the work."""
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(spec.architecture)
+    if cfg is None or not cfg.fixed_input_size or cfg.input_size[-1] <= _LARGE:
+        return spec
+    smaller = replace(spec, model_args={"img_size": cfg.input_size[-1] // 2})
+    try:
+        with torch.device("meta"):
+            smaller.build()
+    except Exception:  # it can't be told, or not this size
+        return spec
+    return smaller
+
+
+def build_on_meta(spec: ModelSpec) -> nn.Module:
+    """The model without values, for counting and planning."""
+    try:
+        with torch.device("meta"):
+            return spec.build()
+    except Exception:  # a constructor that computes with tensors; what it needs then is allocated but never touched
+        return spec.build(initialize=False).to("meta")
+
+
+def find_size(model: nn.Module, batch_size: int) -> int | None:
+    """The first of several input sizes that the model takes; None for its own.
+
+    Raises:
+        Exception: what the model raises for its own size.
+    """
+    module = type(model).__module__
+    if module.startswith("torchvision.models.detection"):
+        return _DETECTION_SIZE
+    sizes: list[int | None] = [*SIZES, None]
+    if module.startswith("torchvision.models.optical_flow"):
+        sizes = [None]
+    elif module.startswith("torchvision.models.video"):
+        sizes = [*_VIDEO_SIZES, None]
+    accepted: list[int | None] = []
+    for size in sizes:
+        try:
+            found = _run(model, probe_batch(model, batch_size=batch_size, size=size))
+        except Exception:  # models refuse a size in as many ways as there are
+            if size is None and not accepted:
+                raise
+            continue
+        accepted.append(size)
+        # Poolings over nothing give NaN instead of an error.
+        if all(t.isfinite().all() for t in found):
+            return size
+    return accepted[0]
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    model.eval()
+    # The auxiliary heads of GoogLeNet and Inception need larger pictures than the rest, and only run in training.
+    model.training = bool(getattr(model, "aux_logits", False))
+    with torch.no_grad():
+        found = outputs(model(*inputs))
+    model.eval()
+    return found
+
+
+def targets(images: list[Tensor], model: nn.Module) -> list[dict[str, Tensor]]:
+    """One box a picture, with what mask and keypoint heads are trained on."""
+    heads = getattr(model, "roi_heads", None)
+    result = []
+    for image in images:
+        height, width = image.shape[-2:]
+        box = torch.tensor([[width * 0.1, height * 0.2, width * 0.8, height * 0.7]]).to(image)
+        target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64)}
+        if getattr(heads, "mask_predictor", None) is not None:
+            target["masks"] = torch.ones(1, height, width, dtype=torch.uint8)
+        if getattr(heads, "keypoint_predictor", None) is not None:
+            middle = torch.tensor([width * 0.5, height * 0.5, 1.0]).to(image)
+            target["keypoints"] = middle.expand(1, 17, 3).clone()
+        result.append(target)
+    return result
+
+
+def takes_targets(model: nn.Module) -> bool:
+    """Whether the model's forward is given targets to train."""
+    return "targets" in inspect.signature(model.forward).parameters

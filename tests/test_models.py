@@ -1,0 +1,396 @@
+"""Models by name, their specs, and weights from files, folders and caches."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from ilmconvert import zoo_torchvision
+from ilmconvert.errors import ModelError
+from ilmconvert.models import ModelSpec, create_model, infer_spec, list_models, parse_name
+from ilmconvert.probe import probe_batch
+from ilmconvert.skip_init import skip_init
+from ilmconvert.weights import read_state_dict
+from ilmconvert.zoo import count_norms, stored_counts
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def tiny_weights(**args: Any) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return timm.create_model("test_resnet", **args).state_dict()
+
+
+# --- names and specs ---
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "architecture"),
+    [
+        ("resnet50", "timm", "resnet50.a1_in1k"),
+        ("timm/resnet50", "timm", "resnet50.a1_in1k"),
+        ("resnet50.tv_in1k", "timm", "resnet50.tv_in1k"),
+        ("torchvision/resnet50", "torchvision", "resnet50"),
+        ("fasterrcnn_resnet50_fpn", "torchvision", "fasterrcnn_resnet50_fpn"),
+        ("vit_base_patch16_224_in21k", "timm", "vit_base_patch16_224.augreg_in21k"),  # a name of old
+    ],
+)
+def test_names(name: str, library: str, architecture: str) -> None:
+    assert parse_name(name) == ModelSpec(library, architecture)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5o", "did you mean resnet50"),
+        ("torchvision/resnet5", "did you mean resnet50"),
+        ("resnet50.a1_in2k", "resnet50.a1_in1k"),
+        ("zzqqxx", "ilmconvert list"),
+        ("someone/model", "hf-hub:someone/model"),
+        ("s3:model", "hf-hub: or local-dir:"),
+        ("hf-hub:", "lacks the model"),
+        ("local-dir:/no/such/folder", "no/such/folder"),
+        ("", "unknown model"),
+        ("torchvision/quantized_resnet50", "unknown model"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        parse_name(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_spec_survives_json() -> None:
+    spec = ModelSpec("timm", "test_vit.r160_in1k", {"img_size": (128, 128), "num_classes": 7})
+    again = ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again.model_args == {"img_size": [128, 128], "num_classes": 7}
+    assert again.build()(torch.zeros(1, 3, 128, 128)).shape == (1, 7)
+    assert hash(again) == hash(spec)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "library, architecture"),
+        ({"library": "keras", "architecture": "resnet50"}, "unknown model library"),
+        ({"library": "timm", "architecture": "resnet5o"}, "resnet50"),
+        ({"library": "timm", "architecture": ["x"]}, "unknown model"),
+        ({"library": "timm", "architecture": "resnet50", "model_args": [1]}, "JSON object"),
+        ({"library": "timm", "architecture": "resnet50", "model_args": {"a": nn.ReLU}}, "JSON values"),
+    ],
+)
+def test_bad_spec(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelSpec.from_dict(data)
+
+
+@pytest.mark.parametrize("args", [{"nonsense": 1}, {"num_classes": "many"}])
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18"])
+def test_refused_arguments(name: str, args: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=f"can't build .*{next(iter(args))}="):
+        create_model(name, weights="none", **args)
+
+
+def test_list() -> None:
+    names = list_models()
+    assert "resnet50" in names
+    assert "torchvision/resnet50" in names
+    assert not [name for name in names if "quantized" in name]
+    assert set(list_models("vgg11*")) == {"vgg11", "vgg11_bn", "torchvision/vgg11", "torchvision/vgg11_bn"}
+    assert all(name.startswith("torchvision/") for name in list_models("torchvision/*"))
+
+
+def test_stored_counts_are_what_counting_gives() -> None:
+    stored = stored_counts()
+    for name in ("test_efficientnet", "test_vit", "levit_128s", "torchvision/regnet_x_400mf", "torchvision/raft_small"):
+        assert stored[name] == count_norms(name)
+    assert sum(count > 0 for count in stored.values()) > 800
+
+
+# --- building ---
+
+
+def test_create_model_carries_spec_and_provenance() -> None:
+    model = create_model("test_resnet", weights="none", num_classes=10, in_chans=1)
+    assert not model.training
+    assert model.ilmconvert_spec == ModelSpec("timm", "test_resnet.r160_in1k", {"num_classes": 10, "in_chans": 1})
+    assert model.ilmconvert_provenance == {"weights": "none"}
+    assert model(torch.zeros(1, 1, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_maxvit", "levit_128s", "torchvision/shufflenet_v2_x0_5"])
+def test_skipping_the_initialisation_keeps_every_buffer(name: str) -> None:
+    spec = parse_name(name)
+    plain, quick = spec.build(), spec.build(initialize=False)
+    expected, found = dict(plain.named_buffers()), dict(quick.named_buffers())
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_skipping_the_initialisation_needs_only_a_state_dict() -> None:
+    spec = parse_name("test_vit")
+    plain, quick = spec.build(), spec.build(initialize=False)
+    quick.load_state_dict(plain.state_dict())
+    (x,) = probe_batch(plain, batch_size=1)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(x), quick.eval()(x))
+
+
+def test_skip_init_leaves_other_random_numbers_alone() -> None:
+    with skip_init():
+        filled = torch.empty(1000).normal_()
+        state = torch.get_rng_state()
+        nn.Linear(100, 100)
+        assert torch.equal(state, torch.get_rng_state())
+    assert 0.8 < filled.std() < 1.2
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("test_resnet", {}),
+        ("test_resnet.r160_in1k", {"num_classes": 10}),
+        ("test_vit", {"img_size": 96, "in_chans": 1}),
+        ("test_efficientnet", {"features_only": True}),
+    ],
+)
+def test_infer_spec_rebuilds_plain_timm_models(name: str, args: dict[str, Any]) -> None:
+    model = timm.create_model(name, **args)
+    spec = infer_spec(model)
+    assert spec is not None
+    rebuilt = spec.build()
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in rebuilt.state_dict().items()}
+
+
+def test_infer_spec_sees_a_new_head() -> None:
+    model = timm.create_model("test_resnet")
+    model.reset_classifier(5)
+    spec = infer_spec(model)
+    assert spec is not None
+    assert spec.model_args == {"num_classes": 5}
+
+
+def test_infer_spec_gives_up() -> None:
+    assert infer_spec(nn.Linear(2, 2)) is None
+    assert infer_spec(torchvision.models.resnet18()) is None
+    assert infer_spec(timm.create_model("test_resnet", act_layer=nn.SiLU)) is None
+
+
+# --- weights from files ---
+
+
+@pytest.mark.parametrize(
+    ("file", "nested", "prefix"),
+    [
+        ("w.safetensors", None, ""),
+        ("w.pth", None, ""),
+        ("w.bin", "state_dict", "module."),
+        ("w.pt", "model", "_orig_mod."),
+        ("w.pth", "model_ema", "module._orig_mod."),
+        ("w.pth", "ema", ""),
+    ],
+)
+def test_weight_files(tmp_path: Path, file: str, nested: str | None, prefix: str) -> None:
+    state = {prefix + key: value for key, value in tiny_weights().items()}
+    path = tmp_path / file
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({nested: state, "epoch": 3} if nested else state, path)
+    model = create_model("test_resnet", weights=path)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in tiny_weights().items())
+    assert model.ilmconvert_provenance["weights"] == file
+    assert len(model.ilmconvert_provenance["sha256"]) == 64
+
+
+def test_plain_weights_win_over_averaged_ones(tmp_path: Path) -> None:
+    torch.save({"model_ema": {"w": torch.zeros(1)}, "state_dict": {"w": torch.ones(1)}}, tmp_path / "w.pth")
+    assert read_state_dict(tmp_path / "w.pth")["w"].item() == 1
+
+
+class Unsafe:
+    """Stands for any class in a pickle."""
+
+
+def damaged_files(folder: Path) -> dict[str, Path]:
+    torch.save(tiny_weights(), folder / "whole.pth")
+    save_file(tiny_weights(), folder / "whole.safetensors")
+    torch.save({"state_dict": Unsafe()}, folder / "code.pth")
+    torch.save([torch.ones(2)], folder / "list.pth")
+    torch.save({"epoch": 3}, folder / "none.pth")
+    save_file({"a": torch.ones(1)}, folder / "converted.safetensors", metadata={"ilmconvert": "{}"})
+    (folder / "empty.pth").touch()
+    (folder / "text.pth").write_text("hello")
+    (folder / "text.safetensors").write_text("hello, hello, hello")
+    (folder / "array.npz").touch()
+    (folder / "folder.pth").mkdir()
+    for suffix in (".pth", ".safetensors"):
+        (folder / f"cut{suffix}").write_bytes((folder / f"whole{suffix}").read_bytes()[:9999])
+    return {path.name: path for path in folder.iterdir()} | {"missing.pth": folder / "missing.pth"}
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("missing.pth", "there is no file"),
+        ("folder.pth", "is not a file"),
+        ("array.npz", "what kind of file"),
+        ("empty.pth", "cut short"),
+        ("cut.pth", "cut short"),
+        ("cut.safetensors", "cut short"),
+        ("text.pth", "not a file that torch.save wrote"),
+        ("text.safetensors", "no readable .safetensors"),
+        ("code.pth", "more than tensors"),
+        ("list.pth", "no state dict"),
+        ("none.pth", "no state dict"),
+        ("converted.safetensors", "ilmconvert.load"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, file: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        create_model("test_resnet", weights=damaged_files(tmp_path)[file])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("layer1.0.bn1.weight"), r"1 missing \(layer1.0.bn1.weight\)$"),
+        (lambda s: s.update(extra=torch.ones(1)), r"1 unexpected \(extra\)$"),
+        (lambda s: s.update({"conv1.1.bias": torch.ones(3)}), r"conv1.1.bias \(3,\) instead of \(\d+,\)"),
+    ],
+)
+def test_weights_of_something_else(tmp_path: Path, change: Any, message: str) -> None:
+    state = tiny_weights()
+    change(state)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=message):
+        create_model("test_resnet", weights=tmp_path / "w.safetensors")
+
+
+def test_head_of_another_size(tmp_path: Path) -> None:
+    save_file(tiny_weights(num_classes=10), tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"--model-arg num_classes=10\)"):
+        create_model("test_resnet", weights=tmp_path / "w.safetensors")
+    model = create_model("test_resnet", weights=tmp_path / "w.safetensors", num_classes=10)
+    assert torch.equal(model.fc.weight, tiny_weights(num_classes=10)["fc.weight"])
+
+
+def test_original_weights_that_timm_translates(tmp_path: Path) -> None:
+    state = timm.create_model("convnext_atto").state_dict()
+    renames = {
+        "stem.": "downsample_layers.0.",
+        ".conv_dw.": ".dwconv.",
+        ".mlp.fc1.": ".pwconv1.",
+        ".mlp.fc2.": ".pwconv2.",
+    }
+    original = {}
+    for key, value in state.items():
+        # the naming of ConvNeXt's authors
+        if key.startswith("stages."):
+            _, stage, kind, *rest = key.split(".")
+            tail = ".".join(rest)
+            key = f"stages.{stage}.{tail}" if kind == "blocks" else f"downsample_layers.{stage}.{tail}"
+        key = key.replace("head.norm.", "norm.").replace("head.fc.", "head.")
+        for ours, theirs in renames.items():
+            key = key.replace(ours, theirs)
+        original[key] = value
+    torch.save({"model": original}, tmp_path / "original.pth")
+    model = create_model("convnext_atto", weights=tmp_path / "original.pth")
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
+    assert "state_dict" not in model.pretrained_cfg
+
+
+# --- default weights ---
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18"])
+def test_default_weights_without_network(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(ModelError, match=r"no network .*--weights FILE.*--weights none"):
+        create_model(name)
+
+
+def test_no_default_weights() -> None:
+    with pytest.raises(ModelError, match=r"no default weights of ghostnet_050.*--weights none"):
+        create_model("ghostnet_050")
+
+
+def fill_hub_cache(cache: Path, repository: str, model: nn.Module) -> None:
+    snapshot = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    timm.models.save_for_hf(model, snapshot, safe_serialization=True)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["test_resnet", "hf-hub:timm/test_resnet.r160_in1k"])
+def test_cached_default_weights_need_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = timm.create_model("test_resnet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    fill_hub_cache(tmp_path, "timm/test_resnet.r160_in1k", published)
+    model = create_model(name)
+    assert same_state(model, published)
+    assert model.ilmconvert_provenance["weights"] == "default"
+    assert model.ilmconvert_provenance["hf_hub_id"] == "timm/test_resnet.r160_in1k"
+    assert model.ilmconvert_spec.architecture.startswith("test_resnet")
+
+
+def test_local_folder(tmp_path: Path) -> None:
+    published = timm.create_model("test_resnet", num_classes=7, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
+    timm.models.save_for_hf(published, tmp_path / "mine", safe_serialization=True)
+    model = create_model(f"local-dir:{tmp_path / 'mine'}")
+    assert same_state(model, published)
+    rebuilt = ModelSpec.from_dict(json.loads(json.dumps(model.ilmconvert_spec.to_dict()))).build()
+    assert rebuilt.fc.weight.shape == published.fc.weight.shape
+    assert tuple(rebuilt.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    assert str(tmp_path) not in json.dumps(model.ilmconvert_spec.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("deeplabv3_mobilenet_v3_large", {"aux_loss": True}),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", {zoo_torchvision.FROZEN_EPS: 1e-5}),
+    ],
+)
+def test_torchvision_weights_that_change_the_structure(
+    name: str, args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = zoo_torchvision.build(name, dict(args))
+    url = torchvision.models.get_model_weights(name)["DEFAULT"].url
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(published.state_dict(), tmp_path / "checkpoints" / url.rsplit("/", 1)[-1])
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    model = create_model(f"torchvision/{name}")
+    assert same_state(model, published)
+    assert model.ilmconvert_spec.model_args == args
+    rebuilt = model.ilmconvert_spec.build()
+    assert repr(rebuilt) == repr(model)
+    assert any(isinstance(m, FrozenBatchNorm2d) for m in rebuilt.modules()) == ("fasterrcnn" in name)
