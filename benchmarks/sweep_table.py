@@ -44,7 +44,7 @@ def _target(to: str, lines: Sequence[Line]) -> Iterator[str]:
         "Failed": (("model", "reason"), _failures(tried)),
         "Layers refused": (("model", "layers refused", "layers converted"), _refused(tried)),
         "Compared in float64": (
-            ("model", "error in float64", "in float32", "the source's own rounding in float32"),
+            ("model", "error in float64", "in float32", "the source's own rounding in float32", "gamma and beta times"),
             _float64(tried),
         ),
         "Converted, but too large to run": (
@@ -74,7 +74,7 @@ def _refused(lines: Iterable[Line]) -> list[tuple[object, ...]]:
 def _float64(lines: Iterable[Line]) -> list[tuple[object, ...]]:
     keys = ("relative_error", "float32_error", "source_rounding")
     chosen = [line for line in lines if line.get("dtype") == "float64" and line.get("exact")]
-    return [(line["model"], *(_number(line.get(key)) for key in keys)) for line in chosen]
+    return [(line["model"], *(_number(line.get(key)) for key in keys), line.get("norm_scale", 1.0)) for line in chosen]
 
 
 def _family(line: Line) -> tuple[str, str]:

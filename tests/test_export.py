@@ -24,7 +24,7 @@ def disturb(model: nn.Module, *, keep: str = "nothing") -> nn.Module:
         for module in model.modules():
             if isinstance(module, ILMNorm):
                 for name, p in module.named_parameters():
-                    if keep not in name:
+                    if keep not in name and p.requires_grad:
                         p.add_(0.05 * torch.randn(p.shape, generator=generator))
     return model.eval()
 

@@ -30,6 +30,7 @@ from ilmconvert.fidelity import output_error
 from ilmconvert.models import ModelSpec
 from ilmconvert.probe import outputs
 from ilmconvert.sweep import wake_parameters
+from ilmconvert.sweep.build import keep_boxes
 from ilmconvert.zoo_torchvision import FROZEN_EPS
 
 EXACT = TOLERANCE[torch.float32]
@@ -61,9 +62,15 @@ def shapes(model: nn.Module) -> Iterator[dict[str, list[torch.Size]]]:
 
 
 def assert_exact(source: nn.Module, converted: nn.Module, *inputs: Any) -> dict[str, list[torch.Size]]:
-    """The same outputs, finite gradients at training; gives the shapes that the ILM Norms saw."""
+    """The same outputs; gives the shapes that the ILM Norms saw."""
     with shapes(converted) as seen:
-        assert output_error(source, converted, inputs).relative_error <= EXACT
+        if hasattr(source, "roi_heads") or hasattr(source, "anchor_generator"):
+            # Detectors select and sort: the networks in them are compared.
+            assert output_error(source, converted, inputs).relative_error <= EXACT
+        else:
+            with torch.no_grad():
+                assert relative_error(outputs(converted(*inputs)), outputs(source(*inputs))) <= EXACT
+    assert seen.keys() == {name for name, m in converted.named_modules() if isinstance(m, ILMNorm)}
     return seen
 
 
@@ -162,7 +169,8 @@ SMALL = {"min_size": 64, "max_size": 64}
 
 def test_mask_rcnn_with_and_without_detections() -> None:
     few = {**SMALL, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 3, "weights_backbone": None}
-    source, converted = pair(torchvision.models.detection.maskrcnn_resnet50_fpn_v2(box_score_thresh=0.0, **few))
+    model = torchvision.models.detection.maskrcnn_resnet50_fpn_v2(box_score_thresh=-1.0, **few)
+    source, converted = pair(keep_boxes(model))
     pictures = [image(3, 64, 64).sigmoid()]
     seen = assert_exact(source, converted, pictures)
     assert seen["roi_heads.mask_head.0.1"] == [(3, 256, 14, 14)]
@@ -214,22 +222,21 @@ def test_detector_with_a_frozen_backbone(eps: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "size"),
+    ("build", "size", "heads"),
     [
-        (partial(torchvision.models.googlenet, init_weights=False, dropout=0.0, dropout_aux=0.0), 64),
-        (partial(torchvision.models.inception_v3, init_weights=False, dropout=0.0), 160),
+        (partial(torchvision.models.googlenet, init_weights=False, dropout=0.0, dropout_aux=0.0), 64, 3),
+        (partial(torchvision.models.inception_v3, init_weights=False, dropout=0.0), 299, 2),
     ],
 )
-def test_auxiliary_heads_in_evaluation_and_in_training(build: Callable[[], nn.Module], size: int) -> None:
+def test_auxiliary_heads_in_evaluation_and_in_training(build: Callable[[], nn.Module], size: int, heads: int) -> None:
     source, converted = pair(build())
-    x = image(2, 3, max(size, 224 if size == 160 else size), max(size, 224 if size == 160 else size))
-    assert_exact(source, converted, x)
+    x = image(2, 3, size, size)
+    with torch.no_grad():
+        assert relative_error(converted(x), source(x)) <= EXACT
     # Only the root trains, so that the source's norms evaluate; the conversion may train as a whole.
     source.training = True
-    with torch.no_grad():
-        expected, found = outputs(source(x)), outputs(converted.train()(x))
-    assert len(found) == (3 if size == 64 else 2)
-    assert relative_error(found, expected) <= EXACT
+    assert_exact(source, converted.train(), x)
+    assert len(converted(x)) == heads
     assert_trains(converted, x[:1])
 
 
@@ -249,7 +256,7 @@ def test_timm_features_only(name: str) -> None:
         (create_feature_extractor, torchvision.models.resnet18, ["layer1.0.bn1", "layer2", "layer4.1.relu_1"]),
         (create_feature_extractor, torchvision.models.mobilenet_v3_small, ["features.1", "features.12"]),
         (timm_feature_extractor, partial(timm.create_model, "resnet18"), ["layer1.0.bn1", "layer4"]),
-        (timm_feature_extractor, partial(timm.create_model, "test_efficientnet"), ["blocks.1.0.bn2.act", "conv_head"]),
+        (timm_feature_extractor, partial(timm.create_model, "test_efficientnet"), ["blocks.1.0.bn2", "conv_head"]),
     ],
 )
 def test_feature_extractors(
@@ -268,7 +275,7 @@ def test_feature_extractors(
             assert relative_error(outputs(extractor(image(*shape))), expected) <= EXACT
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_efficientnet", "edgenext_xx_small", "repvit_m1"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_efficientnet"])
 def test_what_timm_models_offer_beside_forward(name: str) -> None:
     source, converted = pair(timm.create_model(name))
     x = image(2, 3, 64, 64)
@@ -284,6 +291,21 @@ def test_what_timm_models_offer_beside_forward(name: str) -> None:
     converted.reset_classifier(7)
     assert converted(x).shape == (2, 7)
     assert_trains(converted, x[:1])
+
+
+def test_a_new_classifier_may_bring_a_new_norm_which_converts_in_turn() -> None:
+    _, converted = pair(timm.create_model("repvit_m1"))
+    converted.reset_classifier(7)
+    new = [name for name, m in converted.named_modules() if isinstance(m, nn.BatchNorm1d)]
+    assert new == ["head.head.bn"]
+    x = image(1, 3, 64, 64)
+    with torch.no_grad():
+        before = converted(x)
+    with pytest.warns(UserWarning, match="never trained"):
+        again = ilmconvert.convert(converted)
+    with torch.no_grad():
+        assert relative_error(again(x), before) <= EXACT
+    assert_trains(again, x)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

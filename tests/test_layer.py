@@ -148,7 +148,7 @@ def test_any_shape_is_finite_and_exact(batch: int, channels: int, positions: lis
     y.square().sum().backward()
     assert y.shape == x.shape
     assert y.isfinite().all()
-    assert all(t.grad.isfinite().all() for t in (x, *layer.parameters()))
+    assert all(t.grad.isfinite().all() for t in (x, *layer.parameters()) if t.requires_grad)
     if x.numel():
         torch.testing.assert_close(y, restoring_formula(layer, x), rtol=1e-8, atol=1e-8)
 
@@ -156,13 +156,13 @@ def test_any_shape_is_finite_and_exact(batch: int, channels: int, positions: lis
 @pytest.mark.parametrize(("shape", "groups"), [((2, 4), 2), ((2, 4, 3), 4), ((1, 4, 2, 2), 2), ((1, 4, 1, 1, 1), 4)])
 def test_gradcheck(shape: tuple[int, ...], groups: int) -> None:
     layer = trained_layer(4, groups, restore=True, restore_bound=1.5)
-    names = [name for name, _ in layer.named_parameters()]
+    trained = {name: p for name, p in layer.named_parameters() if p.requires_grad}
 
     def call(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        return functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+        return functional_call(layer, dict(zip(trained, values, strict=True)), (x,))
 
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    values = [p.detach().clone().requires_grad_() for p in trained.values()]
     assert torch.autograd.gradcheck(call, (x, *values), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(layer, (x,))
 
@@ -212,11 +212,20 @@ def test_kernels_and_formula_have_the_same_gradients(memory_format: torch.memory
     layer = trained_layer(64, 32, restore=True)
     x = torch.randn(2, 64, 24, 24, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     weight = torch.randn_like(x)
-    fast = torch.autograd.grad((layer(x) * weight).sum(), (x, *layer.parameters()))
-    expected = (restoring_formula(layer, x) * weight).sum()
-    slow = torch.autograd.grad(expected, (x, *layer.parameters()))
+    trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    fast = torch.autograd.grad((layer(x) * weight).sum(), trained)
+    slow = torch.autograd.grad((restoring_formula(layer, x) * weight).sum(), trained)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_thawed_reference_values_get_their_gradient() -> None:
+    layer = trained_layer(restore=True, restore_bound=2.0).requires_grad_()
+    x = torch.randn(2, 32, 4, 4, dtype=torch.float64)
+    refs = (layer.ref_mean, layer.ref_std)
+    got = torch.autograd.grad(layer(x).square().sum(), refs)
+    for a, b in zip(got, torch.autograd.grad(restoring_formula(layer, x).square().sum(), refs), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_output_may_be_modified_in_place() -> None:
@@ -251,7 +260,7 @@ def test_func_transforms() -> None:
     def loss(parameters: dict[str, torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
         return functional_call(layer, parameters, (sample[None],)).pow(3).sum()
 
-    parameters = dict(layer.named_parameters())
+    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
     per_sample = vmap(grad(loss), in_dims=(None, 0))(parameters, x[:, 0])
     for i, sample in enumerate(x[:, 0]):
         expected = torch.autograd.grad(loss(parameters, sample), tuple(parameters.values()))

@@ -177,9 +177,19 @@ def test_a_layer_that_never_runs_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 def test_float64_decides_where_float32_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "TOLERANCE", {torch.float32: 1e-12, torch.float64: 1e-10})
     line = run_model("test_resnet", "ilm_gn")
-    assert (outcome(line), line["dtype"]) == ("exact", "float64")
+    assert (outcome(line), line["dtype"], line["norm_scale"]) == ("exact", "float64", 1.0)
     assert line["relative_error"] < 1e-12 < line["float32_error"]
     assert 1e-9 < line["source_rounding"] < 1e-5
+
+
+def test_smaller_gammas_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([1.0, float("nan"), 1e-16])
+    monkeypatch.setattr(checks, "_largest_error", lambda *args: next(errors))
+    line = run_model("test_resnet", "ilm_gn")
+    assert (outcome(line), line["dtype"], line["norm_scale"]) == ("exact", "float64", 0.5)
+    monkeypatch.setattr(checks, "_largest_error", lambda *args: 1.0)
+    expected = "relative error 1.0e+00 in float32, 1.0e+00 in float64, 1.0e+00 in float64"
+    assert run_model("test_resnet", "ilm_gn")["error"] == expected
 
 
 def test_parameters_near_zero_wake_and_others_stay() -> None:
@@ -221,6 +231,13 @@ def test_a_sweep_runs_failures_again_only_when_told(tmp_path: Path) -> None:
     assert run_sweep(["test_resnet"], ["ilm_gn"], out)[0]["error"] == "something"
     assert run_sweep(["test_resnet"], ["ilm_gn"], out, retry=True)[0]["error"] is None
     assert [line["error"] for line in read_lines(out)] == [None]
+
+
+def test_a_sweep_runs_larger_models_once_it_may(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    assert outcome(run_sweep(["test_resnet"], ["ilm_gn"], out, max_parameters=1)[0]) == "planned"
+    assert outcome(run_sweep(["test_resnet"], ["ilm_gn"], out)[0]) == "exact"
+    assert outcome(run_sweep(["test_resnet"], ["ilm_gn"], out, max_parameters=1)[0]) == "exact"
 
 
 def test_one_model_a_family_is_the_smallest_that_the_target_converts() -> None:
@@ -308,7 +325,7 @@ def test_table_counts_every_outcome_and_names_failures() -> None:
     page = document(lines)
     assert "| timm | f | 6 | 6 | 3 | 1 | 0 | 1 | 1 | 3.0e-07 |" in page
     assert "### Failed: 1\n\n| model | reason |\n| --- | --- |\n| bad | it \\| broke |" in page
-    assert "| deep | 1.0e-13 | not finite | not finite |" in page
+    assert "| deep | 1.0e-13 | not finite | not finite | 1.0 |" in page
     assert "| large | 5 | 2 |" in page
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from ilmconvert.cli._common import TARGETS
 from ilmconvert.errors import ModelError
 from ilmconvert.models import list_models
-from ilmconvert.sweep import OUTCOMES, outcome, run_sweep, tally
+from ilmconvert.sweep import MAX_PARAMETERS, OUTCOMES, outcome, run_sweep, tally
 
 FAILED = 1
 
@@ -42,6 +42,13 @@ def targets(context: click.Context, parameter: click.Parameter, value: str) -> t
     help="One JSON line a model; what is in it already isn't run again.",
 )
 @click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds a model.")
+@click.option(
+    "--max-parameters",
+    type=click.IntRange(min=0),
+    default=MAX_PARAMETERS,
+    show_default=True,
+    help="Larger models are converted without values and not run.",
+)
 @click.option("--one-per-family", is_flag=True, help="Only the smallest model of each source file of a library.")
 @click.option("--retry", is_flag=True, help="Run again what failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts and failures as one JSON object.")
@@ -51,6 +58,7 @@ def sweep(
     jobs: int,
     out: Path,
     timeout: float,
+    max_parameters: int,
     one_per_family: bool,
     retry: bool,
     as_json: bool,
@@ -63,7 +71,6 @@ def sweep(
     names = list_models(pattern)
     if not names:
         raise ModelError(f"no model matches {pattern!r}; `ilmconvert list` shows the names")
-    settings = {"jobs": jobs, "timeout": timeout, "one_per_family": one_per_family, "retry": retry}
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_errors()
     ) as progress:
@@ -78,7 +85,11 @@ def sweep(
             names,
             to,
             out,
-            **settings,
+            jobs=jobs,
+            timeout=timeout,
+            max_parameters=max_parameters,
+            one_per_family=one_per_family,
+            retry=retry,
             on_survey=lambda done, total: progress.update(looking, completed=done, total=total),
             on_line=on_line,
         )

@@ -49,7 +49,8 @@ class ILMNorm(nn.Module):
         encoder: (R, K), shared by both features; no biases.
         weight_decoder, bias_decoder: (K, R), start at 0.
         restore_weight, restore_bias: (C,), start at 0; None without ``restore``.
-        ref_mean, ref_std: (G,) buffers, 0 and 1; None without ``restore``.
+        ref_mean, ref_std: (G,), 0 and 1, not trained; None without ``restore``. They are frozen parameters, since
+            Opacus refuses layers that have buffers.
 
     Raises:
         ValueError: ``num_groups`` or ``key_group_size`` doesn't divide ``num_channels`` (the message names the
@@ -64,8 +65,8 @@ class ILMNorm(nn.Module):
     bias: nn.Parameter | None
     restore_weight: nn.Parameter | None
     restore_bias: nn.Parameter | None
-    ref_mean: Tensor | None
-    ref_std: Tensor | None
+    ref_mean: nn.Parameter | None
+    ref_std: nn.Parameter | None
 
     def __init__(
         self,
@@ -96,8 +97,8 @@ class ILMNorm(nn.Module):
         self.restore_bound = restore_bound
         self.affine = affine
 
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=trained)
 
         key_groups = num_channels // key_group_size
         width = max(2, key_groups // reduction)
@@ -109,7 +110,7 @@ class ILMNorm(nn.Module):
         self.register_parameter("restore_weight", parameter(num_channels) if restore else None)
         self.register_parameter("restore_bias", parameter(num_channels) if restore else None)
         for name in ("ref_mean", "ref_std"):
-            self.register_buffer(name, torch.empty(num_groups, device=device, dtype=dtype) if restore else None)
+            self.register_parameter(name, parameter(num_groups, trained=False) if restore else None)
         self.reset_parameters()
 
     @torch.no_grad()

@@ -142,11 +142,8 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
     layer = cls(**entry.target, device="meta", dtype=dtype)
     trainable = _trainable(source)
     for name, value in initial_values(source, entry.target, seed).items():
-        value = value.to(device, dtype)
-        if name in layer._buffers:
-            layer._buffers[name] = value
-        else:
-            layer._parameters[name] = nn.Parameter(value, requires_grad=trainable["bias" in name])
+        trained = trainable["bias" in name] and not name.startswith("ref_")
+        layer._parameters[name] = nn.Parameter(value.to(device, dtype), requires_grad=trained)
     layer.encoder.requires_grad_(any(trainable.values()))
     layer.training = module.training
     return layer

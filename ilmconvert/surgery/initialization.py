@@ -9,7 +9,7 @@ from ilmconvert.surgery.sources import NormDescription
 
 
 def initial_values(source: NormDescription, settings: dict[str, object], seed: int) -> dict[str, Tensor]:
-    """Parameters and buffers of ``ILMNorm(**settings)`` in the place of ``source``; float64 on the CPU.
+    """Parameters of ``ILMNorm(**settings)`` in the place of ``source``; float64 on the CPU.
 
     A batch-level source computes ``a x + c`` with ``a = gamma / sqrt(running_var + eps)`` and
     ``c = beta - a running_mean``. With ``restore`` the layer computes the same for every input; without it (the

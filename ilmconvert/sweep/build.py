@@ -17,13 +17,14 @@ SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 _VIDEO_SIZES = (48, 112, 224)
 _DETECTION_SIZE = 128
 _LARGE = 256
-# Keeps every box, so that the heads behind the boxes see some; the pictures stay as small as they are given.
+# The pictures stay as small as they are given. No threshold for boxes, so that the heads behind them see some: even
+# scores of exactly 0 (saturated by random weights) are above -1.
 _BOXES = {"min_size": _DETECTION_SIZE, "max_size": _DETECTION_SIZE}
 _DETECTION_ARGS: Mapping[str, Mapping[str, Any]] = {
-    "faster_rcnn": {**_BOXES, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10},
-    "retinanet": {**_BOXES, "score_thresh": 0.0},
-    "fcos": {**_BOXES, "score_thresh": 0.0},
-    "ssdlite": {"score_thresh": 0.0},
+    "faster_rcnn": {**_BOXES, "box_score_thresh": -1.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10},
+    "retinanet": {**_BOXES, "score_thresh": -1.0},
+    "fcos": {**_BOXES, "score_thresh": -1.0},
+    "ssdlite": {"score_thresh": -1.0},
 }
 _DETECTION_ARGS = {
     **_DETECTION_ARGS,
@@ -110,6 +111,18 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
         found = outputs(model(*inputs))
     model.eval()
     return found
+
+
+def keep_boxes(model: nn.Module) -> nn.Module:
+    """Let the boxes of a two-stage detector stay near their anchors; in place.
+
+    With random weights nearly all of them would lie outside of the picture, and the heads behind them see nothing.
+    """
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".bbox_pred." in name:
+                p.mul_(1e-4)
+    return model
 
 
 def targets(images: list[Tensor], model: nn.Module) -> list[dict[str, Tensor]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ilmconvert.sweep import build
-from ilmconvert.sweep.model import run_model
+from ilmconvert.sweep.model import MAX_PARAMETERS, run_model
 from ilmconvert.sweep.pool import Task, available_memory, run_tasks
+from ilmconvert.sweep.summary import outcome
 
 _CHUNK = 24
 # Bytes of a parameter: source, copy, the loaded model and gradients, in float32; some need float64.
@@ -75,6 +76,7 @@ def run_sweep(
     *,
     jobs: int = 2,
     timeout: float = 900,
+    max_parameters: int = MAX_PARAMETERS,
     one_per_family: bool = False,
     retry: bool = False,
     on_survey: Callable[[int, int], None] = lambda done, total: None,
@@ -90,6 +92,7 @@ def run_sweep(
         out: the file of JSON lines.
         jobs: processes at a time. Each has its share of the cores; large models wait until memory is free.
         timeout: seconds a model may take; then its process is ended and that is its error.
+        max_parameters: larger models are converted but not run; those not run before are, once it allows them.
         one_per_family: only the smallest suitable model of every family.
         retry: run what failed again.
         on_survey, on_line: told of progress.
@@ -98,7 +101,7 @@ def run_sweep(
         The lines of these models and targets, those found in ``out`` included.
     """
     lines = {(line["model"], line["to"]): line for line in read_lines(out)}
-    done = {key for key, line in lines.items() if not (retry and line["error"] is not None)}
+    done = {key for key, line in lines.items() if not _is_open(line, retry, max_parameters)}
     todo = [name for name in names if any((name, to) not in done for to in targets)]
     entries = _survey(names if one_per_family else todo, targets, out, jobs, on_survey)
     wanted = {to: set(choose(entries.values(), to) if one_per_family else names) for to in targets}
@@ -106,7 +109,7 @@ def run_sweep(
     missing = [pair for pair in pairs if pair not in done]
     missing.sort(key=lambda pair: entries[pair[0]]["parameters"] or float("inf"))
     with _appending(out) as write:
-        for count, line in enumerate(_run(missing, entries, jobs, timeout), 1):
+        for count, line in enumerate(_run(missing, entries, jobs, timeout, max_parameters), 1):
             write(line)
             lines[line["model"], line["to"]] = line
             on_line(line, count, len(missing))
@@ -134,12 +137,23 @@ def _survey(
     return known
 
 
+def _is_open(line: Mapping[str, Any], retry: bool, max_parameters: int) -> bool:
+    """Whether a model has a line but is to be run again."""
+    if line["error"] is not None:
+        return retry
+    return outcome(line) == "planned" and line["parameters"] <= max_parameters
+
+
 def _unknown(name: str) -> dict[str, Any]:
     return {"model": name, "family": None, "library": None, "parameters": None, "plans": {}}
 
 
 def _run(
-    pairs: Sequence[tuple[str, str]], entries: Mapping[str, Mapping[str, Any]], jobs: int, timeout: float
+    pairs: Sequence[tuple[str, str]],
+    entries: Mapping[str, Mapping[str, Any]],
+    jobs: int,
+    timeout: float,
+    max_parameters: int,
 ) -> Iterator[dict[str, Any]]:
     tasks = []
     for name, to in pairs:
@@ -147,15 +161,16 @@ def _run(
         if entry["plans"].get(to) == [0, 0]:
             yield _line(name, to, entry)
             continue
-        memory = _BASE_BYTES + _BYTES * (entry["parameters"] or 0)
-        tasks.append(Task(_run_known, (name, to, entry["parameters"]), memory, timeout))
+        parameters = entry["parameters"]
+        memory = _BASE_BYTES + (_BYTES * parameters if parameters and parameters <= max_parameters else 0)
+        tasks.append(Task(_run_known, (name, to, parameters, max_parameters), memory, timeout))
     for task, line, error in run_tasks(tasks, jobs, int(SHARE_OF_MEMORY * available_memory())):
-        name, to, _ = task.args
+        name, to = task.args[:2]
         yield line if line is not None else {**_line(name, to, entries[name]), "error": error}
 
 
-def _run_known(name: str, to: str, parameters: int | None) -> dict[str, Any]:
-    return run_model(name, to, parameters=parameters)
+def _run_known(name: str, to: str, parameters: int | None, max_parameters: int) -> dict[str, Any]:
+    return run_model(name, to, parameters=parameters, max_parameters=max_parameters)
 
 
 def _line(name: str, to: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,12 +63,11 @@ def run_tasks(tasks: Sequence[Task], jobs: int, memory: int | None = None) -> It
                 if running and expected > memory:
                     break
                 running.append(_start(waiting.popleft(), context, threads))
-            for one in list(running):
-                result = _finished(one, memory)
-                if result is not None:
-                    running.remove(one)
-                    yield one.task, *result
-            if running:
+            over = [(one, result) for one in running if (result := _finished(one, memory)) is not None]
+            for one, result in over:
+                running.remove(one)
+                yield one.task, *result
+            if running and not over:
                 wait([r.connection for r in running], timeout=_POLL_SECONDS)
     finally:
         for one in running:

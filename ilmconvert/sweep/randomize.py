@@ -9,13 +9,13 @@ from torch import Tensor, nn
 _ASLEEP = 1e-2
 
 
-def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize_norms(model: nn.Module, seed: int = 0, *, scale: float = 1.0) -> nn.Module:
     """Random affine parameters and running statistics for every norm of torch, timm, torchvision.
 
     A freshly built network (gamma 1, beta 0, mean 0, variance 1, often gamma 0 in the last norm of a residual
     branch) would let a wrong conversion pass. Variances lie in [0.3, 3], means and biases in [-1, 1], |gamma|
-    in [0.3, 2] with random signs; ``num_batches_tracked`` becomes 1000. The same seed gives the same model;
-    returns ``model``, changed in place.
+    in [0.3, 2] with random signs, gammas and biases times ``scale``; ``num_batches_tracked`` becomes 1000. The same
+    seed gives the same model; returns ``model``, changed in place.
 
     >>> norm = randomize_norms(nn.BatchNorm2d(8))
     >>> bool((norm.running_var >= 0.3).all() and (norm.running_var <= 3).all())
@@ -29,12 +29,14 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
                 continue
             tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
             if (weight := tensors.get("weight")) is not None:
-                weight.copy_(_uniform(weight, 0.3, 2.0, generator) * _uniform(weight, -1.0, 1.0, generator).sign())
+                gamma = _uniform(weight, 0.3, 2.0, generator) * _uniform(weight, -1.0, 1.0, generator).sign()
+                weight.copy_(scale * gamma)
             if (variance := tensors.get("running_var")) is not None:
                 variance.copy_(_uniform(variance, 0.3, 3.0, generator))
-            for name in ("bias", "running_mean"):
-                if (tensor := tensors.get(name)) is not None:
-                    tensor.copy_(_uniform(tensor, -1.0, 1.0, generator))
+            if (bias := tensors.get("bias")) is not None:
+                bias.copy_(scale * _uniform(bias, -1.0, 1.0, generator))
+            if (mean := tensors.get("running_mean")) is not None:
+                mean.copy_(_uniform(mean, -1.0, 1.0, generator))
             if (count := tensors.get("num_batches_tracked")) is not None:
                 count.fill_(1000)
     return model

@@ -1,0 +1,122 @@
+"""The layer where training puts it: checkpointed, distributed, compiled, and under per-sample gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from opacus.grad_sample import GradSampleModule
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from ilmconvert import convert
+from tests.helpers import randomize_norms
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    norms = nn.BatchNorm2d(32), nn.GroupNorm(4, 16)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), norms[0], nn.ReLU(), nn.Conv2d(32, 16, 3), norms[1], nn.Flatten())
+    converted = convert(randomize_norms(model))
+    with torch.no_grad():
+        for name, p in converted.named_parameters():
+            if "decoder" in name:
+                p.normal_(std=0.3)
+    return converted.double()
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    result = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    return result
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(use_reentrant: bool) -> None:
+    model = network()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64, requires_grad=True)
+    model(x).square().sum().backward()
+    plain, grad_x = gradients(model), x.grad.clone()
+    x.grad = None
+    checkpoint(model, x, use_reentrant=use_reentrant).square().sum().backward()
+    assert_same(gradients(model), plain)
+    torch.testing.assert_close(x.grad, grad_x)
+
+
+@pytest.mark.filterwarnings("ignore")  # its hooks fire where no input asks for gradients
+def test_per_sample_gradients_as_opacus_takes_them() -> None:
+    model = network()
+    x = torch.randn(3, 3, 9, 9, dtype=torch.float64)
+    expected = []
+    for sample in x:
+        model(sample[None]).square().sum().backward()
+        expected.append(gradients(model))
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    wrapped(x).square().sum().backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad_sample, torch.stack([e[name] for e in expected]), rtol=1e-8, atol=1e-8)
+
+
+def test_compiled_once_for_training_once_for_inference() -> None:
+    model = network()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for size in (9, 12, 15):
+        x = torch.randn(2, 3, size, size, dtype=torch.float64)
+        compiled(x).square().sum().backward()
+        got = gradients(model)
+        model(x).square().sum().backward()
+        assert_same(got, gradients(model))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count == 2
+
+
+def _train_half(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = DistributedDataParallel(network())
+    x = torch.load(f"{folder}/x.pt", weights_only=True).chunk(2)[rank]
+    model(x).square().sum().backward()
+    torch.save(gradients(model), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    torch.save(x, tmp_path / "x.pt")
+    model = network()
+    (model(x).square().sum() / 2).backward()  # DDP averages over processes
+    mp.spawn(_train_half, (str(tmp_path),), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert_same(halves[0], halves[1])
+    assert_same(halves[0], gradients(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_cuda_computes_what_the_cpu_computes(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    model = network().float()
+    x = torch.randn(2, 3, 17, 17).contiguous(memory_format=memory_format)
+    model(x).square().mean().backward()
+    expected, on_cpu = model(x), gradients(model)
+    model.cuda()
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        y = model(x.cuda())
+        y.float().square().mean().backward()
+    tolerance = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    assert (y.float().cpu() - expected).abs().max() <= tolerance * expected.abs().max()
+    for name, grad in gradients(model).items():
+        assert (grad.cpu() - on_cpu[name]).norm() <= 10 * tolerance * on_cpu[name].norm().clamp(min=1e-3), name
