@@ -17,6 +17,8 @@ _RSTD_EPS = 1e-14
 # The share of the mean square that the variance must have to be taken from the difference of squares: a fourth
 # costs two bits of float32.
 _LEAST_VARIANCE = 1 / 4
+# From this many elements on, what a kernel writes needlessly costs more than it saves.
+_LARGE = 1 << 20
 # Rows shorter than this are summed group by group: fewer, longer sums.
 _LEAST_ROW = 256
 # Below this many elements a sample, one call over the whole batch beats a loop over samples.
@@ -129,7 +131,7 @@ def _moments_contiguous(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
         # A contiguous group is one long channel; the two passes of this kernel accumulate in float32.
         mean, var = _batch_statistics(x.view(1, samples * num_groups, -1))
         return mean.view(samples, num_groups), var.view(samples, num_groups)
-    if x.dtype == torch.float32:
+    if x.dtype == torch.float32 and x.numel() >= _LARGE:
         moments = _moments_by_squares(x, num_groups)
         if moments is not None:
             return moments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -21,12 +23,17 @@ def refuse_wrapped(model: nn.Module) -> None:
     """Raise a ConversionError if ``model`` or a part of it is wrapped, compiled or scripted."""
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
-        for base in type(module).__mro__:
-            cure = _BY_CLASS_NAME.get(base.__name__)
-            if cure is not None and base.__module__.split(".")[0] == "torch":
-                raise ConversionError(f"{where} is a {base.__name__}: {cure}")
+        wrapper = _wrapper(type(module))
+        if wrapper is not None:
+            raise ConversionError(f"{where} is a {wrapper}: {_BY_CLASS_NAME[wrapper]}")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise ConversionError(f"{where} was compiled in place: convert it before calling .compile()")
+
+
+@cache  # every module of a model is asked
+def _wrapper(cls: type) -> str | None:
+    names = (base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "torch")
+    return next((name for name in names if name in _BY_CLASS_NAME), None)
 
 
 def parametrized_error(module: nn.Module) -> str | None:
