@@ -16,6 +16,10 @@ from ilmconvert.names import LIBRARIES, unknown, zoo
 from ilmconvert.skip_init import skip_init
 
 
+#: Constructor arguments that make a library read or fetch weights; a checkpoint from elsewhere may hold any.
+_WEIGHT_ARGS = frozenset({"pretrained", "checkpoint_path", "cache_dir", "weights", "weights_backbone", "state_dict"})
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What it takes to build a model again, without its weights.
@@ -86,6 +90,9 @@ def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
 
 def json_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of constructor arguments as JSON has them, or a ModelError."""
+    weights = sorted(_WEIGHT_ARGS & args.keys())
+    if weights:
+        raise ModelError(f"{', '.join(weights)} can't be a constructor argument here: weights are named by --weights")
     try:
         result: dict[str, Any] = json.loads(json.dumps(dict(args), allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -222,6 +222,8 @@ def test_stock_readers_accept_the_file(tmp_path: Path) -> None:
         (lambda t, r: r["spec"].update(architecture="resnet51"), "unknown model"),
         (lambda t, r: r["spec"].update(library="os"), "unknown model library"),
         (lambda t, r: r["spec"].update(model_args={"no_such_argument": 1}), "can't build test_resnet"),
+        (lambda t, r: r["spec"].update(model_args={"checkpoint_path": "/etc/hostname"}), "checkpoint_path can't be"),
+        (lambda t, r: r["spec"].update(model_args={"pretrained": True}), "pretrained can't be"),
         (lambda t, r: t.pop("fc.bias"), "1 missing, first 'fc.bias'"),
         (lambda t, r: t.update(more=torch.ones(1)), "1 left over, first 'more'"),
         (lambda t, r: t.update({"fc.bias": torch.ones(3)}), r"'fc.bias' has shape \(3,\), the model \(1000,\)"),
