@@ -9,6 +9,13 @@ class ConversionError(ILMConvertError):
     """A model can't be converted as asked; the model is left as it was."""
 
 
+class NoRunningStatistics(ConversionError, AttributeError):
+    """Something asks an ILM Norm for the running statistics of a BatchNorm, to fuse it into a convolution.
+
+    An AttributeError, too: ``hasattr`` says no, and ``getattr`` gives its default.
+    """
+
+
 class CheckpointError(ILMConvertError):
     """A file isn't a checkpoint that can be loaded here; nothing was loaded."""
 

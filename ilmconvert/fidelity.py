@@ -46,8 +46,9 @@ def output_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...
     OutputError(largest_error=0.0, relative_error=0.0, top1_agreement=1.0)
     """
     with _evaluating(source), _evaluating(converted), torch.no_grad():
-        if type(source).__module__.startswith("torchvision.models.detection"):
-            expected, found = _run_stages(source, converted, inputs)
+        stages = [name for name, _ in source.named_modules() if name in DETECTION_STAGES]
+        if stages and type(source).__module__.startswith("torchvision.models.detection"):
+            expected, found = _run_stages(source, converted, inputs, stages)
         else:
             expected, found = outputs(source(*inputs)), outputs(converted(*inputs))
     if [t.shape for t in expected] != [t.shape for t in found]:
@@ -68,13 +69,14 @@ def _largest(tensors: Iterator[Tensor]) -> float:
     return torch.stack([t.cpu() for t in found]).max().item() if found else 0.0
 
 
-def _run_stages(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
+def _run_stages(
+    source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...], names: list[str]
+) -> tuple[list[Tensor], list[Tensor]]:
     seen: dict[str, tuple[tuple[Any, ...], list[Tensor]]] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         return lambda module, args, result: seen.__setitem__(name, (args, outputs(result)))
 
-    names = [name for name, _ in source.named_modules() if name in DETECTION_STAGES]
     handles = [source.get_submodule(name).register_forward_hook(record(name)) for name in names]
     try:
         source(*inputs)

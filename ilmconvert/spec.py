@@ -15,7 +15,6 @@ from ilmconvert.errors import ModelError
 from ilmconvert.names import LIBRARIES, unknown, zoo
 from ilmconvert.skip_init import skip_init
 
-
 #: Constructor arguments that make a library read or fetch weights; a checkpoint from elsewhere may hold any.
 _WEIGHT_ARGS = frozenset({"pretrained", "checkpoint_path", "cache_dir", "weights", "weights_backbone", "state_dict"})
 

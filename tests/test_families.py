@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,14 +28,117 @@ from torchvision.ops import FrozenBatchNorm2d
 import ilmconvert
 from ilmconvert import ILMNorm
 from ilmconvert.fidelity import output_error
-from ilmconvert.models import ModelSpec
+from ilmconvert.models import ModelSpec, parse_name
 from ilmconvert.probe import outputs
-from ilmconvert.sweep import wake_parameters
-from ilmconvert.sweep.build import keep_boxes
+from ilmconvert.sweep import outcome, run_model, wake_parameters
+from ilmconvert.sweep.build import family, keep_boxes
+from ilmconvert.zoo import stored_counts
 from ilmconvert.zoo_torchvision import FROZEN_EPS
 
 EXACT = TOLERANCE[torch.float32]
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
+
+
+# The smallest model of every source file of timm and torchvision that holds a norm.
+SMALL_MODELS = (
+    "test_efficientnet",
+    "test_byobnet",
+    "test_resnet",
+    "starnet_s050",
+    "test_coatnet",
+    "torchvision/raft_small",
+    "dla46x_c",
+    "mobilevit_xxs",
+    "torchvision/shufflenet_v2_x0_5",
+    "mobilenetv3_small_050",
+    "ese_vovnet19b_slim_dw",
+    "torchvision/mnasnet0_5",
+    "repghostnet_050",
+    "efficientvit_m0",
+    "torchvision/mobilenet_v3_small",
+    "ghostnet_050",
+    "regnetx_002",
+    "cspnext_tiny",
+    "iformer_t",
+    "xcit_nano_12_p8_224",
+    "torchvision/lraspp_mobilenet_v3_large",
+    "cs3darknet_focus_s",
+    "efficientvit_b0",
+    "torchvision/ssdlite320_mobilenet_v3_large",
+    "swiftformer_xs",
+    "torchvision/mobilenet_v2",
+    "efficientformerv2_s0",
+    "fasternet_t0",
+    "fastvit_t8",
+    "lcnetv2_small",
+    "inception_next_atto",
+    "torchvision/regnet_y_400mf",
+    "rexnet_100",
+    "hardcorenas_b",
+    "torchvision/efficientnet_b0",
+    "repvit_m1",
+    "hgnetv2_b0",
+    "shvit_s1",
+    "vit_tiny_r_s16_p8_384",
+    "cpubone_nano",
+    "efficientvim_m1",
+    "levit_128s",
+    "densenet121",
+    "torchvision/densenet121",
+    "dpn48b",
+    "visformer_tiny",
+    "resnest14d",
+    "torchvision/deeplabv3_mobilenet_v3_large",
+    "resnetv2_18",
+    "torchvision/resnet18",
+    "torchvision/mc3_18",
+    "legacy_seresnet18",
+    "poolformerv2_s12",
+    "skresnet18",
+    "tiny_vit_5m_224",
+    "efficientformer_l1",
+    "torchvision/googlenet",
+    "hrnet_w18_small",
+    "lowformer_b0",
+    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
+    "convmixer_768_32",
+)
+LARGE_MODELS = (
+    "halonet_h1",
+    "torchvision/s3d",
+    "legacy_xception",
+    "inception_v3",
+    "res2next50",
+    "volo_d1_384",
+    "xception41p",
+    "torchvision/inception_v3",
+    "selecsls42",
+    "torchvision/maxvit_t",
+    "tresnet_m",
+    "nextvit_small",
+    "torchvision/fcos_resnet50_fpn",
+    "torchvision/fcn_resnet50",
+    "torchvision/retinanet_resnet50_fpn",
+    "inception_v4",
+    "torchvision/maskrcnn_resnet50_fpn",
+    "inception_resnet_v2",
+    "torchvision/keypointrcnn_resnet50_fpn",
+    "pnasnet5large",
+    "nasnetalarge",
+    "vgg11_bn",
+    "torchvision/vgg11_bn",
+)
+# Their groups fit "ilm_gn" alone.
+GROUP_NORMS_ONLY = ("torchvision/raft_small", "poolformerv2_s12", "vit_tiny_r_s16_p8_384")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Maps this small gain nothing from threads, which wait for each other where other work runs beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pair(model: nn.Module, to: str = "ilm_gn") -> tuple[nn.Module, nn.Module]:
@@ -83,6 +187,29 @@ def assert_trains(model: nn.Module, *inputs: Any) -> None:
     assert all(grad.isfinite().all() for grad in found)
     model.zero_grad()
     model.eval()
+
+
+def test_every_family_has_its_model() -> None:
+    names = [name for name, count in stored_counts().items() if count]
+    assert {_family(name) for name in names} == {_family(name) for name in SMALL_MODELS + LARGE_MODELS}
+
+
+def _family(name: str) -> tuple[str, str]:
+    spec = parse_name(name)
+    return spec.library, family(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        pytest.param(name, to, marks=pytest.mark.slow if name in LARGE_MODELS else ())
+        for name, to in zip(SMALL_MODELS + LARGE_MODELS, itertools.cycle(TARGETS), strict=False)
+    ],
+)
+def test_one_model_of_every_family_passes_all_checks(name: str, to: str) -> None:
+    line = run_model(name, "ilm_gn" if name in GROUP_NORMS_ONLY else to)
+    assert line["error"] is None
+    assert outcome(line) in ("exact", "exact but for refused layers")
 
 
 @pytest.mark.parametrize("to", TARGETS)
@@ -170,7 +297,7 @@ SMALL = {"min_size": 64, "max_size": 64}
 def test_mask_rcnn_with_and_without_detections() -> None:
     few = {**SMALL, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 3, "weights_backbone": None}
     model = torchvision.models.detection.maskrcnn_resnet50_fpn_v2(box_score_thresh=-1.0, **few)
-    source, converted = pair(keep_boxes(model))
+    source, converted = map(keep_boxes, pair(model))
     pictures = [image(3, 64, 64).sigmoid()]
     seen = assert_exact(source, converted, pictures)
     assert seen["roi_heads.mask_head.0.1"] == [(3, 256, 14, 14)]

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.errors import NoRunningStatistics
 from ilmconvert.nn.functional import ilm_norm
 from ilmconvert.nn.groups import check_divides
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
 torch.fx.wrap("ilm_norm")
+
+_OF_BATCH_NORM = frozenset({"running_mean", "running_var", "num_batches_tracked", "track_running_stats"})
 
 
 class ILMNorm(nn.Module):
@@ -181,6 +184,14 @@ class ILMNorm(nn.Module):
         from ilmconvert.nn.reference import from_reference
 
         return from_reference(cls, state_dict, num_groups, eps)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_BATCH_NORM:
+            raise NoRunningStatistics(
+                f"an ILM Norm has no {name} and can't be fused into a convolution: reparameterise the source instead "
+                "of converting it, or use the converted model as it is"
+            )
+        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         text = f"{self.num_channels}, num_groups={self.num_groups}, key_group_size={self.key_group_size}"

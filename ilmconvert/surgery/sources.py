@@ -156,23 +156,17 @@ def reason_to_skip(module: nn.Module) -> str | None:
     base = source_base(module)
     if base is not None and not cls.__name__.startswith("Lazy"):
         return f"a subclass of {base.__name__} that nobody registered: ilmconvert.register_source({cls.__name__}, ...)"
-    reason = _reason_by_name(cls)
+    reason = _reason_by_name(tuple(base.__name__ for base in cls.__mro__))
     if reason is not None:
         return reason
-    if _has_norm_name(cls) and not _is_container(module):
+    if _NORM_NAME.search(cls.__name__) and not _is_container(module):
         return f"an unknown type: ilmconvert.register_source({cls.__name__}, ...) if it is a batch or group norm"
     return None
 
 
 @cache  # every module of a model is asked
-def _reason_by_name(cls: type) -> str | None:
-    names = [base.__name__ for base in cls.__mro__]
+def _reason_by_name(names: tuple[str, ...]) -> str | None:
     return next((reason for pattern, reason in _REASONS if any(re.match(pattern, name) for name in names)), None)
-
-
-@cache
-def _has_norm_name(cls: type) -> bool:
-    return _NORM_NAME.search(cls.__name__) is not None
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ def refuse_wrapped(model: nn.Module) -> None:
     """Raise a ConversionError if ``model`` or a part of it is wrapped, compiled or scripted."""
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
-        wrapper = _wrapper(type(module))
+        wrapper = _wrapper(tuple((base.__module__, base.__name__) for base in type(module).__mro__))
         if wrapper is not None:
             raise ConversionError(f"{where} is a {wrapper}: {_BY_CLASS_NAME[wrapper]}")
         if getattr(module, "_compiled_call_impl", None) is not None:
@@ -31,8 +31,8 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 @cache  # every module of a model is asked
-def _wrapper(cls: type) -> str | None:
-    names = (base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "torch")
+def _wrapper(bases: tuple[tuple[str, str], ...]) -> str | None:
+    names = [name for module, name in bases if module.split(".")[0] == "torch"]
     return next((name for name in names if name in _BY_CLASS_NAME), None)
 
 

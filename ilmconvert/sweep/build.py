@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ilmconvert.models import ModelSpec, parse_name
 from ilmconvert.probe import outputs, probe_batch
+from ilmconvert.zoo import skeleton
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 _VIDEO_SIZES = (48, 112, 224)
@@ -19,34 +20,39 @@ _DETECTION_SIZE = 128
 _LARGE = 256
 # The pictures stay as small as they are given. No threshold for boxes, so that the heads behind them see some: even
 # scores of exactly 0 (saturated by random weights) are above -1.
-_BOXES = {"min_size": _DETECTION_SIZE, "max_size": _DETECTION_SIZE}
+_PICTURES = {"min_size": _DETECTION_SIZE, "max_size": _DETECTION_SIZE}
+_TWO_STAGES = {**_PICTURES, "box_score_thresh": -1.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10}
 _DETECTION_ARGS: Mapping[str, Mapping[str, Any]] = {
-    "faster_rcnn": {**_BOXES, "box_score_thresh": -1.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10},
-    "retinanet": {**_BOXES, "score_thresh": -1.0},
-    "fcos": {**_BOXES, "score_thresh": -1.0},
+    "faster_rcnn": _TWO_STAGES,
+    "mask_rcnn": _TWO_STAGES,
+    "keypoint_rcnn": _TWO_STAGES,
+    "retinanet": {**_PICTURES, "score_thresh": -1.0},
+    "fcos": {**_PICTURES, "score_thresh": -1.0},
     "ssdlite": {"score_thresh": -1.0},
 }
-_DETECTION_ARGS = {
-    **_DETECTION_ARGS,
-    **dict.fromkeys(("mask_rcnn", "keypoint_rcnn"), _DETECTION_ARGS["faster_rcnn"]),
-}
 
 
-def describe(name: str) -> tuple[ModelSpec, str]:
-    """The spec with which the sweep builds the model, and the model's family: the source file that defines it."""
-    spec = parse_name(name)
+def family(spec: ModelSpec) -> str:
+    """The source file that defines the model, as in "resnet" or "detection.fcos"."""
     if spec.library == "timm":
         import timm
 
-        entry = timm.models.model_entrypoint(spec.architecture.partition(".")[0])
-        return _halved(spec), entry.__module__.rpartition(".")[2]
-    import torchvision
+        builder = timm.models.model_entrypoint(spec.architecture.partition(".")[0])
+    else:
+        import torchvision
 
-    family = torchvision.models.get_model_builder(spec.architecture).__module__.removeprefix("torchvision.models.")
-    area, _, kind = family.rpartition(".")
-    if area == "detection":
-        spec = replace(spec, model_args=_DETECTION_ARGS.get(kind, {}))
-    return spec, family
+        builder = torchvision.models.get_model_builder(spec.architecture)
+    module: str = builder.__module__
+    return module.removeprefix("timm.models.").removeprefix("torchvision.models.")
+
+
+def for_sweep(name: str) -> ModelSpec:
+    """The spec with which the sweep builds a model: of small pictures, where the constructor has to be told."""
+    spec = parse_name(name)
+    if spec.library == "timm":
+        return _halved(spec)
+    area, _, kind = family(spec).rpartition(".")
+    return replace(spec, model_args=_DETECTION_ARGS.get(kind, {})) if area == "detection" else spec
 
 
 def _halved(spec: ModelSpec) -> ModelSpec:
@@ -67,11 +73,7 @@ def _halved(spec: ModelSpec) -> ModelSpec:
 
 def build_on_meta(spec: ModelSpec) -> nn.Module:
     """The model without values, for counting and planning."""
-    try:
-        with torch.device("meta"):
-            return spec.build()
-    except Exception:  # a constructor that computes with tensors; what it needs then is allocated but never touched
-        return spec.build(initialize=False).to("meta")
+    return skeleton(spec).to("meta")
 
 
 def find_size(model: nn.Module, batch_size: int) -> int | None:

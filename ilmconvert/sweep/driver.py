@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ilmconvert.surgery import plan
+from ilmconvert.surgery.settings import TARGETS
 from ilmconvert.sweep import build
 from ilmconvert.sweep.model import MAX_PARAMETERS, run_model
 from ilmconvert.sweep.pool import Task, available_memory, run_tasks
@@ -20,21 +22,19 @@ _BASE_BYTES = 1 << 30
 SHARE_OF_MEMORY = 0.7
 
 
-def survey(names: Sequence[str], targets: Sequence[str]) -> list[dict[str, Any]]:
-    """Size, family and the number of layers that each target converts or refuses, of each model; nothing is run.
+def survey(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Size, family and the number of layers that every target converts and refuses, of each model; nothing is run.
 
     ``parameters`` is None for a model that can't be built.
     """
-    from ilmconvert.surgery import plan
-
     result = []
     for name in names:
         entry: dict[str, Any] = {"model": name, "family": None, "library": None, "parameters": None, "plans": {}}
         try:
-            spec, entry["family"] = build.describe(name)
-            entry["library"] = spec.library
+            spec = build.for_sweep(name)
+            entry |= {"library": spec.library, "family": build.family(spec)}
             model = build.build_on_meta(spec)
-            for to in targets:
+            for to in TARGETS:
                 the_plan = plan(model, to)
                 entry["plans"][to] = [len(the_plan.converted), len(the_plan.errors)]
             entry["parameters"] = sum(p.numel() for p in model.parameters())
@@ -103,7 +103,7 @@ def run_sweep(
     lines = {(line["model"], line["to"]): line for line in read_lines(out)}
     done = {key for key, line in lines.items() if not _is_open(line, retry, max_parameters)}
     todo = [name for name in names if any((name, to) not in done for to in targets)]
-    entries = _survey(names if one_per_family else todo, targets, out, jobs, on_survey)
+    entries = _survey(names if one_per_family else todo, out, jobs, on_survey)
     wanted = {to: set(choose(entries.values(), to) if one_per_family else names) for to in targets}
     pairs = [(name, to) for name in names for to in targets if name in wanted[to]]
     missing = [pair for pair in pairs if pair not in done]
@@ -117,7 +117,7 @@ def run_sweep(
 
 
 def _survey(
-    names: Sequence[str], targets: Sequence[str], out: Path, jobs: int, on_survey: Callable[[int, int], None]
+    names: Sequence[str], out: Path, jobs: int, on_survey: Callable[[int, int], None]
 ) -> dict[str, dict[str, Any]]:
     """:func:`survey` in other processes, remembered beside ``out``."""
     path = out.with_name(f"{out.name}.survey")
@@ -125,9 +125,9 @@ def _survey(
     for line in path.read_text().splitlines() if path.exists() else ():
         entry = json.loads(line)
         known[entry["model"]] = entry
-    unknown = [name for name in names if not set(targets) <= known.get(name, {"plans": {}})["plans"].keys()]
+    unknown = [name for name in names if not known.get(name, {"plans": {}})["plans"]]
     chunks = [unknown[i : i + _CHUNK] for i in range(0, len(unknown), _CHUNK)]
-    tasks = [Task(survey, (chunk, targets), _BASE_BYTES, 60.0 * _CHUNK) for chunk in chunks]
+    tasks = [Task(survey, (chunk,), _BASE_BYTES, 60.0 * _CHUNK) for chunk in chunks]
     with _appending(path) as write:
         for count, (task, result, _) in enumerate(run_tasks(tasks, jobs), 1):
             for entry in result if result is not None else [_unknown(name) for name in task.args[0]]:

@@ -97,8 +97,8 @@ def run_model(
 
 
 def _check(line: dict[str, Any], seed: int, max_parameters: int) -> None:
-    spec, line["family"] = build.describe(line["model"])
-    line |= {"library": spec.library, "model_args": dict(spec.model_args)}
+    spec = build.for_sweep(line["model"])
+    line |= {"library": spec.library, "family": build.family(spec), "model_args": dict(spec.model_args)}
     if line["parameters"] is None or line["parameters"] > max_parameters:
         shadow = build.build_on_meta(spec)
         line["parameters"] = _count(shadow)
