@@ -79,7 +79,7 @@ def inference(layer: nn.Module, x: Tensor, device: str) -> Callable[[], Tensor]:
 
 
 def training(layer: nn.Module, x: Tensor, grad: Tensor, device: str) -> Callable[[], Tensor]:
-    leaves = [x.detach().requires_grad_(), *layer.parameters()]
+    leaves = [x.detach().requires_grad_(), *(p for p in layer.parameters() if p.requires_grad)]
 
     def turn() -> Tensor:
         gradients = torch.autograd.grad(layer(leaves[0]), leaves, grad)
