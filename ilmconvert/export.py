@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
@@ -81,11 +82,10 @@ def _trace(model: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...] |
 
 
 def _trace_onnx(model: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...] | None) -> Any:
+    # Before the slow part; torch itself says it afterwards, and in several lines.
+    if importlib.util.find_spec("onnxscript") is None:
+        raise ExportError("ONNX needs an extra: pip install 'ilmconvert[export]'")
     program = _trace(model, example, shapes)
-    try:
-        import onnxscript  # noqa: F401  torch says in several lines that it is missing
-    except ImportError as e:
-        raise ExportError("ONNX needs an extra: pip install 'ilmconvert[export]'") from e
     with warnings.catch_warnings():
         # The exporter warns of its own use of torch's deprecated interfaces.
         warnings.simplefilter("ignore")

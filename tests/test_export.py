@@ -108,6 +108,13 @@ def test_command(tmp_path: Path) -> None:
     assert "--force" in again.output
 
 
+def test_a_missing_extra_is_said_before_the_slow_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("torch.export.export", lambda *args, **kwargs: pytest.fail("traced"))
+    with pytest.raises(ExportError, match=r"pip install 'ilmconvert\[export\]'"):
+        export(network("test_resnet"), tmp_path / "m.onnx")
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="unknown format 'tflite'"):
         export(network(), tmp_path / "m", format="tflite")
