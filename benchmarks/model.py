@@ -132,9 +132,9 @@ def opacus_fix() -> Callable[[nn.Module], nn.Module] | None:
 
 
 def time_import(repeats: int) -> Table:
-    """Seconds that ``import ilmconvert`` takes in a new process that has imported torch."""
+    """Seconds that ``import ilmconvert`` and all that its names need take in a new process that has imported torch."""
     code = (
-        "import time, torch; start = time.perf_counter(); import ilmconvert; print(time.perf_counter() - start)",
+        "import time, torch; start = time.perf_counter(); from ilmconvert import *; print(time.perf_counter() - start)",
         "import time; start = time.perf_counter(); import torch; print(time.perf_counter() - start)",
     )
     seconds: tuple[list[float], list[float]] = ([], [])
