@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.reference_layer import AuthorsLayer
 from benchmarks.report import Series, Table, bounded, environment, publish
-from benchmarks.timing import Timing, interleaved
+from benchmarks.timing import Timing, finish, interleaved
 from ilmconvert.nn import ILMNorm
 
 Shape = tuple[int, ...]
@@ -61,11 +61,6 @@ def layers(channels: int, memory_format: str, all_groups: bool) -> dict[str, nn.
     if all_groups:
         found |= {"ILMNorm, G = 1": ilm_norm(channels, 1), "ILMNorm, G = C": ilm_norm(channels, channels)}
     return found
-
-
-def finish(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def inference(layer: nn.Module, x: Tensor, device: str) -> Callable[[], Tensor]:

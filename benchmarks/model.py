@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import ilmconvert
 from benchmarks.report import Table, bounded, environment, publish
-from benchmarks.timing import Timing, interleaved
+from benchmarks.timing import Timing, finish, interleaved
 from ilmconvert.demo import group_norm_baseline
 from ilmconvert.models import create_model
 
@@ -35,11 +35,6 @@ def networks(name: str, device: str) -> dict[str, nn.Module]:
     source = create_model(name, weights="none")
     found = {ILM: ilmconvert.convert(source), GROUP: group_norm_baseline(source, copy_affine=True), BATCH: source}
     return {key: model.to(device) for key, model in found.items()}
-
-
-def finish(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def inference(model: nn.Module, x: Tensor, device: str) -> Callable[[], None]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -63,3 +65,9 @@ def _one_turn(candidate: Callable[[], object]) -> float:
     elapsed = time.perf_counter() - start
     del result
     return elapsed
+
+
+def finish(device: str) -> None:
+    """Wait for what a CUDA device still computes, so that it counts as part of the turn that asked for it."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ilmconvert import convert
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.samples import class_names, load_lite0, preprocess, sample_pictures
+from ilmconvert.surgery.settings import TARGETS
 
-TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
 BATCH_SIZE = 12
 
 

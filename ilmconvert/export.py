@@ -17,7 +17,7 @@ from ilmconvert.files import write_atomically
 from ilmconvert.probe import probe_batch
 from ilmconvert.surgery.fold import fold
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2"}
+FORMATS = ("onnx", "pt2")
 
 
 class ExportError(ILMConvertError):

@@ -108,8 +108,9 @@ def _check(line: dict[str, Any], seed: int, max_parameters: int) -> None:
         del shadow
     torch.manual_seed(seed)
     source = build.keep_boxes(wake_parameters(randomize_norms(spec.build().eval(), seed), seed))
-    if not ilmconvert.plan(source, line["to"]).converted and not ilmconvert.plan(source, line["to"]).errors:
-        line["skipped"] = _skipped(ilmconvert.plan(source, line["to"]))
+    the_plan = ilmconvert.plan(source, line["to"])
+    if not the_plan.converted and not the_plan.errors:
+        line["skipped"] = _skipped(the_plan)
         return
     size = build.find_size(source, _BATCH)
     converted = _compare(source, line, size, seed)
