@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilmconvert.nn import kernels
+from ilmconvert.nn import formulas, kernels
 
 
 class _Moments(torch.autograd.Function):
@@ -31,7 +31,7 @@ class _Moments(torch.autograd.Function):
         scale = grad_var * (2.0 / count)
         shift = grad_mean / count - scale * mean
         scale, shift = (_expand_groups(t, x.shape[1]) for t in (scale, shift))
-        apply = kernels.scale_shift_formula if torch.is_grad_enabled() else kernels.scale_shift
+        apply = formulas.scale_shift if torch.is_grad_enabled() else kernels.scale_shift
         return apply(x, scale, shift), None
 
     @staticmethod
@@ -67,18 +67,20 @@ class _ScaleShift(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, scale = ctx.saved_tensors
         differentiable = torch.is_grad_enabled()
-        sums = kernels.channel_sums_formula if differentiable else kernels.channel_sums
+        sums = formulas.channel_sums if differentiable else kernels.channel_sums
         grad_scale, grad_shift = sums(grad, x, scale.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            apply = kernels.scale_shift_formula if differentiable else kernels.scale_shift
+            apply = formulas.scale_shift if differentiable else kernels.scale_shift
             grad_x = apply(grad, scale, torch.zeros_like(scale))
         return grad_x, grad_scale, grad_shift
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, tangent_scale: Tensor, tangent_shift: Tensor) -> Tensor:
         x, scale = ctx.saved_tensors
-        scale, tangent_scale, tangent_shift = (kernels.per_channel(t, x) for t in (scale, tangent_scale, tangent_shift))
+        scale, tangent_scale, tangent_shift = (
+            formulas.per_channel(t, x) for t in (scale, tangent_scale, tangent_shift)
+        )
         result: Tensor = (tangent * scale + x * tangent_scale + tangent_shift).to(x.dtype)
         return result
 
@@ -111,7 +113,7 @@ def _is_traced() -> bool:
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """Differentiable :func:`ilmconvert.nn.kernels.moments`."""
     if _is_traced():
-        return kernels.moments_formula(x, num_groups)
+        return formulas.moments(x, num_groups)
     result: tuple[Tensor, Tensor] = _Moments.apply(x, num_groups)
     return result
 
@@ -119,6 +121,6 @@ def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Differentiable :func:`ilmconvert.nn.kernels.scale_shift`."""
     if _is_traced():
-        return kernels.scale_shift_formula(x, scale, shift)
+        return formulas.scale_shift(x, scale, shift)
     result: Tensor = _ScaleShift.apply(x, scale, shift)
     return result

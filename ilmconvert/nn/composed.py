@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ilmconvert.nn import autograd
-from ilmconvert.nn.kernels import merge_moments
+from ilmconvert.nn.formulas import merge_moments
 
 
 class Tensors(NamedTuple):
@@ -25,6 +25,12 @@ class Tensors(NamedTuple):
     restore_bias: Tensor | None
     ref_mean: Tensor | None
     ref_std: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Tensors:
+        """All of them in ``dtype``."""
+        if all(t is None or t.dtype == dtype for t in self):
+            return self
+        return Tensors(*(None if t is None else t.to(dtype) for t in self))
 
 
 class Settings(NamedTuple):

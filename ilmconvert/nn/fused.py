@@ -8,14 +8,17 @@ derivative of the loss by ``t``. ``by_group`` and ``by_key`` views have the shap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ilmconvert.nn import kernels
 from ilmconvert.nn.composed import Settings, Tensors, composed
+from ilmconvert.nn.formulas import merge_moments
 
 _aten = torch.ops.aten
 
@@ -56,7 +59,7 @@ class _Statistics(NamedTuple):
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Settings, x: Tensor, *tensors: Tensor | None) -> Tensor:
-        y, scale, stats = _forward(x, Tensors(*tensors), s)
+        y, scale, stats = _forward(x, Tensors(*tensors), s, keep=True)
         ctx.settings = s
         ctx.save_for_backward(x, *tensors, scale, *stats)
         return y
@@ -73,11 +76,13 @@ class _Fused(torch.autograd.Function):
         return None, *_backward(grad, x, t, ctx.settings, scale, stats, needs)
 
 
-def _forward(x: Tensor, t: Tensors, s: Settings) -> tuple[Tensor, Tensor, _Statistics]:
+def _forward(x: Tensor, t: Tensors, s: Settings, *, keep: bool = False) -> tuple[Tensor, Tensor | None, _Statistics]:
+    """The output and, with ``keep``, what the gradient needs."""
     samples, channels = x.shape[:2]
     mean, var = kernels.moments(x, s.finest)
-    mu, var_g = kernels.merge_moments(mean, var, s.num_groups)
-    m, v = kernels.merge_moments(mean, var, s.num_key_groups)
+    t = t.to(mean.dtype)
+    mu, var_g = merge_moments(mean, var, s.num_groups)
+    m, v = merge_moments(mean, var, s.num_key_groups)
     if s.correction:
         var_g, v = var_g * _gain(x, s.num_groups, s), v * _gain(x, s.num_key_groups, s)
     sigma = (var_g + s.eps).sqrt_()
@@ -89,26 +94,29 @@ def _forward(x: Tensor, t: Tensors, s: Settings) -> tuple[Tensor, Tensor, _Stati
         z_sigma, z_mu = _deviations(mu, sigma, t, s)
         omega.addcmul_(_by_group(t.restore_weight, sigma), z_sigma.unsqueeze(2))
         beta.addcmul_(_by_group(t.restore_bias, sigma), z_mu.unsqueeze(2))
+    stats = _Statistics(mu, sigma, m, v, codes)
+    if not s.correction and kernels.prefers_group_norm(x):
+        y = kernels.group_norm(x, omega, beta, s.num_groups, s.eps)
+        return y, omega.div_(sigma.unsqueeze(2)).view(samples, channels) if keep else None, stats
     scale = omega.div_(sigma.unsqueeze(2))
     shift = beta.addcmul_(scale, mu.unsqueeze(2), value=-1)
     scale = scale.view(samples, channels)
-    y = kernels.scale_shift(x, scale, shift.view(samples, channels))
-    return y, scale, _Statistics(mu, sigma, m, v, codes)
+    return kernels.scale_shift(x, scale, shift.view(samples, channels)), scale, stats
 
 
 def _meta_network(m: Tensor, v: Tensor, t: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden codes (2N, R), sigmoid and tanh (N, K); without a meta-network no codes, 1/2 and 0."""
     if t.encoder is None or t.weight_decoder is None or t.bias_decoder is None:
         return m.new_zeros(0), torch.full_like(m, 0.5), torch.zeros_like(m)
-    encoder, weight_decoder, bias_decoder = (p.to(m.dtype) for p in (t.encoder, t.weight_decoder, t.bias_decoder))
-    codes = torch.mm(torch.cat((v, m)), encoder.t()).relu_()
-    gate = torch.mm(codes[: len(m)], weight_decoder.t()).sigmoid_()
-    return codes, gate, torch.mm(codes[len(m) :], bias_decoder.t()).tanh_()
+    codes = F.linear(torch.cat((v, m)), t.encoder).relu_()
+    code_v, code_m = _halves(codes)
+    return codes, F.linear(code_v, t.weight_decoder).sigmoid_(), F.linear(code_m, t.bias_decoder).tanh_()
 
 
 def _backward(
     grad: Tensor, x: Tensor, t: Tensors, s: Settings, scale: Tensor, stats: _Statistics, needs: Sequence[bool]
 ) -> list[Tensor | None]:
+    original, t = t, t.to(scale.dtype)
     samples, channels = x.shape[:2]
     by_group = (samples, s.num_groups, channels // s.num_groups)
     by_key = (samples, s.num_key_groups, channels // s.num_key_groups)
@@ -137,7 +145,7 @@ def _backward(
         p, q = (_repeat(a, channels) for a in (p, q))
         grads["x"] = kernels.combine(grad, scale, x, p, q)
     names = ("x", *Tensors._fields)
-    values = zip(names, (x, *t), needs, strict=True)
+    values = zip(names, (x, *original), needs, strict=True)
     return [_like(grads.get(name), tensor) if need else None for name, tensor, need in values]
 
 
@@ -149,7 +157,7 @@ def _backward_restoring(
     z_sigma, z_mu = _deviations(stats.mu, stats.sigma, t, s)
     gains = _by_group(t.restore_weight, z_mu), _by_group(t.restore_bias, z_mu)
     for total, g, z, gain in ((d_sigma, g_omega, z_sigma, gains[0]), (d_mu, g_beta, z_mu, gains[1])):
-        d_z = torch.linalg.vecdot(g, gain).div_(t.ref_std.to(g.dtype))
+        d_z = torch.linalg.vecdot(g, gain).div_(t.ref_std)
         if s.restore_bound is not None:
             d_z.mul_(1 - (z / s.restore_bound).square_())
         total.add_(d_z)
@@ -166,20 +174,18 @@ def _backward_meta_network(
     assert t.encoder is not None
     assert t.weight_decoder is not None
     assert t.bias_decoder is not None
-    samples, dtype = len(d_gate), d_gate.dtype
-    encoder, weight_decoder, bias_decoder = (p.to(dtype) for p in (t.encoder, t.weight_decoder, t.bias_decoder))
-    code_v, code_m = stats.codes[:samples], stats.codes[samples:]
-    d_gate = _aten.sigmoid_backward(d_gate, torch.mm(code_v, weight_decoder.t()).sigmoid_())
-    d_offset = _aten.tanh_backward(d_offset, torch.mm(code_m, bias_decoder.t()).tanh_())
-    d_codes = torch.cat((torch.mm(d_gate, weight_decoder), torch.mm(d_offset, bias_decoder)))
+    code_v, code_m = _halves(stats.codes)
+    d_gate = _aten.sigmoid_backward(d_gate, F.linear(code_v, t.weight_decoder).sigmoid_())
+    d_offset = _aten.tanh_backward(d_offset, F.linear(code_m, t.bias_decoder).tanh_())
+    d_codes = torch.cat((torch.mm(d_gate, t.weight_decoder), torch.mm(d_offset, t.bias_decoder)))
     d_codes = _aten.threshold_backward(d_codes, stats.codes, 0)
-    d_features = torch.mm(d_codes, encoder)
+    d_features = torch.mm(d_codes, t.encoder)
     grads: dict[str, Tensor | None] = {
         "encoder": torch.mm(d_codes.t(), torch.cat((stats.v, stats.m))),
         "weight_decoder": torch.mm(d_gate.t(), code_v),
         "bias_decoder": torch.mm(d_offset.t(), code_m),
     }
-    return grads, d_features[:samples], d_features[samples:]
+    return grads, *_halves(d_features)
 
 
 def _differentiable_backward(
@@ -191,9 +197,14 @@ def _differentiable_backward(
     return [next(grads) if need else None for need in needs]
 
 
+def _group_size(x: Tensor, num_groups: int) -> int:
+    """Elements of a group of one sample."""
+    return prod(x.shape[1:]) // num_groups
+
+
 def _gain(x: Tensor, num_groups: int, s: Settings) -> float:
     """The factor from the biased variance to the one asked for."""
-    count = x[:1].numel() // num_groups
+    count = _group_size(x, num_groups)
     return count / (count - s.correction) if count > s.correction else 1.0
 
 
@@ -201,7 +212,7 @@ def _moment_coefficients(
     d_var: Tensor, d_mean: Tensor, mean: Tensor, num_groups: int, x: Tensor, s: Settings
 ) -> tuple[Tensor, Tensor]:
     """p and q of the share p x + q that a partition's moments have in the gradient of ``x``."""
-    count = max(x[:1].numel() // num_groups, 1)
+    count = float(max(_group_size(x, num_groups), 1))
     p = d_var * (2 * _gain(x, num_groups, s) / count)
     return p, torch.addcmul(d_mean / count, p, mean, value=-1)
 
@@ -209,11 +220,16 @@ def _moment_coefficients(
 def _deviations(mu: Tensor, sigma: Tensor, t: Tensors, s: Settings) -> tuple[Tensor, Tensor]:
     assert t.ref_mean is not None
     assert t.ref_std is not None
-    ref_mean, ref_std = t.ref_mean.to(mu.dtype), t.ref_std.to(mu.dtype)
-    z_sigma, z_mu = (sigma - ref_std).div_(ref_std), (mu - ref_mean).div_(ref_std)
+    z_sigma, z_mu = (sigma - t.ref_std).div_(t.ref_std), (mu - t.ref_mean).div_(t.ref_std)
     if s.restore_bound is not None:
         z_sigma, z_mu = (z.div_(s.restore_bound).tanh_().mul_(s.restore_bound) for z in (z_sigma, z_mu))
     return z_sigma, z_mu
+
+
+def _halves(t: Tensor) -> tuple[Tensor, Tensor]:
+    """What belongs to v and what to m, of (2N, *)."""
+    first, second = t.view(2, len(t) // 2, t.shape[1])
+    return first, second
 
 
 def _on_channels(base: Tensor | None, values: Tensor, channels: int, default: float) -> Tensor:
@@ -221,12 +237,12 @@ def _on_channels(base: Tensor | None, values: Tensor, channels: int, default: fl
     groups = values.shape[1]
     if base is None:
         return (values + default).unsqueeze(2).repeat(1, 1, channels // groups)
-    return base.to(values.dtype).view(groups, -1) + values.unsqueeze(2)
+    return base.view(groups, -1) + values.unsqueeze(2)
 
 
 def _by_group(gain: Tensor | None, like: Tensor) -> Tensor:
     assert gain is not None
-    return gain.to(like.dtype).view(like.shape[1], -1)
+    return gain.view(like.shape[1], -1)
 
 
 def _add_partitions(a: Tensor, b: Tensor, channels: int) -> Tensor:
