@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from math import lcm
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from benchmarks.reference_layer import AuthorsLayer
 from benchmarks.report import Series, Table, bounded, environment, publish
 from benchmarks.timing import Timing, finish, interleaved
-from ilmconvert.nn import ILMNorm
+from ilmconvert.nn import ILMNorm, kernels
+from ilmconvert.nn.formulas import statistics_dtype
 
 Shape = tuple[int, ...]
 SHAPES: tuple[Shape, ...] = (
@@ -35,6 +37,9 @@ QUICK_SHAPES: tuple[Shape, ...] = ((2, 64, 14, 14), (2, 128, 7, 7))
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ILM, GROUP, BATCH, AUTHORS = "ILMNorm", "GroupNorm", "BatchNorm2d", "authors"
+# What of the layer's time is spent on tensors of the size of x; the rest is small operations on (N, C).
+PASSES = "passes alone"
+COMPILED = {f"{name}, compiled": name for name in (ILM, GROUP)}
 FORWARD_BOUND, TRAINING_BOUND, MEMORY_BOUND = 2.0, 1.7, 1.05
 # Shapes that are also timed as ILM-LN and ILM-IN, and on which the authors' layer must be 10 times slower.
 LEADING = 2
@@ -84,9 +89,30 @@ def training(layer: nn.Module, x: Tensor, grad: Tensor, device: str) -> Callable
     return turn
 
 
+def passes(x: Tensor, grad: Tensor | None, device: str) -> Callable[[], None]:
+    """The layer's passes over ``x``, and with ``grad`` those of its gradient."""
+    channels = x.shape[1]
+    finest = lcm(32, channels // 16)
+    scale, shift = torch.randn(2, *x.shape[:2], device=device, dtype=statistics_dtype(x))
+
+    def turn() -> None:
+        with torch.no_grad():
+            kernels.moments(x, finest)
+            kernels.scale_shift(x, scale, shift)
+            if grad is not None:
+                kernels.channel_sums(grad, x, scale.dtype)
+                kernels.combine(grad, scale, x, scale, shift)
+        finish(device)
+
+    return turn
+
+
 def row_of(case: Mapping[str, str], times: dict[str, Timing], bound: float, authors_bound: bool) -> dict[str, object]:
     own, group = times[ILM], times[GROUP]
-    ratios = {f"to {name}": own.median / times[name].median if name in times else None for name in (GROUP, BATCH)}
+    ratios = {f"to {name}": own.median / times[name].median for name in (GROUP, BATCH)}
+    ratios |= {
+        f"{name}, to {GROUP}": times[name].median / group.median for name in (PASSES, *COMPILED) if name in times
+    }
     authors = times[AUTHORS].median / own.median if AUTHORS in times else None
     fast_enough = own.median / group.median <= bound
     if authors is not None:
@@ -119,18 +145,24 @@ def make_input(shape: Shape, memory_format: str, dtype: str, device: str) -> Ten
     return x.contiguous(memory_format=FORMATS[memory_format])
 
 
-def time_layers(shapes: tuple[Shape, ...], dtypes: list[str], device: str, repeats: int) -> list[Table]:
+def time_layers(
+    shapes: tuple[Shape, ...], dtypes: list[str], device: str, repeats: int, compiled: bool = False
+) -> list[Table]:
     forward, both = Table("Forward, no_grad"), Table("Forward and backward")
     for index, shape, name, dtype in cases(shapes, dtypes):
         x, grad = (make_input(shape, name, dtype, device) for _ in range(2))
         modules = {k: m.to(device, DTYPES[dtype]) for k, m in layers(shape[1], name, index < LEADING).items()}
+        if compiled:
+            torch.compiler.reset()
+            modules |= {k: torch.compile(modules[eager]) for k, eager in COMPILED.items()}
         case = {"shape": str(shape), "format": name, "type": dtype}
         steps = {k: training(m, x, grad, device) for k, m in modules.items()}
-        times = interleaved(steps, repeats)
+        times = interleaved({**steps, PASSES: passes(x, grad, device)}, repeats)
         both.rows.append(row_of(case, times, TRAINING_BOUND, False))
         for module in modules.values():
             module.eval()
-        times = interleaved({k: inference(m, x, device) for k, m in modules.items()}, repeats)
+        steps = {k: inference(m, x, device) for k, m in modules.items()}
+        times = interleaved({**steps, PASSES: passes(x, None, device)}, repeats)
         forward.rows.append(row_of(case, times, FORWARD_BOUND, index < LEADING))
     return [forward, both]
 
@@ -243,6 +275,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="one type only; both unless given")
     parser.add_argument("--repeats", type=int, help="counted turns of each candidate")
     parser.add_argument("--shape", action="append", help="NxCxHxW instead of the standard shapes; repeatable")
+    parser.add_argument("--compile", action="store_true", help="also the compiled layer and the compiled GroupNorm")
     parser.add_argument("--quick", action="store_true", help="small shapes and few turns, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for layer.md, layer.json and layer.png")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
@@ -257,7 +290,7 @@ def main() -> None:
     dtypes, device = arguments.dtype or list(DTYPES), arguments.device
     repeats = arguments.repeats or (2 if arguments.quick else 21)
     where = environment(device)
-    tables = time_layers(shapes, dtypes, device, repeats)
+    tables = time_layers(shapes, dtypes, device, repeats, arguments.compile)
     tables.append(measure_memory(shapes[:1] if arguments.quick else shapes, dtypes, device))
     series = growth(device, repeats, arguments.quick)
     publish("layer", [*tables, growth_table(series)], where, arguments.out, series)

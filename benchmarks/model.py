@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import ilmconvert
 from benchmarks.report import Table, bounded, environment, publish
 from benchmarks.timing import Timing, finish, interleaved
-from ilmconvert.demo import group_norm_baseline
+from ilmconvert.baselines import group_norm_baseline
 from ilmconvert.models import create_model
 
 MODELS = ("resnet50", "efficientnet_b0", "mobilenetv3_large_100", "densenet121")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert import convert
+from ilmconvert.baselines import group_norm_baseline
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.samples import class_names, load_lite0, preprocess, sample_pictures
 from ilmconvert.surgery.settings import TARGETS
@@ -47,24 +47,6 @@ class DemoResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain lists, dicts and numbers, ready for JSON."""
         return asdict(self)
-
-
-def group_norm_baseline(model: nn.Module, *, num_groups: int | None = 32, copy_affine: bool = False) -> nn.Module:
-    """A copy of ``model`` with GroupNorm in the place of every BatchNorm: how layers are usually swapped.
-
-    Fused activations stay. ``num_groups`` becomes the largest divisor of the channels up to it; None is one
-    group a channel. ``copy_affine`` takes over gamma and beta; otherwise they start at 1 and 0.
-
-    >>> model = nn.Sequential(nn.Conv2d(3, 48, 1), nn.BatchNorm2d(48))
-    >>> group_norm_baseline(model, num_groups=32)[1].num_groups
-    24
-    """
-    result = copy.deepcopy(model)
-    for parent in list(result.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, _group_norm(child, num_groups, copy_affine))
-    return result.eval()
 
 
 def logits_of(model: nn.Module, batch: Tensor) -> Tensor:
@@ -117,14 +99,3 @@ def _networks(source: nn.Module, to: str) -> Iterator[tuple[str, str, nn.Module]
     yield "copied", "GroupNorm(32), gamma and beta copied", group_norm_baseline(source, copy_affine=True)
     yield "identity", f"{label}, converted", convert(source, to, init="identity")
     yield "moments", f"{label}, init moments", convert(source, to, init="moments")
-
-
-def _group_norm(norm: nn.BatchNorm2d, num_groups: int | None, copy_affine: bool) -> nn.Module:
-    channels = norm.num_features
-    limit = num_groups or channels
-    groups = max(divisor for divisor in range(1, min(limit, channels) + 1) if channels % divisor == 0)
-    new = nn.GroupNorm(groups, channels)
-    if copy_affine:
-        new.load_state_dict({"weight": norm.weight.detach(), "bias": norm.bias.detach()})
-    fused = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
-    return nn.Sequential(new, *fused) if fused else new

@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("ilmconvert.cli.plan:plan", "Show what would become of every norm layer; write nothing."),
     "inspect": ("ilmconvert.cli.inspect:inspect", "Show what a converted checkpoint holds."),
     "list": ("ilmconvert.cli.list:list_", "List models that can be converted."),
+    "finetune": ("ilmconvert.cli.finetune:finetune", "Fine-tune a model or checkpoint with a recipe."),
+    "evaluate": ("ilmconvert.cli.evaluate:evaluate", "Accuracy, calibration and agreement on pictures."),
     "export": ("ilmconvert.cli.export:export", "Write a checkpoint as ONNX or torch.export archive."),
     "sweep": ("ilmconvert.cli.sweep:sweep", "Check the conversion on every model of the libraries."),
     "demo": ("ilmconvert.cli.demo:demo", "Convert a real ImageNet network and classify photographs."),

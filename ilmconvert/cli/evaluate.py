@@ -1,0 +1,180 @@
+"""``ilmconvert evaluate CHECKPOINT --data DATA``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ilmconvert.cli._common import model_args, print_json, progress
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from ilmconvert.evaluate import Evaluation
+
+_WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
+
+
+@click.command()
+@click.argument("checkpoint", metavar="CHECKPOINT|MODEL")
+@click.option(
+    "--data",
+    required=True,
+    help="A folder with val/ (or validation/, test/), a folder of class folders, or a timm dataset's name.",
+)
+@click.option(
+    "--val-split",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Of one folder of class folders only the share that finetune holds out with this option.  [default: all]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--unlabelled", is_flag=True, help="A folder of pictures without classes; needs --against.")
+@click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, picture by picture.")
+@click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))
+@click.option("--against-weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("SOURCE"))
+@click.option(
+    "--model-arg",
+    "arguments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=model_args,
+    help="For the constructor of a model that is given by name, as in num_classes=10. Repeatable.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read pictures."
+)
+@click.option(
+    "--input-size", type=click.IntRange(min=1), help="Height and width of the pictures.  [default: the model's]"
+)
+@click.option("--device", metavar="cpu|cuda|...", help="[default: an accelerator if there is one]")
+@click.option("--amp", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
+def evaluate(
+    checkpoint: str,
+    data: str,
+    against: str | None,
+    weights: str,
+    against_weights: str,
+    arguments: dict[str, Any],
+    batch_size: int,
+    workers: int,
+    input_size: int | None,
+    device: str | None,
+    amp: str,
+    as_json: bool,
+    **which: Any,
+) -> None:
+    """Measure accuracy, calibration and speed of a checkpoint, a run folder's best one, or a model by name.
+
+    Example: ilmconvert evaluate run/ --data pictures --against resnet50
+    """
+    with progress() as say:
+        say(f"loading {checkpoint}")
+        model = _load(checkpoint, weights, arguments)
+        other = None if against is None else _load(against, against_weights, arguments)
+        say(f"opening {data}")
+        pictures, share, labelled = _pictures(model, data, input_size, **which)
+        if against is None and not labelled:
+            raise click.UsageError("without labels there is only the comparison with another model: add --against")
+
+        def show(done: int, total: int | None) -> None:
+            say(f"{done} of {total} pictures" if total else f"{done} pictures")
+
+        from ilmconvert.evaluate import evaluate as measure
+
+        result = measure(
+            model,
+            pictures,
+            against=other,
+            device=device or _device(),
+            amp=amp,
+            batch_size=batch_size,
+            workers=workers,
+            progress=show,
+        )
+    if as_json:
+        print_json({"model": checkpoint, "against": against, "data": data, "pictures": share, **result.to_dict()})
+    else:
+        _print(result, f"{checkpoint} on {data} ({share})", against)
+
+
+def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
+    """A checkpoint file, the best checkpoint of a run folder, or a model by name."""
+    from ilmconvert.finetune.prepare import BEST, open_model
+    from ilmconvert.models import create_model
+
+    path = Path(name)
+    if path.is_dir() and not (path / BEST).is_file():
+        raise click.UsageError(f"the folder {name} has no {BEST}; give a run folder of ilmconvert finetune or a file")
+    if arguments and not path.exists():
+        return create_model(name, weights=weights, **arguments)
+    return open_model(name, weights)[1]
+
+
+def _pictures(
+    model: nn.Module, source: str, input_size: int | None, *, val_split: float | None, seed: int, unlabelled: bool
+) -> tuple[Dataset[Any], str, bool]:
+    """The validation pictures of ``source`` as the model wants them, or all if none are set apart.
+
+    Also which of the two, and whether they have labels.
+    """
+    from dataclasses import replace
+
+    from ilmconvert.finetune.data import open_data, with_transforms
+    from ilmconvert.finetune.recipe import get_recipe
+
+    found = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
+    share = "all pictures" if found.val is None else "validation pictures"
+    recipe = get_recipe("full", **({} if input_size is None else {"input_size": input_size}))
+    ready = with_transforms(replace(found, val=found.train if found.val is None else found.val), recipe, model)
+    assert ready.val is not None
+    return ready.val, share, found.labelled or found.val is not None
+
+
+def _device() -> str:
+    import torch
+
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+
+
+def _print(result: Evaluation, title: str, against: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for row in rows(result, against):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def rows(result: Evaluation, against: str | None) -> list[tuple[str, str]]:
+    """What the table shows: a label and a text each, without what wasn't measured."""
+    found: list[tuple[str, str | None]] = [
+        ("pictures", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
+        ("top-1", _share(result.top1, result.top1_interval)),
+        ("top-5", _share(result.top5)),
+        ("loss", None if result.loss is None else f"{result.loss:.4f} nats"),
+        ("calibration error", _share(result.calibration_error)),
+        ("not finite", f"{result.not_finite} pictures" if result.not_finite else None),
+        (f"same class as {against}", _share(result.agreement, result.agreement_interval)),
+        (f"top-1 of {against}", _share(result.against_top1)),
+        ("difference", _share(result.difference, result.difference_interval, sign="+")),
+        ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} pictures a second"),
+    ]
+    return [(label, text) for label, text in found if text is not None]
+
+
+def _share(value: float | None, interval: tuple[float, float] | None = None, sign: str = "") -> str | None:
+    if value is None:
+        return None
+    text = f"{100 * value:{sign}.2f} %"
+    return (
+        text if interval is None else f"{text} (95 %: {100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f})"
+    )

@@ -1,0 +1,192 @@
+"""``ilmconvert finetune CHECKPOINT|MODEL --data DATA --recipe NAME -o DIR``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ilmconvert.cli._common import INITS, print_json, warn
+from ilmconvert.cli._finetune_view import bar, print_plan, print_result
+from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, section_option
+from ilmconvert.finetune.recipe import Recipe, get_recipe
+
+if TYPE_CHECKING:
+    from ilmconvert.finetune.data import Data
+
+BASELINES = ("train-bn", "frozen-bn", "group-norm")
+_RUN, _MODEL, _DATA = "Run", "Model", "Data"
+#: Where launchers note the number of a process, as accelerate looks for it.
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def _split(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
+
+
+@click.command(cls=SectionCommand)
+@click.argument("model", required=False, metavar="CHECKPOINT|MODEL")
+@section_option(_RUN, "--data", metavar="DATA", help="Folder with train/ and val/, of class folders, or torch/NAME.")
+@section_option(
+    _RUN,
+    "--recipe",
+    default="full",
+    show_default=True,
+    metavar="NAME|FILE.yaml",
+    help="norm, full, distill, anneal, freeze-then-full, or a file. Every field is an option below, too.",
+)
+@section_option(_RUN, "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
+@section_option(_RUN, "--resume", is_flag=True, help="Continue the run in DIR, exactly where it stopped.")
+@section_option(_RUN, "--dry-run", is_flag=True, help="Build everything, show what would be run, write nothing.")
+@section_option(_RUN, "--show-config", is_flag=True, help="Print the recipe with all options as YAML, and exit.")
+@section_option(_RUN, "--find-batch-size", is_flag=True, help="Print the largest batch size that fits, and exit.")
+@section_option(
+    _RUN, "--log-with", multiple=True, metavar="NAME", help="tensorboard, wandb or trackio. Repeatable; none: no log."
+)
+@section_option(_RUN, "--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@section_option(
+    _MODEL, "--num-classes", type=click.IntRange(min=2), metavar="N", help="Replace the head by one of so many classes."
+)
+@section_option(
+    _MODEL,
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="default|none|FILE",
+    help="Of a source model: the library's, random ones, or a file.",
+)
+@section_option(_MODEL, "--init", type=click.Choice(INITS), default="identity", help="Of the conversion of a source.")
+@section_option(
+    _MODEL, "--teacher", metavar="CHECKPOINT|MODEL", help="For distillation.  [default: the network as it starts]"
+)
+@section_option(
+    _MODEL,
+    "--baseline",
+    "baselines",
+    multiple=True,
+    type=click.Choice(BASELINES),
+    help="Also train the source so, with the same budget, for comparison. Repeatable.",
+)
+@section_option(_MODEL, "--freeze-bn-source", is_flag=True, help="Also train all three baselines.")
+@section_option(
+    _DATA, "--val-split", callback=_split, metavar="X|NAME", help="Fraction, or name of the split, for validation."
+)
+@section_option(_DATA, "--train-split", default="train", show_default=True, metavar="NAME", help="Name of the split.")
+@section_option(_DATA, "--unlabelled", is_flag=True, help="Ignore labels: distillation only.")
+@section_option(_DATA, "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where torch/NAME lies.")
+@section_option(_DATA, "--dataset-download", is_flag=True, help="Let torchvision fetch torch/NAME.")
+@section_option(_DATA, "--input-key", metavar="KEY", help="Column of the pictures in hfds/NAME.")
+@section_option(_DATA, "--target-key", metavar="KEY", help="Column of the labels in hfds/NAME.")
+@recipe_options
+def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size: bool, **options: Any) -> None:
+    """Fine-tune a converted checkpoint, or a MODEL that is converted first, and write a run folder.
+
+    \b
+    Examples:
+      ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
+      ilmconvert finetune resnet50-ilm_gn.safetensors --data photos --recipe distill --unlabelled -o run
+      accelerate launch -m ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
+    """
+    if not _is_main():
+        warnings.simplefilter("ignore")  # the main process says the same
+    chosen = get_recipe(recipe, **overrides(options))
+    if show_config:
+        click.echo(f"# learning rate of the optimizer: {chosen.learning_rate:g}\n{chosen.to_yaml()}", nl=False)
+        return
+    if model is None:
+        raise click.UsageError("name a checkpoint or a model to fine-tune, such as resnet50")
+    if find_batch_size:
+        _print_batch_size(model, chosen, options)
+        return
+    for name in ("data", "output"):
+        if options[name] is None:
+            raise click.UsageError(f"add --{name} {'DATA' if name == 'data' else 'DIR'}")
+    _run(model, chosen, options)
+
+
+def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
+    from ilmconvert.finetune import finetune as run
+
+    data = _open_data(options, recipe.seed)
+    if data.val is None and _is_main():
+        warn("no validation pictures, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
+    with _can_be_resumed(options["dry_run"]), bar(_is_main() and not options["as_json"]) as progress:
+        result = run(
+            model,
+            data,
+            recipe,
+            output=options["output"],
+            num_classes=options["num_classes"],
+            teacher=options["teacher"],
+            weights=options["weights"],
+            init=options["init"],
+            resume=options["resume"],
+            dry_run=options["dry_run"],
+            baselines=BASELINES if options["freeze_bn_source"] else tuple(dict.fromkeys(options["baselines"])),
+            progress=progress,
+            **_trackers(options["log_with"]),
+        )
+    if not _is_main():
+        return
+    if options["as_json"]:
+        print_json(result.summary)
+    elif options["dry_run"]:
+        print_plan(result.summary)
+    else:
+        print_result(result)
+
+
+def _open_data(options: dict[str, Any], seed: int) -> Data:
+    from ilmconvert.finetune.data import open_data
+
+    keys = {key: options[key] for key in ("input_key", "target_key") if options[key] is not None}
+    return open_data(
+        options["data"],
+        val_split=options["val_split"],
+        unlabelled=options["unlabelled"],
+        seed=seed,
+        train_split=options["train_split"],
+        data_dir=options["data_dir"],
+        download=options["dataset_download"],
+        **keys,
+    )
+
+
+def _trackers(names: Sequence[str]) -> dict[str, Any]:
+    """The argument ``log_with``, unless it is left to the default."""
+    return {"log_with": [name for name in names if name != "none"]} if names else {}
+
+
+@contextmanager
+def _can_be_resumed(dry_run: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        cure = "" if dry_run else "; the same command with --resume continues the run"
+        raise click.ClickException(f"interrupted{cure}") from error
+
+
+def _is_main() -> bool:
+    """Whether this process is the one that prints."""
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
+
+
+def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
+    from ilmconvert.finetune import find_batch_size
+    from ilmconvert.finetune.data import transform_config
+    from ilmconvert.finetune.devices import process
+    from ilmconvert.finetune.prepare import start
+
+    keys = ("num_classes", "weights", "init")
+    network = start(model, recipe, **{key: options[key] for key in keys}).network
+    found = find_batch_size(network, recipe, transform_config(network, recipe)["input_size"]) * process().num_processes
+    if _is_main():
+        print_json({"batch_size": found}) if options["as_json"] else click.echo(f"--batch-size {found}")

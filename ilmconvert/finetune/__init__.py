@@ -1,0 +1,35 @@
+"""Fine-tuning of converted networks: recipes, one device or many, and runs that survive a crash."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ilmconvert.finetune.batch_size import find_batch_size
+    from ilmconvert.finetune.engine import finetune
+    from ilmconvert.finetune.errors import FineTuneError
+    from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
+    from ilmconvert.finetune.result import Progress, Result
+
+__all__ = ["RECIPES", "FineTuneError", "Progress", "Recipe", "Result", "find_batch_size", "finetune", "get_recipe"]
+
+# Imported when first asked for: recipes need no torch.
+_HOMES = {
+    "finetune": "engine",
+    "find_batch_size": "batch_size",
+    "FineTuneError": "errors",
+    **dict.fromkeys(("RECIPES", "Recipe", "get_recipe"), "recipe"),
+    **dict.fromkeys(("Progress", "Result"), "result"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,102 @@
+"""The restoring path led to zero during a run: from the exact start to the paper's layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.finetune.recipe import Recipe
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.rebuild import layers_of, replace_layers
+
+_OF_THE_PATH = frozenset({"restore_weight", "restore_bias", "ref_mean", "ref_std"})
+
+
+def restoring_parameters(model: nn.Module) -> Iterator[Tensor]:
+    """``restore_weight`` and ``restore_bias`` of every ILM Norm that has them."""
+    for layer in model.modules():
+        if isinstance(layer, ILMNorm):
+            yield from (p for p in (layer.restore_weight, layer.restore_bias) if p is not None)
+
+
+class Annealing:
+    """Scales the restoring path by s(t), which falls from 1 to 0 between two moments t of the run (0 to 1).
+
+    Args:
+        recipe: its ``anneal``, ``anneal_start`` and ``anneal_end``.
+        steps: optimizer steps of the run.
+
+    >>> annealing = Annealing(Recipe(anneal="linear", anneal_start=0.0, anneal_end=0.5), steps=100)
+    >>> [annealing.strength(step) for step in (0, 25, 50, 100)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
+
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        self._recipe = recipe
+        self._steps = steps
+
+    def __bool__(self) -> bool:
+        return self._recipe.anneal != "none"
+
+    def strength(self, step: int) -> float:
+        """s after so many optimizer steps."""
+        if not self:
+            return 1.0
+        first, last = self._recipe.anneal_start, self._recipe.anneal_end
+        t = (step / self._steps - first) / (last - first)
+        if t >= 1:
+            return 0.0
+        t = max(t, 0.0)
+        return 1 - t if self._recipe.anneal == "linear" else 0.5 * (1 + math.cos(math.pi * t))
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, step: int) -> None:
+        """What step number ``step`` (from 1) takes off the path of ``model``, in place."""
+        if not self:
+            return
+        before, after = self.strength(step - 1), self.strength(step)
+        if before != after:
+            for parameter in restoring_parameters(model):
+                parameter.mul_(after / before) if after else parameter.zero_()
+
+    def done(self, step: int) -> bool:
+        """Whether the path is gone; True where nothing is annealed."""
+        return not self or self.strength(step) == 0
+
+
+def check_annealing(model: nn.Module) -> None:
+    """Raise a FineTuneError if ``model`` has no restoring path that could be annealed."""
+    if not any(True for _ in restoring_parameters(model)):
+        raise FineTuneError(
+            'there is no restoring path to anneal; convert with init="identity", or take a recipe with anneal: none'
+        )
+
+
+def without_restoring(model: nn.Module) -> nn.Module:
+    """``model`` with the paper's own layers, in place; its restoring paths, which have to be zero, are gone.
+
+    >>> model = nn.Sequential(ILMNorm(8, 2, key_group_size=4, restore=True))
+    >>> without_restoring(model)[0].restore
+    False
+    """
+    if any(bool(p.any()) for p in restoring_parameters(model)):
+        raise ValueError("a restoring path isn't zero; without it the model would compute something else")
+    layers = layers_of(model)
+    bare = [{**entry, "config": {**entry["config"], "restore": False, "restore_bound": None}} for entry in layers]
+    state = model.state_dict()
+    for key in _keys_of_path(state, layers):
+        del state[key]
+    settings = getattr(model, "ilmconvert_settings", {})
+    result = replace_layers(model, bare)
+    result.load_state_dict(state, strict=True, assign=True)
+    result.ilmconvert_settings = {**settings, "annealed": True}  # type: ignore[assignment]
+    return result
+
+
+def _keys_of_path(state: Iterable[str], layers: Iterable[dict[str, object]]) -> list[str]:
+    names = {name for entry in layers for name in (entry["name"], *entry["aliases"])}  # type: ignore[misc]
+    return [key for key in state if key.rpartition(".")[2] in _OF_THE_PATH and key.rpartition(".")[0] in names]

@@ -1,0 +1,115 @@
+"""Fine-tuning, from the first argument to the last file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ilmconvert.baselines import BASELINES
+from ilmconvert.finetune.checks import check_head, check_recipe
+from ilmconvert.finetune.data import Data, open_data, with_transforms
+from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.finetune.identity import describe
+from ilmconvert.finetune.prepare import Start, number_of_classes, open_teacher, start
+from ilmconvert.finetune.recipe import Recipe, get_recipe
+from ilmconvert.finetune.result import Progress, Result
+from ilmconvert.finetune.runs import Guide, Run
+from ilmconvert.finetune.seeding import deterministic_algorithms, keep_random_state, seed_all
+
+
+def finetune(
+    model: nn.Module | str | Path,
+    data: str | Path | Data,
+    recipe: str | Path | Recipe = "full",
+    *,
+    output: str | Path,
+    num_classes: int | None = None,
+    val_split: float | str | None = None,
+    teacher: nn.Module | str | Path | None = None,
+    weights: str | Path = "default",
+    resume: bool = False,
+    dry_run: bool = False,
+    init: str = "identity",
+    progress: Callable[[Progress], None] | None = None,
+    log_with: Sequence[str] | None = None,
+    baselines: Sequence[str] = (),
+    **overrides: Any,
+) -> Result:
+    """Fine-tune a converted network, or convert one first; on whatever devices and processes accelerate finds.
+
+    Distillation without a ``teacher`` takes a frozen copy of the network as it starts, which computes what its source
+    does. If the head is replaced the logits of that copy mean nothing, and the inputs of both classifiers are
+    compared instead. The module that is passed stays as it is.
+
+    Args:
+        model: a checkpoint, a run folder, a model's name (:func:`ilmconvert.models.create_model`) or a module.
+        data: what :func:`ilmconvert.finetune.data.open_data` takes or gives; items of tensors are taken as they are.
+        recipe: a name in ``RECIPES``, a YAML file, or a recipe; ``overrides`` change its fields.
+        output: the run folder.
+        num_classes: replace the head by a new one of so many classes.
+        val_split: see ``open_data``.
+        teacher: as ``model``; its classes have to be the network's.
+        weights: of a model by name.
+        resume: go on with the run in ``output``, exactly; start it if there is none; give its result if it is over.
+        dry_run: do everything up to the first step, and write nothing.
+        init: of a conversion.
+        progress: called on the main process after every batch.
+        log_with: accelerate's trackers; None is TensorBoard where it is installed.
+        baselines: of ``ilmconvert.baselines.BASELINES``: run these, too, in the same way, under OUTPUT/baselines.
+
+    Raises:
+        ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
+    """
+    settings = get_recipe(recipe, **overrides)
+    with keep_random_state(), deterministic_algorithms(settings.deterministic):
+        seed_all(settings.seed)
+        first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
+        _check_baselines(baselines, first)
+        pictures = _open_data(data, settings, first.network, val_split)
+        guide = _guide(teacher, first, settings, weights)
+        config = describe(first, pictures, settings, guide, teacher, init)
+        run = Run(first, pictures, settings, guide, config, progress, log_with)
+        if dry_run:
+            return run.dry(Path(output))
+        return run.all(Path(output), baselines, resume)
+
+
+def _check_baselines(names: Sequence[str], first: Start) -> None:
+    for name in names:
+        if name not in BASELINES:
+            raise FineTuneError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
+    if names and first.source is None:
+        raise FineTuneError(
+            f"baselines need the network with BatchNorm, and {first.name} came converted; give the model's name instead"
+        )
+
+
+def _open_data(data: str | Path | Data, recipe: Recipe, network: nn.Module, val_split: float | str | None) -> Data:
+    if not isinstance(data, Data):
+        data = open_data(data, val_split=val_split, seed=recipe.seed)
+    classes = number_of_classes(network)
+    if classes is not None:
+        check_head(data, classes)
+    check_recipe(data, recipe)
+    if isinstance(data.train[0][0], Tensor):
+        return data
+    return with_transforms(data, recipe, network)
+
+
+def _guide(teacher: nn.Module | str | Path | None, first: Start, recipe: Recipe, weights: str | Path) -> Guide:
+    """The teacher for distillation, and whether its features are what is learnt."""
+    if not recipe.distill:
+        if teacher is not None:
+            raise FineTuneError("a teacher has no use with distill: 0; give distill, or the recipe distill")
+        return Guide()
+    features = teacher is None and first.head_replaced
+    if features and recipe.distill == 1:
+        raise FineTuneError("the new head learns from labels only; take distill < 1, or leave out num_classes")
+    network = open_teacher(teacher, first, weights)
+    ours, theirs = number_of_classes(first.network), number_of_classes(network)
+    if not features and ours != theirs:
+        raise FineTuneError(f"the teacher has {theirs} classes and the network {ours}; they have to be the same")
+    return Guide(network, features)

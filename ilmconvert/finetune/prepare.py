@@ -1,0 +1,195 @@
+"""From a name, a file or a module to the networks of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ilmconvert.checkpoint import load
+from ilmconvert.errors import ILMConvertError
+from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.finetune.recipe import Recipe
+from ilmconvert.finetune.seeding import seed_all
+from ilmconvert.models import create_model, infer_spec
+from ilmconvert.nn import ILMNorm
+from ilmconvert.spec import label
+from ilmconvert.surgery import convert
+from ilmconvert.surgery.sources import find_source
+
+BEST = "best.safetensors"
+_REFERENCES = ("ref_mean", "ref_std")
+_RESTORING = ("restore_weight", "restore_bias")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The networks that a run starts from, in evaluation mode.
+
+    Attributes:
+        name: what the model is called.
+        network: the one that is trained; it holds ILM Norms.
+        source: what it was converted from, with the same head; None for a network that came converted.
+        head_replaced: whether the head is new and knows nothing yet.
+    """
+
+    name: str
+    network: nn.Module
+    source: nn.Module | None
+    head_replaced: bool
+
+
+def open_model(model: nn.Module | str | Path, weights: str | Path = "default") -> tuple[str, nn.Module]:
+    """A model and what it is called. A module is copied, so that the caller's stays as it is.
+
+    A path of a checkpoint or of a run folder (its ``best.safetensors``) is loaded; other strings are names, see
+    :func:`ilmconvert.models.create_model`, which ``weights`` is for.
+
+    Raises:
+        ILMConvertError: there is no such model or file.
+    """
+    if isinstance(model, nn.Module):
+        spec = infer_spec(model)
+        return spec.architecture if spec else type(model).__name__, copy.deepcopy(model).eval()
+    path = Path(model)
+    if (path / BEST).is_file():
+        return str(model), load(path / BEST)
+    if path.suffix == ".safetensors" or path.is_file():
+        return str(model), load(path)
+    return str(model), create_model(str(model), weights=weights)
+
+
+def start(
+    model: nn.Module | str | Path,
+    recipe: Recipe,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path = "default",
+    init: str = "identity",
+) -> Start:
+    """The network to train: converted if it isn't, and with a new head where ``num_classes`` is given.
+
+    Raises:
+        ILMConvertError: there is no such model, nothing to convert, or no head that can be replaced.
+    """
+    name, network = open_model(model, weights)
+    if num_classes is not None:
+        replace_head(network, num_classes, recipe.seed)
+    source = None
+    if not any(isinstance(m, ILMNorm) for m in network.modules()):
+        # a bound belongs to the restoring path, which the moments start lacks
+        bound = recipe.restore_bound if init == "identity" else None
+        source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
+    return Start(name, network, source, num_classes is not None)
+
+
+def classifier(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The name and the module of the last linear layer, whose outputs are the logits.
+
+    Raises:
+        FineTuneError: the model ends in something else, such as two heads or none.
+
+    >>> classifier(nn.Sequential(nn.Flatten(), nn.Linear(8, 4)))[0]
+    '1'
+    """
+    if hasattr(model, "get_classifier"):
+        head = model.get_classifier()  # type: ignore[operator]
+        found = [(n, m) for n, m in model.named_modules() if m is head and isinstance(m, nn.Linear)]
+    else:
+        found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]
+    if not found:
+        raise FineTuneError(
+            f"{type(model).__name__} has no single linear head; build it with the head that it needs"
+        )
+    return found[0]
+
+
+def number_of_classes(model: nn.Module) -> int | None:
+    """How many logits the model has, as far as it shows."""
+    known = getattr(model, "num_classes", None)
+    if isinstance(known, int):
+        return known
+    try:
+        return classifier(model)[1].out_features
+    except FineTuneError:
+        return None
+
+
+def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
+    """Give ``model`` a new, random head, in place, the same for the same seed.
+
+    Raises:
+        FineTuneError: ``num_classes`` isn't at least 2, or there is no head that can be replaced.
+    """
+    if num_classes < 2:
+        raise FineTuneError(f"num_classes has to be at least 2, not {num_classes}")
+    spec, like = infer_spec(model), next(model.parameters())
+    with torch.random.fork_rng(devices=[]):
+        seed_all(seed)
+        if hasattr(model, "reset_classifier"):
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+        else:
+            name, old = classifier(model)
+            parent, _, child = name.rpartition(".")
+            new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+            model.get_submodule(parent)._modules[child] = new
+    model.to(like.device, like.dtype)
+    if spec is not None:
+        label(model, replace(spec, model_args={**spec.model_args, "num_classes": num_classes}))
+
+
+def norm_layers(model: nn.Module) -> list[nn.Module]:
+    """The ILM Norms of a converted network; of another one (a baseline) the norms that could be converted."""
+    found: list[nn.Module] = [m for m in model.modules() if isinstance(m, ILMNorm)]
+    return found or [m for m in model.modules() if find_source(m) is not None]
+
+
+def norm_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The norms' own parameters that can train, with their last names."""
+    for layer in norm_layers(model):
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and name not in _REFERENCES:
+                yield name, parameter
+
+
+def set_trainable(model: nn.Module, recipe: Recipe, *, with_head: bool) -> None:
+    """Freeze what the recipe doesn't train. What is frozen already stays so.
+
+    Raises:
+        FineTuneError: nothing would train.
+    """
+    norm = {id(p) for name, p in norm_parameters(model)}
+    head = {id(p) for p in classifier(model)[1].parameters()} if with_head else set()
+    for name, parameter in model.named_parameters():
+        if recipe.train == "norm" and id(parameter) not in norm | head:
+            parameter.requires_grad_(False)
+        if recipe.anneal != "none" and name.rpartition(".")[2] in _RESTORING:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise FineTuneError(f"no parameter of the model trains with train: {recipe.train}; unfreeze some")
+
+
+def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Training mode, in which BatchNorm modules, where any are left, may keep their statistics."""
+    model.train()
+    if freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: str | Path = "default") -> nn.Module:
+    """A frozen teacher: the one given, or a copy of the network as it starts, which computes what its source does.
+
+    Raises:
+        ILMConvertError: there is no such model.
+    """
+    found = copy.deepcopy(first.network) if teacher is None else open_model(teacher, weights)[1]
+    return found.eval().requires_grad_(False)
+
+
+__all__ = ["ILMConvertError", "Start", "classifier", "open_model", "start"]

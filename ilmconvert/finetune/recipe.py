@@ -1,0 +1,159 @@
+"""Recipes: everything that decides how a network is fine-tuned, as one frozen object. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ilmconvert.finetune.fields import RecipeError, checked, describe, settings_of, unknown
+from ilmconvert.finetune.settings import Settings
+
+__all__ = ["RECIPES", "Recipe", "RecipeError", "get_recipe"]
+
+#: The global batch that ``lr_base`` is meant for.
+LR_BASE_SIZE = 256
+_COMMON_OPTIMIZERS = ("sgd", "momentum", "adamw")
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """How a network is fine-tuned: plain values only, checked when it is made, the same in YAML and in options.
+
+    ``learning_rate`` is the one that the optimizer gets. Names are those of timm's train.py where they mean the same.
+
+    >>> Recipe(batch_size=64, grad_accum=2).learning_rate
+    0.05
+    """
+
+    def __post_init__(self) -> None:
+        for name, (_, about, hint) in settings_of(Recipe).items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), about, hint))
+        if not isinstance(self.name, str):
+            raise RecipeError(f"name has to be a string, not {self.name!r}")
+        _check_together(self)
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's learning rate at its highest, before the factors of the parameter groups."""
+        if self.lr is not None:
+            return self.lr
+        return self.lr_base * self.batch_size * self.grad_accum / LR_BASE_SIZE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as a JSON value."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def to_yaml(self) -> str:
+        """Every field as YAML text that :meth:`from_yaml` reads."""
+        import yaml
+
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return text
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """A recipe from some of its fields; ``base`` may name the recipe that has the others.
+
+        Raises:
+            RecipeError: an unknown field or base, a value of another type or out of range.
+
+        >>> Recipe.from_dict({"base": "norm", "epochs": 3}).train
+        'norm'
+        """
+        values = dict(values)
+        base = values.pop("base", None)
+        if base is not None and base not in RECIPES:
+            raise unknown("recipe", base, RECIPES)
+        return _changed(RECIPES[base] if base is not None else cls(), values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """The recipe in a YAML file, see :meth:`from_dict`; also a run's ``config.yaml``.
+
+        Raises:
+            RecipeError: no such file, no YAML, or not a recipe.
+        """
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise RecipeError(f"can't read the recipe {path}: {reason}") from error
+        if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
+            content = content["recipe"]
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path} holds no recipe; it is a list of lines such as 'epochs: 10'")
+        try:
+            return cls.from_dict({"name": Path(path).stem, **content})
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
+
+
+Recipe.__doc__ = (Recipe.__doc__ or "") + describe(Recipe)
+
+
+def get_recipe(recipe: str | Path | Recipe, **overrides: Any) -> Recipe:
+    """A recipe by name, from a YAML file or as it is, with some fields changed.
+
+    Raises:
+        RecipeError: no such recipe or field (the message holds names that are near), or a wrong value.
+
+    >>> get_recipe("full", epochs=3, lr=0.01).learning_rate
+    0.01
+    """
+    if isinstance(recipe, str) and recipe in RECIPES:
+        recipe = RECIPES[recipe]
+    elif not isinstance(recipe, Recipe):
+        path = Path(recipe)
+        if path.suffix not in (".yaml", ".yml"):
+            raise unknown("recipe", str(recipe), [*RECIPES, "or a .yaml file"])
+        recipe = Recipe.from_yaml(path)
+    return _changed(recipe, overrides)
+
+
+def _changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    known = [f.name for f in fields(Recipe)]
+    for name in values:
+        if name not in known:
+            raise unknown("field of a recipe", name, known)
+    return replace(recipe, **values)
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Fields that are right each by itself, and wrong together."""
+    if recipe.freeze_epochs >= recipe.epochs:
+        raise RecipeError(f"freeze_epochs ({recipe.freeze_epochs:g}) has to be less than epochs ({recipe.epochs})")
+    if recipe.warmup_epochs >= recipe.epochs:
+        raise RecipeError(f"warmup_epochs ({recipe.warmup_epochs:g}) has to be less than epochs ({recipe.epochs})")
+    if recipe.anneal != "none" and recipe.anneal_start >= recipe.anneal_end:
+        ends = f"{recipe.anneal_start:g} and {recipe.anneal_end:g}"
+        raise RecipeError(f"anneal_start has to be less than anneal_end, not {ends}")
+    if recipe.freeze_epochs and recipe.train == "norm":
+        raise RecipeError("freeze_epochs has no meaning with train: norm, where the rest never trains; use train: full")
+    if recipe.distill == 1 and (recipe.mixup or recipe.cutmix or recipe.smoothing):
+        raise RecipeError("mixup, cutmix and smoothing change labels, and distill: 1 uses none; leave them at 0")
+    if recipe.opt not in _COMMON_OPTIMIZERS:
+        from timm.optim import list_optimizers
+
+        if recipe.opt not in list_optimizers():
+            raise unknown("optimizer", recipe.opt, list_optimizers())
+
+
+# Single small batches have gradients many times the usual ones, and a new head with a much higher rate than the rest
+# spoils what it stands on, with any norm.
+_STEADY: dict[str, Any] = {"clip_grad": 2.0, "head_lr_scale": 2.0}
+
+#: The recipes by name. ``full`` has the settings of the paper (SGD 0.9, weight decay 1e-4, 0.1 for 256 pictures).
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("norm", train="norm", **_STEADY),
+        Recipe("full", **_STEADY),
+        Recipe("distill", distill=1.0, lr_base=0.05, **_STEADY),
+        Recipe("anneal", anneal="cosine", distill=0.5, restore_lr_scale=0.0, **_STEADY),
+        Recipe("freeze-then-full", freeze_epochs=2.0, **_STEADY),
+    )
+}

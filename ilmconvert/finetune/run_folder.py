@@ -1,0 +1,188 @@
+"""The folder of a run: what was asked for, what happened, and the checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+import ilmconvert
+from ilmconvert.checkpoint import save
+from ilmconvert.files import write_atomically
+from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.finetune.lock import alone_in
+from ilmconvert.nn import ILMNorm
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "restore",
+    "train_loss",
+    "train_top1",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+    "val_agreement",
+    "images_per_second",
+    "seconds",
+)
+FINISHED, RUNNING = "finished", "running"
+_PACKAGES = ("torchvision", "timm", "accelerate")
+# What may differ when a run goes on: it changes no number, or only when something is written.
+_MAY_DIFFER = ("workers", "save_every")
+
+
+class RunFolder:
+    """Paths and files of a run; only the main process writes, every file appears complete.
+
+    Args:
+        path: the folder, made when the first file is written.
+        main: whether this is the main process.
+    """
+
+    def __init__(self, path: str | Path, *, main: bool = True) -> None:
+        self.path = Path(path)
+        self.main = main
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
+        self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
+        self.summary, self.curves = self.path / "summary.json", self.path / "curves.png"
+        self.states, self.logs = self.path / "state", self.path / "logs"
+
+    def check(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Refuse a folder that holds another run, or this one without ``resume``.
+
+        Raises:
+            FineTuneError: says what differs.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FineTuneError(f"{self.path} is a file; name a folder for the run")
+        if not self.config.exists():
+            return
+        if not resume:
+            raise FineTuneError(
+                f"{self.path} holds a run already; continue it with --resume (resume=True) or name another folder"
+            )
+        differences = _differences(_read_yaml(self.config), config)
+        if differences:
+            raise FineTuneError(
+                f"{self.path} holds another run ({'; '.join(differences[:3])}); resume it with the same settings, or "
+                "name another folder"
+            )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other processes' runs out, see :func:`ilmconvert.finetune.lock.alone_in`."""
+        return alone_in(self.path) if self.main else nullcontext()
+
+    def clear(self) -> None:
+        """Remove temporary files that a killed process left."""
+        if self.main:
+            for path in self.path.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Start the folder; ``config`` holds JSON values."""
+        import yaml
+
+        if self.main and not self.config.exists():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FineTuneError(f"can't make {self.path}: {error.strerror}; name another folder") from error
+            content = {**config, "versions": versions()}
+            self._write(self.config, yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """All rows, one an epoch; None is an empty cell."""
+
+        def write(path: Path) -> None:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        if self.main:
+            write_atomically(self.metrics, write)
+
+    def write_checkpoints(self, network: nn.Module, provenance: Mapping[str, Any], *, best: bool) -> None:
+        """``last``, and a copy of it as ``best``. A baseline, which holds no ILM Norm, is a plain state dict."""
+        if not self.main:
+            return
+        if any(isinstance(m, ILMNorm) for m in network.modules()):
+            own = getattr(network, "ilmconvert_provenance", {})
+            save(network, self.last, provenance={**own, "finetuned": dict(provenance)})
+        else:
+            write_atomically(self.last, lambda path: save_model(network, str(path), metadata={"format": "pt"}))
+        if best:
+            write_atomically(self.best, self._copy_last)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """``summary.json``."""
+        if self.main:
+            self._write(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """What :meth:`write_summary` wrote; empty before that."""
+        if not self.summary.exists():
+            return {}
+        result: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return result
+
+    def _copy_last(self, path: Path) -> None:
+        shutil.copyfile(self.last, path)
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        def write(temporary: Path) -> None:
+            temporary.write_text(text, encoding="utf-8")
+
+        write_atomically(path, write)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this library and those that compute."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    python = platform.python_version()
+    return {"ilmconvert": ilmconvert.__version__, "python": python, "torch": str(torch.__version__), **found}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise FineTuneError(f"can't read {path}; name another folder for the run") from error
+    if not isinstance(content, dict):
+        raise FineTuneError(f"{path} isn't the configuration of a run; name another folder")
+    return content
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that aren't the same, as text; the place of the data may differ."""
+    found = []
+    for part in new:
+        before, after = (json.loads(json.dumps(content.get(part))) for content in (old, new))
+        if not isinstance(before, dict) or not isinstance(after, dict):
+            before, after = {"": before}, {"": after}
+        ignored = {"recipe": _MAY_DIFFER, "data": ("source",)}.get(part, ())
+        for key in [*before, *(k for k in after if k not in before)]:
+            if key not in ignored and before.get(key) != after.get(key):
+                name = f"{part} {key}".strip()
+                found.append(f"{name} is {_short(before.get(key))}, not {_short(after.get(key))}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
