@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("ilmconvert.cli.list:list_", "List models that can be converted."),
     "finetune": ("ilmconvert.cli.finetune:finetune", "Fine-tune a model or checkpoint with a recipe."),
     "evaluate": ("ilmconvert.cli.evaluate:evaluate", "Accuracy, calibration and agreement on pictures."),
+    "verify": ("ilmconvert.cli.verify:verify", "Compare a checkpoint with its source, layer by layer."),
+    "report": ("ilmconvert.cli.report:report", "Show what a fine-tuning run came to, as one HTML file."),
     "export": ("ilmconvert.cli.export:export", "Write a checkpoint as ONNX or torch.export archive."),
     "sweep": ("ilmconvert.cli.sweep:sweep", "Check the conversion on every model of the libraries."),
     "demo": ("ilmconvert.cli.demo:demo", "Convert a real ImageNet network and classify photographs."),

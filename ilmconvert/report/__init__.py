@@ -1,0 +1,9 @@
+"""Reports as single HTML files that open from disk: of a verification, and of a fine-tuning run."""
+
+from __future__ import annotations
+
+from ilmconvert.report.run import ReportError, Run, read_run
+from ilmconvert.report.run_page import write_run
+from ilmconvert.report.verification_page import write_verification
+
+__all__ = ["ReportError", "Run", "read_run", "write_run", "write_verification"]

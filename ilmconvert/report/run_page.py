@@ -1,0 +1,185 @@
+"""The report of a fine-tuning run as a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ilmconvert.baselines import BASELINES
+from ilmconvert.report.figures import Share, curves_figure, shares_figure
+from ilmconvert.report.pages import write_page
+from ilmconvert.report.run import Arm, Run, arms
+from ilmconvert.report.text import NONE, TIMES, duration, share, small
+
+_RECIPE = (
+    "train", "epochs", "batch_size", "grad_accum", "lr", "lr_base", "sched", "warmup_epochs", "opt", "momentum",
+    "weight_decay", "anneal", "distill", "restore_bound", "to", "seed", "amp",
+)  # fmt: skip
+_CURVES: tuple[tuple[str, str, str | None, bool], ...] = (
+    ("Accuracy on validation pictures", "val_top1", "train_top1", True),
+    ("Loss", "val_loss", "train_loss", False),
+    ("Same first class as the teacher", "val_agreement", None, True),
+)
+
+
+def write_run(run: Run, path: str | Path) -> Path:
+    """Write a run that :func:`ilmconvert.report.read_run` read as one HTML file.
+
+    Raises:
+        CheckpointError: the file can't be written.
+    """
+    table = arms(run)
+    return write_page(
+        "run.html.jinja",
+        path,
+        run=run,
+        title=run.summary.get("model") or run.config.get("model", {}).get("name", "a network"),
+        recipe=run.config.get("recipe", {}).get("name", ""),
+        cards=_cards(run, table),
+        arms=table,
+        labels={arm.name: label(arm.name, run) for arm in table},
+        shares=_shares(run, table),
+        curves=[figure for spec in _CURVES if (figure := _curve(run, *spec)) is not None],
+        legend=[(label(each.name, run), _kind(i)) for i, each in enumerate((run, *run.baselines))],
+        notes=_notes(run, table),
+        recipe_facts=_recipe_facts(run),
+        facts=_facts(run),
+    )
+
+
+def label(name: str, run: Run) -> str:
+    """What a network is called in tables."""
+    if name:
+        return BASELINES.get(name, name)
+    target = str(run.config.get("recipe", {}).get("to", "ilm_norm")).upper().replace("_", "-")
+    return target if run.config.get("model", {}).get("converted_here") else "converted checkpoint"
+
+
+def _kind(index: int) -> str:
+    return "converted" if index == 0 else f"b{(index - 1) % 3 + 1}"
+
+
+def _cards(run: Run, table: Sequence[Arm]) -> list[tuple[str, str, str]]:
+    own = table[0]
+    cards = []
+    if own.source is not None:
+        cards.append(("Before: the source", share(own.source) or "", "on the same validation pictures"))
+    if own.start is not None:
+        agreement = (run.summary.get("before") or {}).get("agreement")
+        more = "" if agreement is None else f"{share(agreement)} the same class as the source"
+        cards.append(("Right after the conversion", share(own.start) or "", more))
+    if own.end is not None:
+        low, high = own.end_interval or (math.nan, math.nan)
+        epoch = f"epoch {own.best['epoch']:.0f}" if own.best else ""
+        more = f"{epoch}; 95 %: {100 * low:.1f} to {100 * high:.1f} %" if own.end_interval else epoch
+        cards.append(("After fine-tuning", share(own.end) or "", more))
+    elif own.best is not None and own.best.get("val_agreement") is not None:
+        cards.append(
+            ("Same class as the teacher", share(own.best["val_agreement"]) or "", f"epoch {own.best['epoch']:.0f}")
+        )
+    others = [arm for arm in table[1:] if arm.end is not None]
+    if own.end is not None and others:
+        best = max(others, key=lambda arm: arm.end or 0.0)
+        gap = 100 * (own.end - (best.end or 0.0))
+        cards.append(("Against the best baseline", f"{gap:+.1f} points", f"{label(best.name, run)}: {share(best.end)}"))
+    seconds = run.rows[-1].get("seconds") if run.rows else None
+    speed = run.rows[-1].get("images_per_second") if run.rows else None
+    more = "" if speed is None else f"{small(speed)} pictures a second"
+    cards.append(("Training time", duration(seconds), more))
+    return cards
+
+
+def _shares(run: Run, table: Sequence[Arm]) -> Markup | None:
+    rows = [
+        Share(label(arm.name, run), arm.end, arm.end_interval, _kind(i))
+        for i, arm in enumerate(table)
+        if arm.end is not None
+    ]
+    if table[0].source is not None:
+        rows.insert(0, Share("the source, before", table[0].source, None, "source"))
+    return shares_figure(rows, "top-1 accuracy on validation pictures") if len(rows) > 1 else None
+
+
+def _curve(run: Run, title: str, column: str, train: str | None, percent: bool) -> tuple[str, Markup] | None:
+    series: dict[str, list[tuple[float, float]]] = {}
+    kinds: dict[str, str] = {}
+    for i, each in enumerate((run, *run.baselines)):
+        name = label(each.name, run)
+        for key, text, kind in (
+            (column, name, _kind(i)),
+            (train if i == 0 else None, f"{name}, training", f"{_kind(i)} train"),
+        ):
+            points = _points(each.rows, key) if key else []
+            if points and key == "val_top1" and each.start is not None:
+                points.insert(0, (0.0, each.start))
+            if points:
+                series[text], kinds[text] = points, kind
+    if label(run.name, run) not in series:
+        return None
+    show: Callable[[float], str] = (lambda y: f"{100 * y:.4g} %") if percent else (lambda y: f"{y:.3g}")
+    return title, curves_figure(series, kinds, title, show, from_zero=percent)
+
+
+def _points(rows: Sequence[Mapping[str, float | None]], column: str) -> list[tuple[float, float]]:
+    found = [(row.get("epoch"), row.get(column)) for row in rows]
+    return [(x, y) for x, y in found if x is not None and y is not None and math.isfinite(y)]
+
+
+def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
+    notes = []
+    if not run.finished:
+        epochs = run.config.get("recipe", {}).get("epochs", "?")
+        notes.append(
+            f"The run isn't finished: {len(run.rows)} of {epochs} epochs are done, and the best of them is shown."
+        )
+    if run.config.get("model", {}).get("head_replaced"):
+        notes.append(
+            "The head is new, so that neither the source nor the converted network can be measured before training."
+        )
+    if run.rows and not run.validated:
+        notes.append(
+            "There are no validation pictures, so that nothing here tells how well the network does on others."
+        )
+    if run.finished and not run.baselines:
+        notes.append(
+            "No baseline was run, so that this doesn't tell what other ways would have given: "
+            "--freeze-bn-source runs three."
+        )
+    elif run.baselines:
+        notes.append("One run each: another seed may change any row by as much as the intervals span.")
+    return notes
+
+
+def _recipe_facts(run: Run) -> list[tuple[str, str]]:
+    recipe = run.config.get("recipe", {})
+    hidden = {"lr_base"} if recipe.get("lr") is not None else set()
+    empty = (None, "none", "no", 0.0)
+    kept = [key for key in _RECIPE if key not in hidden and (key == "seed" or recipe.get(key) not in empty)]
+    kept = [key for key in kept if key in recipe]
+    return [(key.replace("_", " "), str(recipe[key])) for key in kept]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    config = run.config
+    data, model = config.get("data", {}), config.get("model", {})
+    shape = f" {TIMES} ".join(map(str, data.get("input_size") or ())) or NONE
+    versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    classes = data.get("classes")
+    rows: list[tuple[str, Any]] = [
+        ("run folder", run.path),
+        ("pictures", data.get("source")),
+        ("training, validation", f"{data.get('train')}, {data.get('val') or 'none'}"),
+        (
+            "classes",
+            None if classes is None else f"{len(classes)}: {', '.join(classes[:6])}{', …' if len(classes) > 6 else ''}",
+        ),
+        ("input", shape),
+        ("start", model.get("init")),
+        ("SHA-256 of the weights at the start", model.get("digest")),
+        ("versions", versions),
+    ]
+    return [(name, str(value)) for name, value in rows if value is not None]
