@@ -1,0 +1,87 @@
+"""From BatchNorm to the pure layer of the paper without a single label: the source network is the teacher.
+
+The converted network computes what its source does by way of the restoring path. If you want the layer as the paper has
+it, without that path, start it from the running statistics and distil (``distill``), or start exactly and lead the path
+to zero (``anneal``). Both learn from 360 crops of photographs alone; 200 other crops of the same photographs judge:
+
+    $ python examples/distill_unlabelled.py
+    converted, with the restoring path   same class as the source: 100.0%
+    pure layer, before                   same class as the source:  18.0%
+    pure layer, distilled                same class as the source:  57.0%
+    pure layer, annealed                 same class as the source:  54.5%
+
+About 4 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,finetune]'``. Three passes over 360 pictures bring
+back about half of what the pure layer lost, no more: keep the restoring path unless you have pictures for a longer run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ilmconvert import convert, load
+from ilmconvert.evaluate import evaluate
+from ilmconvert.finetune import finetune, get_recipe
+from ilmconvert.finetune.data import open_data, with_transforms
+from ilmconvert.samples import load_lite0, sample_pictures
+
+SIZE = 128
+
+
+def write_crops(folder: Path, count: int, seed: int) -> Path:
+    """Random crops of twelve packaged photographs, as one flat folder of unlabelled pictures."""
+    random, photographs = np.random.default_rng(seed), [p.image for p in sample_pictures() if p.whole]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        side = int(min(photograph.size) * random.uniform(0.4, 0.9))
+        left, top = (int(random.integers(length - side + 1)) for length in photograph.size)
+        photograph.crop((left, top, left + side, top + side)).resize((SIZE, SIZE)).save(folder / f"{number}.png")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few pictures, to see that it runs")
+    options = parser.parse_args()
+    source = load_lite0()
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = Path(temporary, "pictures")
+        write_crops(pictures / "train", 24 if options.quick else 360, seed=0)
+        write_crops(pictures / "val", 12 if options.quick else 200, seed=1)
+        settings = {
+            "epochs": 1 if options.quick else 3,
+            "batch_size": 8,
+            "input_size": SIZE,
+            "crop_pct": 1.0,
+            "workers": 0,
+        }
+        data = with_transforms(open_data(pictures), get_recipe("distill", **settings), source)
+        agreement = {
+            "converted, with the restoring path": evaluate(convert(source), data.val, against=source).agreement,
+            "pure layer, before": evaluate(convert(source, init="moments"), data.val, against=source).agreement,
+        }
+        for name, recipe, init in (("distilled", "distill", "moments"), ("annealed", "anneal", "identity")):
+            result = finetune(
+                source,
+                pictures,
+                recipe,
+                output=Path(temporary, name),
+                init=init,
+                teacher=source,
+                lr=0.005,
+                clip_grad=5.0,
+                distill=1.0,
+                **settings,
+            )
+            best = load(result.best)
+            agreement[f"pure layer, {name}"] = evaluate(best, data.val, against=source).agreement
+        for name, share in agreement.items():
+            print(f"{name:<36} same class as the source: {share:>6.1%}")
+
+
+if __name__ == "__main__":
+    main()
