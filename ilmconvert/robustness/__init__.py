@@ -1,0 +1,1 @@
+"""How a network holds out against corrupted pictures."""
