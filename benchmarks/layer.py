@@ -41,6 +41,7 @@ ILM, GROUP, BATCH, AUTHORS = "ILMNorm", "GroupNorm", "BatchNorm2d", "authors"
 PASSES = "passes alone"
 COMPILED = {f"{name}, compiled": name for name in (ILM, GROUP)}
 FORWARD_BOUND, TRAINING_BOUND, MEMORY_BOUND = 2.0, 1.7, 1.05
+PARTS = ("time", "memory", "growth")
 # Shapes that are also timed as ILM-LN and ILM-IN, and on which the authors' layer must be 10 times slower.
 LEADING = 2
 
@@ -284,6 +285,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="counted turns of each candidate")
     parser.add_argument("--shape", action="append", help="NxCxHxW instead of the standard shapes; repeatable")
     parser.add_argument("--compile", action="store_true", help="also the compiled layer and the compiled GroupNorm")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; all unless given")
     parser.add_argument("--quick", action="store_true", help="small shapes and few turns, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for layer.md, layer.json and layer.png")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
@@ -298,10 +300,12 @@ def main() -> None:
     dtypes, device = arguments.dtype or list(DTYPES), arguments.device
     repeats = arguments.repeats or (2 if arguments.quick else 21)
     where = environment(device)
-    tables = time_layers(shapes, dtypes, device, repeats, arguments.compile)
-    tables.append(measure_memory(shapes[:1] if arguments.quick else shapes, dtypes, device))
-    series = growth(device, repeats, arguments.quick)
-    publish("layer", [*tables, growth_table(series)], where, arguments.out, series)
+    parts = arguments.only or PARTS
+    tables = time_layers(shapes, dtypes, device, repeats, arguments.compile) if "time" in parts else []
+    if "memory" in parts:
+        tables.append(measure_memory(shapes[:1] if arguments.quick else shapes, dtypes, device))
+    series = growth(device, repeats, arguments.quick) if "growth" in parts else []
+    publish("layer", [*tables, *([growth_table(series)] if series else [])], where, arguments.out, series)
 
 
 if __name__ == "__main__":
