@@ -64,7 +64,7 @@ class Subject:
     def bounded(self) -> bool:
         """Whether a layer limits its restoring path."""
         configs = [layer["config"] for layer in self.header["layers"]]
-        return any(value is not None and "bound" in key for config in configs for key, value in config.items())
+        return any(config.get(key) is not None for config in configs for key in ("restore_bound", "restore_range"))
 
     @property
     def converted(self) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ilmconvert.nn import autograd
 from ilmconvert.nn.formulas import merge_moments
+from ilmconvert.nn.range import Range, into_range
 
 
 class Tensors(NamedTuple):
@@ -41,6 +42,7 @@ class Settings(NamedTuple):
     eps: float
     correction: int
     restore_bound: float | None
+    restore_range: Range | None = None
 
     @property
     def finest(self) -> int:
@@ -61,8 +63,9 @@ def composed(x: Tensor, t: Tensors, s: Settings) -> Tensor:
         omega, beta = _rescale(*_corrected(mean, var, s.num_key_groups, count, s.correction), t, x.shape[1])
     if t.restore_weight is not None and t.ref_mean is not None and t.ref_std is not None:
         ref_mean, ref_std = t.ref_mean.to(mu.dtype), t.ref_std.to(mu.dtype)
-        omega = _restore(omega, t.restore_weight, (sigma - ref_std) / ref_std, s.restore_bound)
-        beta = _restore(beta, t.restore_bias, (mu - ref_mean) / ref_std, s.restore_bound)
+        kept = (mu, sigma) if s.restore_range is None else into_range(mu, sigma, ref_mean, ref_std, s.restore_range)
+        omega = _restore(omega, t.restore_weight, (kept[1] - ref_std) / ref_std, s.restore_bound)
+        beta = _restore(beta, t.restore_bias, (kept[0] - ref_mean) / ref_std, s.restore_bound)
     scale = omega.unflatten(1, (s.num_groups, -1)) / sigma.unsqueeze(2)
     shift = torch.addcmul(beta.unflatten(1, (s.num_groups, -1)), scale, mu.unsqueeze(2), value=-1)
     return autograd.scale_shift(x, scale.flatten(1), shift.flatten(1))

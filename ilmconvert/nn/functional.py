@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ilmconvert.nn.composed import Settings, Tensors, composed
 from ilmconvert.nn.fused import can_fuse, fused
+from ilmconvert.nn.range import Range
 
 
 def ilm_norm(
@@ -27,6 +28,7 @@ def ilm_norm(
     ref_mean: Tensor | None = None,
     ref_std: Tensor | None = None,
     restore_bound: float | None = None,
+    restore_range: tuple[float, float, float, float] | None = None,
 ) -> Tensor:
     r"""Instance-Level Meta Normalization, with the optional restoring path.
 
@@ -53,6 +55,9 @@ def ilm_norm(
         restore_weight, restore_bias: (C,), both or neither.
         ref_mean, ref_std: (G,), with the former.
         restore_bound: tau > 0; each deviation z becomes tau * tanh(z / tau).
+        restore_range: limits of log(sigma / ref_std) and of (mu - ref_mean) / ref_std over all channels, as
+            :class:`ilmconvert.nn.range.Range` has them. Within them nothing changes; on the restoring path an
+            instance outside counts as if one scale and one shift had brought it to the limit.
 
     Returns:
         (N, C, *), type and memory format of ``x``.
@@ -66,7 +71,8 @@ def ilm_norm(
     >>> torch.allclose(y, torch.nn.functional.group_norm(x, 8), atol=1e-6)
     True
     """
-    settings = Settings(num_groups, 1 if encoder is None else encoder.shape[1], eps, correction, restore_bound)
+    limits = None if restore_range is None else Range(*restore_range)
+    settings = Settings(num_groups, 1 if encoder is None else encoder.shape[1], eps, correction, restore_bound, limits)
     _check_input(x, weight, settings.finest)
     if encoder is not None and (weight_decoder is None or bias_decoder is None):
         raise ValueError("an encoder needs both decoders")
@@ -75,7 +81,9 @@ def ilm_norm(
         raise ValueError("give restore_weight, restore_bias, ref_mean and ref_std together, or none of them")
     tensors = Tensors(weight, bias, encoder, weight_decoder, bias_decoder, *restoring)
     with _no_autocast(x.device.type):
-        return fused(x, tensors, settings) if can_fuse(x, tensors) else composed(x, tensors, settings)
+        # One layer of a network has a range, at most: its gradient isn't worth writing by hand.
+        by_hand = limits is None and can_fuse(x, tensors)
+        return fused(x, tensors, settings) if by_hand else composed(x, tensors, settings)
 
 
 def _check_input(x: Tensor, weight: Tensor | None, finest: int) -> None:

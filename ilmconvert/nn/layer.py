@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ilmconvert.errors import NoRunningStatistics
 from ilmconvert.nn.functional import ilm_norm
 from ilmconvert.nn.groups import check_divides
+from ilmconvert.nn.range import Range
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
@@ -40,6 +41,8 @@ class ILMNorm(nn.Module):
         correction: 0 (biased variances, as GroupNorm has) or 1 (unbiased, as the authors' code has).
         restore: add the restoring path, with which the layer can compute any per-channel affine function exactly.
         restore_bound: tau; deviations z on that path become ``tau * tanh(z / tau)``. None: no bound.
+        restore_range: instances whose statistics lie outside these limits (see :class:`ilmconvert.nn.range.Range`)
+            are normalised to the limit on that path, and those inside pass as they are. None: all pass.
         affine: learn ``weight`` and ``bias`` per channel.
         device, dtype: of the parameters.
 
@@ -82,6 +85,7 @@ class ILMNorm(nn.Module):
         correction: int = 0,
         restore: bool = False,
         restore_bound: float | None = None,
+        restore_range: Sequence[float] | None = None,
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -98,6 +102,7 @@ class ILMNorm(nn.Module):
         self.correction = correction
         self.restore = restore
         self.restore_bound = restore_bound
+        self.restore_range = _checked_range(restore_range, restore)
         self.affine = affine
 
         def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
@@ -150,6 +155,7 @@ class ILMNorm(nn.Module):
             ref_mean=self.ref_mean,
             ref_std=self.ref_std,
             restore_bound=self.restore_bound,
+            restore_range=self.restore_range,
         )
 
     def config(self) -> dict[str, Any]:
@@ -158,7 +164,7 @@ class ILMNorm(nn.Module):
         >>> ILMNorm(8, 2, key_group_size=4).config()["num_groups"]
         2
         """
-        return {
+        settings = {
             "num_channels": self.num_channels,
             "num_groups": self.num_groups,
             "key_group_size": self.key_group_size,
@@ -169,6 +175,8 @@ class ILMNorm(nn.Module):
             "restore_bound": self.restore_bound,
             "affine": self.affine,
         }
+        # Left out where there is none, as in files that were written before there was one.
+        return settings if self.restore_range is None else {**settings, "restore_range": list(self.restore_range)}
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], num_groups: int, *, eps: float = 1e-5) -> ILMNorm:
@@ -195,7 +203,8 @@ class ILMNorm(nn.Module):
 
     def extra_repr(self) -> str:
         text = f"{self.num_channels}, num_groups={self.num_groups}, key_group_size={self.key_group_size}"
-        return text + f", eps={self.eps}, restore={self.restore}, restore_bound={self.restore_bound}"
+        text += f", eps={self.eps}, restore={self.restore}, restore_bound={self.restore_bound}"
+        return text if self.restore_range is None else f"{text}, restore_range={tuple(self.restore_range)}"
 
 
 class ILMNormAct(ILMNorm):
@@ -223,6 +232,14 @@ class ILMNormAct(ILMNorm):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.act(self.drop(super().forward(x)))
         return result
+
+
+def _checked_range(limits: Sequence[float] | None, restore: bool) -> Range | None:
+    if limits is None:
+        return None
+    if not restore or len(limits) != 4:
+        raise ValueError(f"restore_range={limits} must be four numbers and needs restore=True")
+    return Range(*limits).checked()
 
 
 def _check_settings(

@@ -40,7 +40,8 @@ def _fold_layer(layer: ILMNorm) -> nn.Module | None:
     if layer.restore_weight is None:
         return _group_norm(layer) if layer.correction == 0 else _WithoutMeta(layer)
     same = layer.weight is not None and torch.equal(layer.weight, layer.restore_weight)
-    if same and layer.restore_bound is None and _equal(layer.restore_bias, layer.restore_weight):
+    unbounded = layer.restore_bound is None and layer.restore_range is None
+    if same and unbounded and _equal(layer.restore_bias, layer.restore_weight):
         return _Affine(layer)
     return _WithoutMeta(layer)
 
@@ -85,7 +86,8 @@ class _WithoutMeta(nn.Module):
 
     def __init__(self, layer: ILMNorm) -> None:
         super().__init__()
-        self.settings = {name: getattr(layer, name) for name in ("num_groups", "eps", "correction", "restore_bound")}
+        names = ("num_groups", "eps", "correction", "restore_bound", "restore_range")
+        self.settings = {name: getattr(layer, name) for name in names}
         for name in _TENSORS:
             t = getattr(layer, name)
             self.register_buffer(name, None if t is None else t.detach().clone())

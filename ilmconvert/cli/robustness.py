@@ -1,0 +1,98 @@
+"""``ilmconvert robustness CHECKPOINT --data DATA``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ilmconvert.cli._common import print_json, progress
+
+if TYPE_CHECKING:
+    from ilmconvert.robustness.comparison import Agreement
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
+@click.option("--data", required=True, help="A folder of pictures, or a timm dataset's name; labels aren't used.")
+@click.option("--pictures", type=click.IntRange(min=2), default=200, show_default=True, help="At most so many.")
+@click.option(
+    "--severity", "severities", type=click.IntRange(1, 5), multiple=True, help="Repeatable.  [default: 1 3 5]"
+)
+@click.option("--limits", type=float, nargs=4, help="Try these four limits of the first norm instead of the file's.")
+@click.option("--input-size", type=click.IntRange(min=1), help="Height and width.  [default: the model's]")
+@click.option("--seed", default=0, show_default=True, help="Which pictures.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Write a plot (PNG, SVG, PDF).")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
+def robustness(
+    checkpoint: str,
+    data: str,
+    pictures: int,
+    severities: tuple[int, ...],
+    limits: tuple[float, ...] | None,
+    input_size: int | None,
+    seed: int,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Compare a bounded checkpoint with its source on corrupted pictures.
+
+    Counted is the class that the source gives the clean picture. The third column is the source behind a
+    standardisation of each picture, which undoes every global change of contrast and brightness.
+
+    Example: ilmconvert robustness resnet50-ilm_gn.safetensors --data photos
+    """
+    with progress() as say:
+        say(f"loading {checkpoint}")
+        from ilmconvert.checkpoint import load
+        from ilmconvert.robustness import sources
+        from ilmconvert.robustness.bound import bound
+        from ilmconvert.robustness.comparison import all_conditions, compare_networks
+
+        model = load(checkpoint)
+        if limits:
+            bound(model, limits)  # type: ignore[arg-type]
+        found, normalize = sources.unit_pictures(model, data, at_most=pictures, input_size=input_size, seed=seed)
+        conditions = all_conditions(severities or (1, 3, 5))
+        rows = []
+        for row in compare_networks(sources.networks(model, normalize, found), found, normalize, conditions):
+            say(f"{row.condition.name} {row.condition.severity or ''}")
+            rows.append(row)
+    if plot:
+        from ilmconvert.robustness.figure import plot_agreement
+
+        plot_agreement(rows, Path(plot))
+    if as_json:
+        print_json({"checkpoint": checkpoint, "data": data, "pictures": len(found), "rows": [_plain(r) for r in rows]})
+    else:
+        _print(rows, f"{checkpoint}: {len(found)} pictures of {data}")
+
+
+def _plain(row: Agreement) -> dict[str, Any]:
+    condition = {"condition": row.condition.name, "severity": row.condition.severity, "network": row.network}
+    numbers = ("agreement", "error", "gain", "gain_error")
+    return condition | {name: getattr(row, name) for name in numbers}
+
+
+def _print(rows: list[Agreement], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    titles = list(dict.fromkeys(row.network for row in rows))
+    table = Table(title=title, caption="agreement with the source's clean class, ± its standard error")
+    for name in ("condition", "severity", *titles):
+        table.add_column(name, justify="left" if name == "condition" else "right")
+    for start in range(0, len(rows), len(titles)):
+        same = rows[start : start + len(titles)]
+        cells = [_cell(row, first=row is same[0]) for row in same]
+        table.add_row(same[0].condition.name, str(same[0].condition.severity or ""), *cells)
+    Console().print(table)
+
+
+def _cell(row: Agreement, *, first: bool) -> str:
+    """Green where the gain over the source is more than two of its standard errors, red where the loss is."""
+    text = f"{row.agreement:.2f} ±{row.error:.2f}"
+    if first or abs(row.gain) <= 2 * row.gain_error:
+        return text
+    return f"[{'green' if row.gain > 0 else 'red'}]{text}[/]"

@@ -1,0 +1,42 @@
+"""Agreement under corruptions as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ilmconvert.errors import ILMConvertError
+from ilmconvert.robustness.comparison import Agreement
+
+
+def plot_agreement(rows: Sequence[Agreement], path: Path) -> None:
+    """One group of points a condition, one colour a network, bars of one standard error; the mean over severities.
+
+    Raises:
+        ILMConvertError: matplotlib is missing, or the file can't be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ILMConvertError("the plot needs matplotlib: pip install 'ilmconvert[finetune]'") from error
+    networks = list(dict.fromkeys(row.network for row in rows))
+    names = list(dict.fromkeys(row.condition.name for row in rows))
+    figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")
+    panel: Any = figure.subplots()
+    for shift, network in enumerate(networks):
+        found = [[r for r in rows if (r.network, r.condition.name) == (network, name)] for name in names]
+        values = [sum(r.agreement for r in group) / len(group) for group in found]
+        # The same pictures at every severity: the errors of their mean are no smaller than those of one.
+        errors = [sum(r.error for r in group) / len(group) for group in found]
+        heights = [i + 0.22 * (shift - (len(networks) - 1) / 2) for i in range(len(names))]
+        panel.errorbar(values, heights, xerr=errors, fmt="o", markersize=4, label=network)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set(xlabel="agreement with the source's class of the clean picture", xlim=(0, 1.02))
+    panel.grid(axis="x", alpha=0.3)
+    panel.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=len(networks), frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ILMConvertError(f"can't write {path}: {error}") from error

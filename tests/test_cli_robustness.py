@@ -1,0 +1,60 @@
+"""``convert --robust`` and ``robustness``, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ilmconvert import load
+from ilmconvert.cli import main
+from ilmconvert.robustness.bound import DEFAULT_RANGE
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(6):
+        pixels = generator.integers(0, 40 * (i + 1), (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path
+
+
+def run(*arguments: object) -> dict[str, object]:
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("with_pictures", [False, True])
+def test_convert_and_compare(folder: Path, with_pictures: bool) -> None:
+    file, pictures = folder / "m.safetensors", folder / "pictures"
+    data = ("--data", pictures) if with_pictures else ()
+    made = run("convert", "test_resnet", "--weights", "none", "--robust", *data, "-o", file, "--json")
+    limits = load(file).get_submodule(made["bounded"]["layer"]).restore_range
+    assert (limits == DEFAULT_RANGE) != with_pictures
+    assert made["error"]["relative_error"] < 1e-3  # measured before the bound
+    plot = folder / "plot.png"
+    found = run("robustness", file, "--data", pictures, "--severity", 3, "--input-size", 32, "--plot", plot, "--json")
+    clean = [r for r in found["rows"] if r["condition"] == "clean"]
+    assert [r["network"] for r in clean] == ["source", "bounded", "input standardised"]
+    assert clean[0]["agreement"] == 1
+    assert plot.stat().st_size > 1000
+    assert (
+        CliRunner()
+        .invoke(main, ["robustness", str(file), "--data", str(pictures), "--severity", "1", "--input-size", "32"])
+        .exit_code
+        == 0
+    )
+
+
+def test_pictures_without_robust_are_refused(folder: Path) -> None:
+    done = CliRunner().invoke(main, ["convert", "test_resnet", "--data", str(folder)])
+    assert done.exit_code == 2
+    assert "--robust" in done.stderr
