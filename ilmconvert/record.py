@@ -75,7 +75,7 @@ def describe(
 
     layers = rebuild.layers_of(model)
     if not layers:
-        raise CheckpointError("the model holds no ILM Norm layer; convert it before saving it")
+        raise CheckpointError("the model holds no ILM Norm layer and no plain one of a conversion; convert it first")
     fitting = _fitting_spec(model, spec, layers)
     if provenance is None:
         provenance = getattr(model, "ilmconvert_provenance", {})

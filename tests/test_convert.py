@@ -374,7 +374,7 @@ def test_untrained_statistics_are_a_warning() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"to": "gn"}, "to='gn' isn't one of 'ilm_gn', 'ilm_ln', 'ilm_in'"),
+        ({"to": "bn"}, "to='bn' isn't one of 'ilm_gn', 'ilm_ln', 'ilm_in', 'gn', 'ln', 'in'"),
         ({"init": "zeros"}, "init='zeros'"),
         ({"num_groups": 0}, "num_groups=0"),
         ({"to": "ilm_ln", "num_groups": 8}, "only applies to 'ilm_gn'"),

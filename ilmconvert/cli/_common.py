@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
+PLAIN_TARGETS = ("gn", "ln", "in")
 INITS = ("identity", "moments")
 EXIT_ERROR = 2
 
@@ -90,13 +91,18 @@ def conversion_options(command: Command) -> Command:
     """The options that ``convert`` and ``plan`` have in common."""
     positive = click.IntRange(min=1)
     options = [
-        click.option("--to", type=click.Choice(TARGETS), default="ilm_gn", show_default=True, help="The new layer."),
+        click.option(
+            "--to",
+            type=click.Choice(TARGETS + PLAIN_TARGETS),
+            default="ilm_gn",
+            show_default=True,
+            help="The new layer; gn, ln and in are stock GroupNorm layers, close to the source and not equal.",
+        ),
         click.option(
             "--init",
             type=click.Choice(INITS),
-            default="identity",
-            show_default=True,
-            help="identity: computes what the source computes; moments: the pure paper layer, close to it.",
+            help="identity: computes what the source computes; moments: the pure paper layer, close to it.  "
+            "[default: identity; moments for gn, ln, in]",
         ),
         click.option("--include", multiple=True, metavar="PATTERN", help="Only layers whose name matches."),
         click.option("--exclude", multiple=True, metavar="PATTERN", help="No layer whose name matches."),

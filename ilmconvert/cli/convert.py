@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ilmconvert.surgery import Plan
 
 LARGEST_IDENTITY_ERROR = 1e-3
+# That a bound is taken from.
+PICTURES = 200
 
 
 @click.command()
@@ -39,12 +41,16 @@ LARGEST_IDENTITY_ERROR = 1e-3
     metavar="OUT.safetensors",
     help="The checkpoint.  [default: MODEL-TO.safetensors]",
 )
+@click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under odd contrast and brightness.")
+@click.option("--data", metavar="DATA", help="With --robust: unlabelled pictures to take the bound from.")
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def convert(
     model: str,
     weights: str,
     output: Path | None,
+    robust: bool,
+    data: str | None,
     force: bool,
     as_json: bool,
     model_args: dict[str, Any],
@@ -53,8 +59,10 @@ def convert(
     """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself."""
     output = output or Path(f"{_file_stem(model)}-{settings['to']}.safetensors")
     check_output(output, force)
+    if data is not None and not robust:
+        raise click.UsageError("--data is for the bound of --robust; add that, or leave --data out")
     with progress() as say:
-        summary = _convert(model, weights, output, model_args, given(**settings), say)
+        summary = _convert(model, weights, output, model_args, given(**settings), say, robust=robust, data=data)
     if as_json:
         print_json(summary)
     else:
@@ -90,6 +98,9 @@ def _convert(
     model_args: dict[str, Any],
     settings: dict[str, Any],
     say: Callable[[str], None],
+    *,
+    robust: bool,
+    data: str | None,
 ) -> dict[str, Any]:
     import ilmconvert
     from ilmconvert.checkpoint import save
@@ -111,7 +122,8 @@ def _convert(
         raise click.UsageError(str(error)) from error
     done = time.perf_counter()
     say("comparing with the source on a probe batch")
-    difference = compare(source, converted)
+    difference = compare(source, converted)  # before a bound makes one that was asked for
+    bounded = _bound(converted, data, say) if robust else None
     say(f"writing {output}")
     save(converted, output)
     return {
@@ -119,14 +131,44 @@ def _convert(
         "spec": source.ilmconvert_spec.to_dict(),  # type: ignore[operator, union-attr]
         "provenance": source.ilmconvert_provenance,
         "to": settings["to"],
-        "init": settings["init"],
+        "init": plan.settings.init,
         "restore_bound": settings.get("restore_bound"),
         "layers": count_layers(plan),
         "parameters": {"before": _parameters(source), "after": _parameters(converted)},
         "error": difference,
+        "bounded": bounded,
+        "timm": _timm_arguments(converted, plan),
         "seconds": {"build": round(built - start, 3), "convert": round(done - built, 3)},
         "output": str(output),
     }
+
+
+def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Bound the first norm, by pictures where there are some: its name and the limits."""
+    from ilmconvert.nn import ILMNorm
+    from ilmconvert.robustness.bound import bound, calibrate_bound
+
+    if data is None:
+        name = bound(model)
+    else:
+        from ilmconvert.cli._batches import picture_batches
+
+        say(f"measuring pictures of {data}")
+        batches = picture_batches(model, data, pictures=PICTURES, batch_size=8, seed=0)
+        name = calibrate_bound(model, batches)
+    layer = model.get_submodule(name)
+    assert isinstance(layer, ILMNorm)
+    assert layer.restore_range is not None
+    return {"layer": name, "limits": [round(limit, 4) for limit in layer.restore_range], "data": data}
+
+
+def _timm_arguments(converted: nn.Module, plan: Plan) -> dict[str, Any] | None:
+    """What stock timm loads a plain network with; None for others."""
+    if not plan.settings.plain:
+        return None
+    from ilmconvert.plain import timm_arguments
+
+    return timm_arguments(converted)
 
 
 def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -186,6 +228,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
     before, after = parameters["before"], parameters["after"]
     table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
     table.add_row("error against the source", _error_text(error))
+    if summary["bounded"] is not None:
+        low, high, mean_low, mean_high = summary["bounded"]["limits"]
+        limits = f"log contrast {low:+.2f} to {high:+.2f}, mean {mean_low:+.2f} to {mean_high:+.2f}"
+        table.add_row(f"bounded: {summary['bounded']['layer']}", limits)
+    if summary["timm"] is not None:
+        arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]
+        call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])
+        table.add_row("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)")
     Console().print(table)
     click.echo(f"Wrote {summary['output']}")
 

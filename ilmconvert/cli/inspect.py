@@ -38,19 +38,25 @@ def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
     name = f"{spec['library']} {spec['architecture']}" if spec else "of no zoo: needs load(path, into=model)"
     args = {key: value for key, value in (spec or {}).get("model_args", {}).items() if key != "pretrained_cfg"}
     kinds = Counter(layer["config"]["num_groups"] for layer in header["layers"])
-    restoring = sum(bool(layer["config"]["restore"]) for layer in header["layers"])
+    plain = sum("kind" in layer["config"] for layer in header["layers"])
+    restoring = sum(bool(layer["config"].get("restore")) for layer in header["layers"])
     groups = ", ".join(f"{count} x {groups}" for groups, count in kinds.most_common())
     tensors = header["tensors"]
     return [
         ("model", name),
         *([("arguments", ", ".join(f"{key}={value!r}" for key, value in args.items()))] if args else []),
         *((key, str(value)) for key, value in header["settings"].items()),
-        ("ILM Norm layers", f"{len(header['layers'])}, {restoring} of them with a restoring path"),
+        *([("plain GroupNorm layers", str(plain))] if plain else []),
+        *([] if plain == len(header["layers"]) else [_ilm_row(len(header["layers"]) - plain, restoring)]),
         ("groups", groups),
         *((key, str(value)) for key, value in header["provenance"].items()),
         ("tensors", f"{tensors['count']}, {tensors['bytes'] / 2**20:.1f} MiB"),
         ("written by", f"ilmconvert {header['ilmconvert']}, format {header['format_version']}"),
     ]
+
+
+def _ilm_row(count: int, restoring: int) -> tuple[str, str]:
+    return "ILM Norm layers", f"{count}, {restoring} of them with a restoring path"
 
 
 def _settings(config: dict[str, Any]) -> str:

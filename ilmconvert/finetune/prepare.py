@@ -102,9 +102,7 @@ def classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     else:
         found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]
     if not found:
-        raise FineTuneError(
-            f"{type(model).__name__} has no single linear head; build it with the head that it needs"
-        )
+        raise FineTuneError(f"{type(model).__name__} has no single linear head; build it with the head that it needs")
     return found[0]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm, ILMNormAct
+from ilmconvert.surgery import plain
 from ilmconvert.surgery.entries import ALREADY_CONVERTED, PlanEntry
 from ilmconvert.surgery.initialization import initial_values
 from ilmconvert.surgery.plan import Plan, plan, seen
@@ -34,7 +35,7 @@ def convert(
     to: str = "ilm_gn",
     *,
     inplace: bool = False,
-    init: str = "identity",
+    init: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     num_groups: int = DEFAULT_NUM_GROUPS,
@@ -54,9 +55,11 @@ def convert(
         model: a ``nn.Module`` with at least one norm layer; the root itself may be one.
         to: ``"ilm_gn"`` (``num_groups`` groups), ``"ilm_ln"`` (one group) or ``"ilm_in"`` (one group a channel).
             Under ``"ilm_gn"`` with the default ``num_groups`` a GroupNorm or InstanceNorm keeps its own groups.
+            ``"gn"``, ``"ln"`` and ``"in"`` are the same groups as stock ``nn.GroupNorm`` (timm's ``GroupNormAct``
+            where an activation was fused), started from the running statistics: close to the source, not equal.
         inplace: change ``model`` itself (if its root is a norm, the new layer is only returned). Otherwise the
             result is a deep copy that shares nothing with ``model``.
-        init: ``"identity"`` or ``"moments"``.
+        init: ``"identity"`` or ``"moments"``. By default identity, for plain layers moments, their only start.
         include, exclude: fnmatch patterns on module names, one or several; exclude wins.
         num_groups: at most so many groups: the largest divisor of C up to it that leaves two channels a group.
         key_group_size: at most so many channels a key group: the largest divisor of C up to it.
@@ -103,7 +106,7 @@ def convert(
     else:
         result = _copy_with(model, layers, sources)
     if layers:
-        result.ilmconvert_settings = {"to": to, "init": init}  # type: ignore[assignment]
+        result.ilmconvert_settings = {"to": to, "init": the_plan.settings.init}  # type: ignore[assignment]
     return result
 
 
@@ -117,6 +120,8 @@ def _check(the_plan: Plan) -> None:
         warnings.warn(f"pattern {pattern!r} matches no norm layer", stacklevel=3)
     if not the_plan.converted:
         if any(e.reason == ALREADY_CONVERTED for e in the_plan):
+            if the_plan.settings.plain:
+                raise ConversionError("the norm layers are ILM Norms: convert their source, or use ilmconvert.collapse")
             warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
             return
         raise ConversionError(f"nothing to convert; the model holds: {seen(the_plan.skipped)}")
@@ -129,8 +134,8 @@ def _check(the_plan: Plan) -> None:
         )
 
 
-def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device, torch.dtype], seed: int) -> ILMNorm:
-    """The ILM Norm for ``module``, with its initial values; drop, act and hooks come later."""
+def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device, torch.dtype], seed: int) -> nn.Module:
+    """The layer for ``module``, with its initial values; drop, act and hooks come later."""
     describe = find_source(module)
     assert describe is not None
     assert entry.target is not None
@@ -138,13 +143,19 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
     fused = source.act is not None or source.drop is not None
     like = source.weight if source.weight is not None else source.running_mean
     device, dtype = fallback if like is None else (like.device, like.dtype)
-    cls = ILMNormAct if fused else ILMNorm
-    layer = cls(**entry.target, device="meta", dtype=dtype)
     trainable = _trainable(source)
-    for name, value in initial_values(source, entry.target, seed).items():
+    layer: nn.Module
+    if plain.is_plain(entry.target):
+        layer = plain.new_layer(entry.target, fused=fused, dtype=dtype)
+        values = plain.values(source, entry.target)
+    else:
+        layer = (ILMNormAct if fused else ILMNorm)(**entry.target, device="meta", dtype=dtype)
+        values = initial_values(source, entry.target, seed)
+    for name, value in values.items():
         trained = trainable["bias" in name] and not name.startswith("ref_")
         layer._parameters[name] = nn.Parameter(value.to(device, dtype), requires_grad=trained)
-    layer.encoder.requires_grad_(any(trainable.values()))
+    if isinstance(layer, ILMNorm):
+        layer.encoder.requires_grad_(any(trainable.values()))
     layer.training = module.training
     return layer
 
@@ -166,7 +177,7 @@ def _fallback(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.get_default_device(), torch.get_default_dtype()
 
 
-def _adopt(layer: ILMNorm, module: nn.Module, memo: dict[int, Any] | None) -> None:
+def _adopt(layer: nn.Module, module: nn.Module, memo: dict[int, Any] | None) -> None:
     """Give ``layer`` the hooks and fused modules of ``module``: copies if there is a memo, else the objects."""
 
     def take(value: Any) -> Any:
@@ -184,7 +195,7 @@ def _adopt(layer: ILMNorm, module: nn.Module, memo: dict[int, Any] | None) -> No
             setattr(layer, name, take(getattr(source, name)))
 
 
-def _copy_with(model: nn.Module, layers: dict[int, ILMNorm], sources: dict[int, nn.Module]) -> nn.Module:
+def _copy_with(model: nn.Module, layers: dict[int, nn.Module], sources: dict[int, nn.Module]) -> nn.Module:
     """A deep copy in which every reference to a source, wherever it stands, is its new layer."""
     memo: dict[int, Any] = dict(layers)
     try:
@@ -195,7 +206,7 @@ def _copy_with(model: nn.Module, layers: dict[int, ILMNorm], sources: dict[int, 
         raise ConversionError(f"the model can't be copied ({e}); use inplace=True") from e
 
 
-def _replace_children(model: nn.Module, layers: dict[int, ILMNorm]) -> nn.Module:
+def _replace_children(model: nn.Module, layers: dict[int, nn.Module]) -> nn.Module:
     if id(model) in layers:
         return layers[id(model)]
     for parent in list(model.modules()):

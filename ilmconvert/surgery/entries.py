@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.groups import best_key_group_size, best_num_groups
-from ilmconvert.surgery import wrappers
+from ilmconvert.surgery import plain, wrappers
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings
 from ilmconvert.surgery.sources import NormDescription, find_source, qualified_name, reason_to_skip, source_base
 
@@ -26,7 +27,7 @@ class PlanEntry:
         source: its class, as ``module.Class``.
         aliases: other paths of the same module.
         num_channels: C, where known.
-        target: settings of the ILMNorm in its place, or None.
+        target: settings of the ILMNorm (or plain GroupNorm) in its place, or None.
         reason: why it stays, or None.
         error: why the model can't be converted with it as asked, or None.
         note: what a reader of the plan should know.
@@ -75,10 +76,11 @@ def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry
 def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any], str | None, str | None]:
     """Settings of the new layer, a note, and an error where the grouping asked for can't start as the identity."""
     channels = source.num_channels
-    groups = {"ilm_gn": best_num_groups(channels, settings.num_groups), "ilm_ln": 1, "ilm_in": channels}[settings.to]
+    several, kind = best_num_groups(channels, settings.num_groups), settings.to.removeprefix("ilm_")
+    groups = {"gn": several, "ln": 1, "in": channels}[kind]
     note = error = None
     if source.num_groups is not None and source.num_groups != groups:
-        if settings.to == "ilm_gn" and settings.num_groups == DEFAULT_NUM_GROUPS:
+        if kind == "gn" and settings.num_groups == DEFAULT_NUM_GROUPS:
             groups, note = source.num_groups, "keeps its own groups"
         elif settings.init == "moments":
             note = f"the statistics of its {source.num_groups} groups are lost; gamma and beta are kept"
@@ -87,6 +89,8 @@ def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any]
                 f"its {source.num_groups} groups can't become {groups} and compute the same: exclude it, "
                 "use to='ilm_gn' (keeps its groups) or init='moments' (keeps only gamma and beta)"
             )
+    if settings.plain:
+        return plain.target(source, groups), note, error
     restore = source.num_groups is None and settings.init == "identity"
     target = {
         "num_channels": channels,
@@ -109,20 +113,27 @@ def _statistics_error(source: NormDescription) -> str | None:
     mean, var = source.running_mean, source.running_var
     if mean is None or var is None:
         return "no running statistics, so its evaluation depends on the batch; train with track_running_stats=True"
-    if mean.is_meta or var.is_meta:
+    if mean.is_meta or var.is_meta or not mean.numel():
         return None
-    if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
+    (least, most), (lowest, highest) = _limits(mean), _limits(var)
+    if not all(map(isfinite, (least, most, lowest, highest))):
         return "its running statistics hold NaN or infinity; re-estimate them or exclude it"
-    if (var + source.eps <= 0).any() or (var < 0).any():
+    if lowest < 0 or lowest + source.eps <= 0:
         return "its running variance is negative, or 0 with eps 0; re-estimate it or exclude it"
     return None
 
 
 def _never_trained(source: NormDescription) -> bool:
     mean, var = source.running_mean, source.running_var
-    if mean is None or var is None or mean.is_meta:
+    if mean is None or var is None or mean.is_meta or not mean.numel():
         return False
-    return not mean.any().item() and bool((var == 1).all())
+    return _limits(mean) == (0, 0) and _limits(var) == (1, 1)
+
+
+def _limits(t: Tensor) -> tuple[float, float]:
+    """The least and the greatest value; NaN where there is one."""
+    low, high = torch.aminmax(t.detach())
+    return low.item(), high.item()
 
 
 def _orphan_note(module: nn.Module, source: NormDescription) -> str | None:

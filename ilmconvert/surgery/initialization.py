@@ -35,7 +35,7 @@ def initial_values(source: NormDescription, settings: dict[str, object], seed: i
         if settings["restore"]:
             values |= {"restore_weight": gain.clone(), "restore_bias": gain.clone()}
             values |= {"ref_mean": ref_mean, "ref_std": ref_std}
-        key_var = group_moments(mean, var, key_groups)[1]
+        key_var = ref_var if key_groups == groups else group_moments(mean, var, key_groups)[1]
     values["encoder"] = encoder_rows(width, key_var, seed)
     for name in ("weight_decoder", "bias_decoder"):
         values[name] = torch.zeros(key_groups, width, dtype=torch.float64, device=gamma.device)
@@ -73,7 +73,7 @@ def encoder_rows(width: int, key_var: Tensor, seed: int) -> Tensor:
 
 
 def _per_channel(t: Tensor, num_channels: int) -> Tensor:
-    return t.repeat_interleave(num_channels // t.numel())
+    return t.unsqueeze(1).expand(-1, num_channels // t.numel()).reshape(num_channels)
 
 
 def _float64(t: Tensor | None, num_channels: int, default: float) -> Tensor:

@@ -13,7 +13,8 @@ from torch import nn
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import wrappers
 from ilmconvert.surgery.entries import PlanEntry, decide
-from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings, as_patterns
+from ilmconvert.surgery.plain import is_plain
+from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings, as_patterns, default_init
 from ilmconvert.surgery.sources import find_source, reason_to_skip
 
 
@@ -78,6 +79,8 @@ def describe_outcome(entry: PlanEntry) -> str:
     if entry.target is None:
         return f"stays: {entry.reason}"
     t = entry.target
+    if is_plain(t):
+        return f"GroupNorm({t['num_groups']} groups){f'; {entry.note}' if entry.note else ''}"
     restoring = ", restoring" if t["restore"] else ""
     note = f"; {entry.note}" if entry.note else ""
     return f"ILMNorm({t['num_groups']} groups, key groups of {t['key_group_size']}{restoring}){note}"
@@ -87,7 +90,7 @@ def plan(
     model: nn.Module,
     to: str = "ilm_gn",
     *,
-    init: str = "identity",
+    init: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     num_groups: int = DEFAULT_NUM_GROUPS,
@@ -106,7 +109,7 @@ def plan(
     """
     settings = Settings(
         to,
-        init,
+        init or default_init(to),
         as_patterns(include),
         as_patterns(exclude) or (),
         num_groups,

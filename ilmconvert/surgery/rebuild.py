@@ -11,22 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct
+from ilmconvert.surgery import plain
 from ilmconvert.surgery.sources import find_source
 
 _SETTINGS = set(inspect.signature(ILMNorm.__init__).parameters) - {"self", "device", "dtype"}
 
 
 def layers_of(model: nn.Module) -> tuple[dict[str, Any], ...]:
-    """Name, aliases and settings of every ILM Norm in ``model``, in the model's own order."""
+    """Name, aliases and settings of every layer that a conversion made, in the model's own order."""
     names: dict[int, list[str]] = {}
-    modules: dict[int, ILMNorm] = {}
+    modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, ILMNorm):
+        if isinstance(module, ILMNorm) or plain.is_plain_layer(module):
             names.setdefault(id(module), []).append(name)
             modules[id(module)] = module
     return tuple(
-        {"name": names[key][0], "aliases": names[key][1:], "config": module.config()} for key, module in modules.items()
+        {"name": names[key][0], "aliases": names[key][1:], "config": _config(module)} for key, module in modules.items()
     )
+
+
+def _config(layer: nn.Module) -> dict[str, Any]:
+    if isinstance(layer, ILMNorm):
+        return layer.config()
+    assert isinstance(layer, nn.GroupNorm)
+    return plain.settings_of(layer)
 
 
 def check_layer(entry: Any) -> dict[str, Any]:
@@ -37,21 +45,28 @@ def check_layer(entry: Any) -> dict[str, Any]:
         and isinstance(entry.get("aliases"), list)
         and all(isinstance(alias, str) for alias in entry["aliases"])
         and isinstance(entry.get("config"), dict)
-        and set(entry["config"]) == _SETTINGS
+        and _is_complete(entry["config"])
     )
     if not ok:
         raise ValueError(f"its metadata is damaged at layer {str(entry)[:60]}; convert the model again")
     return {"name": entry["name"], "aliases": entry["aliases"], "config": entry["config"]}
 
 
+def _is_complete(config: Mapping[str, Any]) -> bool:
+    if plain.is_plain(config):
+        return set(config) == plain.SETTINGS
+    # Most layers have no range, and say nothing of it.
+    return {*config, "restore_range"} == _SETTINGS
+
+
 def replace_layers(model: nn.Module, layers: Iterable[Mapping[str, Any]]) -> nn.Module:
-    """Put an ILM Norm without values in every named place of ``model``, in place; returns the root.
+    """Put a layer without values in every named place of ``model``, in place; returns the root.
 
     Raises:
         ValueError: a name isn't there or isn't a norm of so many channels; ``model`` is as it was.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    new: dict[str, ILMNorm] = {}
+    new: dict[str, nn.Module] = {}
     for entry in layers:
         layer = _empty_layer(entry, modules.get(entry["name"]))
         for name in (entry["name"], *entry["aliases"]):
@@ -94,8 +109,8 @@ def restore(
     return result
 
 
-def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> ILMNorm:
-    """An ILM Norm on the meta device for ``module``, with the latter's fused modules."""
+def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
+    """An ILM Norm or plain layer on the meta device for ``module``, with the latter's fused modules."""
     name, config = entry["name"], entry["config"]
     if module is None:
         raise ValueError(f"the model has no module {name!r}")
@@ -113,11 +128,20 @@ def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> ILMNorm:
     if config["num_channels"] != channels:
         raise ValueError(f"{name!r} has {channels} channels, not {config['num_channels']!r}")
     try:
-        layer = ILMNormAct(**config, **fused, device="meta") if fused else ILMNorm(**config, device="meta")
+        layer = _new_layer(config, fused)
     except (TypeError, ValueError) as e:
         raise ValueError(f"the settings of {name!r} are damaged: {e}") from e
     layer.training = module.training
     return layer
+
+
+def _new_layer(config: Mapping[str, Any], fused: Mapping[str, Any]) -> nn.Module:
+    if plain.is_plain(config):
+        layer = plain.new_layer(config, fused=bool(fused))
+        for part, module in fused.items():
+            setattr(layer, part, module)
+        return layer
+    return ILMNormAct(**config, **fused, device="meta") if fused else ILMNorm(**config, device="meta")
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

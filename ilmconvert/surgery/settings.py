@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
+#: Plain layers: GroupNorm with several groups, with one, and with one a channel (InstanceNorm).
+PLAIN_TARGETS = ("gn", "ln", "in")
 INITS = ("identity", "moments")
 DEFAULT_NUM_GROUPS = 32
+DEFAULT_META_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -20,23 +23,39 @@ class Settings:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     num_groups: int = DEFAULT_NUM_GROUPS
-    key_group_size: int = 16
-    reduction: int = 16
+    key_group_size: int = DEFAULT_META_SIZE
+    reduction: int = DEFAULT_META_SIZE
     restore_bound: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("to", self.to, TARGETS)
+        _one_of("to", self.to, TARGETS + PLAIN_TARGETS)
         _one_of("init", self.init, INITS)
         for name in ("num_groups", "key_group_size", "reduction"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer")
-        if self.to != "ilm_gn" and self.num_groups != DEFAULT_NUM_GROUPS:
+        if self.to not in ("ilm_gn", "gn") and self.num_groups != DEFAULT_NUM_GROUPS:
             raise ValueError(f"num_groups={self.num_groups} only applies to 'ilm_gn'; {self.to!r} fixes the groups")
+        if self.plain:
+            self._check_plain()
         if self.restore_bound is not None and not self.restore_bound > 0:
             raise ValueError(f"restore_bound={self.restore_bound} must be positive, or None for no bound")
         if self.restore_bound is not None and self.init != "identity":
             raise ValueError("restore_bound needs init='identity': other layers have no restoring path")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the new layers are stock layers without a meta-network."""
+        return self.to in PLAIN_TARGETS
+
+    def _check_plain(self) -> None:
+        if self.init != "moments":
+            raise ValueError(f"init={self.init!r} needs an ILM Norm: the plain {self.to!r} starts from moments only")
+        for name in ("key_group_size", "reduction"):
+            if getattr(self, name) != DEFAULT_META_SIZE:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for ILM Norms; the plain {self.to!r} has no such part"
+                )
 
     def reason_to_skip(self, names: Sequence[str]) -> str | None:
         """None if include and exclude let a module of these names through, else the reason why not."""
@@ -46,6 +65,15 @@ class Settings:
         if self.include is not None and not any(fnmatchcase(n, p) for n in names for p in self.include):
             return "not matched by include"
         return None
+
+
+def default_init(to: str) -> str:
+    """What ``init`` is where nothing was said: the exact start where there is one.
+
+    >>> default_init("ilm_gn"), default_init("gn")
+    ('identity', 'moments')
+    """
+    return "moments" if to in PLAIN_TARGETS else "identity"
 
 
 def as_patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:

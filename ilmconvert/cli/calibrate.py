@@ -1,0 +1,91 @@
+"""``ilmconvert calibrate CHECKPOINT --data DATA``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli.convert import check_output
+
+if TYPE_CHECKING:
+    from ilmconvert.calibration import Calibration
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="A folder of pictures (labels aren't used) or a timm dataset's name.")
+@click.option("--source", metavar="MODEL|FILE", help="What was converted.  [default: what the checkpoint says]")
+@click.option("--weights", metavar="FILE|default", help="Of the source.  [default: what the checkpoint says]")
+@click.option("--pictures", type=click.IntRange(min=4), default=64, show_default=True, help="At most so many.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True)
+@click.option("--constants-only", is_flag=True, help="Leave the meta-networks as they are.")
+@click.option("--input-size", type=click.IntRange(min=1), help="Side of the pictures.  [default: the model's]")
+@click.option("--seed", default=0, show_default=True, help="Of the choice and order of pictures.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT.safetensors",
+    help="[default: CHECKPOINT-calibrated.safetensors]",
+)
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def calibrate(
+    checkpoint: Path,
+    data: str,
+    source: str | None,
+    weights: str | None,
+    holdout: float,
+    constants_only: bool,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **choice: Any,
+) -> None:
+    """Fit a checkpoint of the moments start, or a plain one, to its source on a few unlabelled pictures.
+
+    Example: ilmconvert calibrate resnet50-ln.safetensors --data pictures
+    """
+    output = output or checkpoint.with_name(f"{checkpoint.stem}-calibrated.safetensors")
+    check_output(output, force)
+    from ilmconvert.calibration import calibrate as fit
+    from ilmconvert.checkpoint import save
+    from ilmconvert.cli._batches import picture_batches
+    from ilmconvert.fidelity.reference import find_reference
+    from ilmconvert.fidelity.subject import open_subject
+
+    with progress() as say:
+        say(f"loading {checkpoint}")
+        subject = open_subject(checkpoint)
+        reference = find_reference(subject, source=source, weights=weights)
+        say("reading pictures")
+        batches = picture_batches(subject.model, data, **choice)
+        say("fitting layer after layer")
+        found = fit(subject.model, batches, source=reference.model, meta=not constants_only, holdout=holdout)
+        save(subject.model, output)
+    if as_json:
+        summary = {"checkpoint": str(checkpoint), "output": str(output), "source": reference.description}
+        print_json({**summary, "data": data, **found.to_dict()})
+        return
+    _print(found, reference.description)
+    click.echo(f"Wrote {output}")
+
+
+def _print(found: Calibration, source: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"against {source}: {found.held_out} held-out pictures, {found.fitted_on} fitted")
+    for column in ("values", "same class", "error of the outputs", ""):
+        table.add_column(column)
+    for name, score in found.scores.items():
+        agreement = "-" if score.agreement is None else f"{score.agreement:.1%}"
+        table.add_row(name, agreement, f"{score.error:.3f}", "kept" if name == found.kept else "")
+    Console().print(table)
+    for reason in sorted(set(found.skipped.values())):
+        count = sum(each == reason for each in found.skipped.values())
+        click.echo(f"{count} layers not fitted: {reason}")

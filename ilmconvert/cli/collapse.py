@@ -1,0 +1,76 @@
+"""``ilmconvert collapse CHECKPOINT``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli.convert import check_output
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", help="Pictures to measure on; needed unless all decoders and restoring paths are zero.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="Of a layer's output.")
+@click.option("--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--input-size", type=click.IntRange(min=1), help="Side of the pictures.  [default: the model's]")
+@click.option("--seed", default=0, show_default=True, help="Of the choice of pictures.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT.safetensors",
+    help="[default: CHECKPOINT-plain.safetensors]",
+)
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def collapse(
+    checkpoint: Path,
+    data: str | None,
+    tolerance: float,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **choice: Any,
+) -> None:
+    """Write an ILM network whose rescaling no longer depends on the instance as a plain GroupNorm network.
+
+    Example: ilmconvert collapse run/best.safetensors --data pictures
+    """
+    output = output or checkpoint.with_name(f"{checkpoint.stem}-plain.safetensors")
+    check_output(output, force)
+    from ilmconvert.checkpoint import load, save
+    from ilmconvert.cli._batches import picture_batches
+    from ilmconvert.collapse import collapse as collapsed
+    from ilmconvert.plain import timm_arguments
+
+    with progress() as say:
+        say(f"loading {checkpoint}")
+        model = load(checkpoint)
+        batches = None if data is None else picture_batches(model, data, **choice)
+        say("measuring every layer")
+        found = collapsed(model, batches, tolerance=tolerance)
+        save(found.model, output)
+    summary: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "output": str(output),
+        "layers": [vars(layer) for layer in found.layers],
+        "largest_deviation": found.deviation,
+        "tolerance": tolerance,
+        "agreement": None if found.score is None else found.score.agreement,
+        "error": None if found.score is None else found.score.error,
+        "timm": timm_arguments(found.model),
+    }
+    if as_json:
+        print_json(summary)
+        return
+    exact = sum(layer.exact for layer in found.layers)
+    click.echo(f"{len(found.layers)} layers, {exact} of them exactly; largest deviation {found.deviation:.1e}")
+    if found.score is not None:
+        agreement = "" if found.score.agreement is None else f"; same class on {found.score.agreement:.1%} of pictures"
+        click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")
+    click.echo(f"Wrote {output}")
