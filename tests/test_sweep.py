@@ -257,8 +257,9 @@ def _hang() -> None:
 
 
 def _hog() -> None:
-    torch.ones(1 << 28)
+    kept = torch.ones(1 << 28)
     time.sleep(60)
+    del kept
 
 
 def test_a_process_that_dies_hangs_or_takes_too_much_memory_ends_its_own_task_only() -> None:
