@@ -7,87 +7,41 @@ All candidates take turns; times are medians. BatchNorm2d infers in evaluation m
 from __future__ import annotations
 
 import argparse
-import itertools
-import resource
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import lcm
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.reference_layer import AuthorsLayer
-from benchmarks.report import Series, Table, bounded, environment, publish
+from benchmarks.layer_cases import (
+    AUTHORS,
+    BATCH,
+    DTYPES,
+    GROUP,
+    ILM,
+    QUICK_SHAPES,
+    SHAPES,
+    Shape,
+    cases,
+    inference,
+    layers,
+    make_input,
+    training,
+)
+from benchmarks.layer_memory import measure_memory
+from benchmarks.report import Series, Table, environment, publish
 from benchmarks.timing import Timing, finish, interleaved
-from ilmconvert.nn import ILMNorm, kernels
+from ilmconvert.nn import kernels
 from ilmconvert.nn.formulas import statistics_dtype
 
-Shape = tuple[int, ...]
-SHAPES: tuple[Shape, ...] = (
-    (8, 64, 112, 112),
-    (8, 256, 56, 56),
-    (8, 512, 28, 28),
-    (8, 2048, 7, 7),
-    (2, 256, 200, 200),
-    (64, 64, 32, 32),
-)
-QUICK_SHAPES: tuple[Shape, ...] = ((2, 64, 14, 14), (2, 128, 7, 7))
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ILM, GROUP, BATCH, AUTHORS = "ILMNorm", "GroupNorm", "BatchNorm2d", "authors"
+FORWARD_BOUND, TRAINING_BOUND = 2.0, 1.7
 # What of the layer's time is spent on tensors of the size of x; the rest is small operations on (N, C).
 PASSES = "passes alone"
 COMPILED = {f"{name}, compiled": name for name in (ILM, GROUP)}
-FORWARD_BOUND, TRAINING_BOUND, MEMORY_BOUND = 2.0, 1.7, 1.05
 PARTS = ("time", "memory", "growth")
 # Shapes that are also timed as ILM-LN and ILM-IN, and on which the authors' layer must be 10 times slower.
 LEADING = 2
-
-
-def ilm_norm(channels: int, groups: int) -> ILMNorm:
-    """With a restoring path and a meta-network that both do something."""
-    layer = ILMNorm(channels, groups, restore=True)
-    with torch.no_grad():
-        for parameter in (layer.weight_decoder, layer.bias_decoder, layer.restore_weight, layer.restore_bias):
-            assert parameter is not None
-            parameter.normal_(std=0.1)
-    return layer
-
-
-def layers(channels: int, memory_format: str, all_groups: bool) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {
-        ILM: ilm_norm(channels, 32),
-        GROUP: nn.GroupNorm(32, channels),
-        BATCH: nn.BatchNorm2d(channels),
-    }
-    if memory_format == "contiguous":
-        found[AUTHORS] = AuthorsLayer(channels)
-    if all_groups:
-        found |= {"ILMNorm, G = 1": ilm_norm(channels, 1), "ILMNorm, G = C": ilm_norm(channels, channels)}
-    return found
-
-
-def inference(layer: nn.Module, x: Tensor, device: str) -> Callable[[], Tensor]:
-    def turn() -> Tensor:
-        with torch.no_grad():
-            y: Tensor = layer(x)
-        finish(device)
-        return y
-
-    return turn
-
-
-def training(layer: nn.Module, x: Tensor, grad: Tensor, device: str) -> Callable[[], Tensor]:
-    leaves = [x.detach().requires_grad_(), *(p for p in layer.parameters() if p.requires_grad)]
-
-    def turn() -> Tensor:
-        gradients = torch.autograd.grad(layer(leaves[0]), leaves, grad)
-        finish(device)
-        return gradients[0]
-
-    return turn
 
 
 def passes(x: Tensor, grad: Tensor | None, device: str) -> Callable[[], None]:
@@ -136,16 +90,6 @@ def row_of(case: Mapping[str, str], times: dict[str, Timing], bound: float, auth
 OTHER_GROUPS = {"1": "ILMNorm, G = 1", "C": "ILMNorm, G = C"}
 
 
-def cases(shapes: tuple[Shape, ...], dtypes: list[str]) -> Iterator[tuple[int, Shape, str, str]]:
-    for (index, shape), name, dtype in itertools.product(enumerate(shapes), FORMATS, dtypes):
-        yield index, shape, name, dtype
-
-
-def make_input(shape: Shape, memory_format: str, dtype: str, device: str) -> Tensor:
-    x = torch.randn(shape, device=device).to(DTYPES[dtype])
-    return x.contiguous(memory_format=FORMATS[memory_format])
-
-
 def time_layers(
     shapes: tuple[Shape, ...], dtypes: list[str], device: str, repeats: int, compiled: bool = False
 ) -> list[Table]:
@@ -166,85 +110,6 @@ def time_layers(
         times = interleaved({**steps, PASSES: passes(x, None, device)}, repeats)
         forward.rows.append(row_of(case, times, FORWARD_BOUND, index < LEADING))
     return [forward, both]
-
-
-def saved_bytes(layer: nn.Module, x: Tensor) -> int:
-    """Bytes that one training forward keeps for its backward, each storage once; parameters don't count."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = layer(x.detach().requires_grad_())
-    del y
-    return sum(kept.values())
-
-
-def peak_bytes(name: str, shape: Shape, memory_format: str, dtype: str, device: str) -> int:
-    """Peak memory that a training step adds: the allocator's on CUDA, resident memory of a new process elsewhere."""
-    if not device.startswith("cuda"):
-        command = [sys.executable, "-m", "benchmarks.layer", "--peak", name, "x".join(map(str, shape)), memory_format]
-        done = subprocess.run([*command, dtype], capture_output=True, text=True, check=True)
-        return int(done.stdout)
-    step = training_step(name, shape, memory_format, dtype, device)
-    step()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    step()
-    return int(torch.cuda.max_memory_allocated(device) - before)
-
-
-def training_step(name: str, shape: Shape, memory_format: str, dtype: str, device: str) -> Callable[[], Tensor]:
-    layer = layers(shape[1], memory_format, False)[name].to(device, DTYPES[dtype])
-    x, grad = (make_input(shape, memory_format, dtype, device) for _ in range(2))
-    return training(layer, x, grad, device)
-
-
-def print_peak(name: str, shape: str, memory_format: str, dtype: str) -> None:
-    """The growth of the largest resident memory over one step, after a small step that loads the libraries."""
-    training_step(name, (2, 64, 8, 8), memory_format, dtype, "cpu")()
-    step = training_step(name, tuple(int(n) for n in shape.split("x")), memory_format, dtype, "cpu")
-    before = largest_resident()
-    step()
-    print(largest_resident() - before)
-
-
-def largest_resident() -> int:
-    """Bytes of this process at its largest."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage starts from what the parent process had
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def measure_memory(shapes: tuple[Shape, ...], dtypes: list[str], device: str) -> Table:
-    table = Table("Memory of a training step, MB")
-    for _, shape, name, dtype in cases(shapes, dtypes):
-        x = make_input(shape, name, dtype, device)
-        modules = {k: m.to(device, DTYPES[dtype]) for k, m in layers(shape[1], name, False).items()}
-        saved = {k: saved_bytes(modules[k], x) / 2**20 for k in (ILM, GROUP)}
-        peak = {k: peak_bytes(k, shape, name, dtype, device) / 2**20 for k in (ILM, GROUP)}
-        ratio = saved[ILM] / saved[GROUP]
-        table.rows.append(
-            {
-                "shape": str(shape),
-                "format": name,
-                "type": dtype,
-                "saved": saved[ILM],
-                "saved, GroupNorm": saved[GROUP],
-                "ratio": ratio,
-                "peak": peak[ILM],
-                "peak, GroupNorm": peak[GROUP],
-                **bounded(ratio, MEMORY_BOUND),
-            }
-        )
-    return table
 
 
 def growth(device: str, repeats: int, quick: bool) -> list[Series]:
@@ -288,11 +153,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="a part; all unless given")
     parser.add_argument("--quick", action="store_true", help="small shapes and few turns, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for layer.md, layer.json and layer.png")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        print_peak(*arguments.peak)
-        return
     torch.manual_seed(0)
     shapes = QUICK_SHAPES if arguments.quick else SHAPES
     if arguments.shape:
