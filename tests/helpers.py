@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ilmconvert.sweep import randomize_norms
 
-__all__ = ["TOLERANCE", "randomize_norms", "relative_error"]
+__all__ = ["TOLERANCE", "randomize_norms", "relative_error", "save_trained"]
 
 # Largest allowed relative_error between a source and its conversion, by the type that both compute in.
 TOLERANCE: dict[torch.dtype, float] = {
@@ -41,3 +44,12 @@ def relative_error(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -
         return float("inf")
     error, scale = (x - y).abs().max().item(), y.abs().max().item()
     return 0.0 if error == 0 else error / scale if scale else float("inf")
+
+
+def save_trained(folder: Path, *, scale: float = 1.0) -> Path:
+    """Weights of timm's test_resnet with telling norms, as ``folder``/trained.safetensors."""
+    torch.manual_seed(0)
+    model = randomize_norms(timm.create_model("test_resnet"), scale=scale)
+    path = folder / "trained.safetensors"
+    save_file(model.state_dict(), path)
+    return path

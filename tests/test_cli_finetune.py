@@ -29,7 +29,7 @@ from ilmconvert.finetune.data import open_data
 from ilmconvert.finetune.fields import settings_of
 from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
 from ilmconvert.nn import ILMNorm
-from tests.helpers import randomize_norms
+from tests.helpers import randomize_norms, save_trained
 
 SMALL = ["--input-size", "48", "-b", "4", "--epochs", "2", "-j", "0", "--lr", "1e-3", "--log-with", "none"]
 TIMM_NAMES = {
@@ -55,10 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture = rng.integers(0, 120, (50, 50, 3))
                 picture[..., 2 - 2 * channel] += 120
                 Image.fromarray(picture.astype(np.uint8)).save(path / "data" / split / name / f"{i}.png")
-    torch.manual_seed(0)
-    model = timm.create_model("test_resnet")
-    randomize_norms(model)
-    save_file(model.state_dict(), path / "trained.safetensors")
+    save_trained(path)
     return path
 
 
@@ -324,3 +321,12 @@ def test_the_run_ends_with_ilm_norms() -> None:
     assert layers
     assert {m.num_groups for m in layers} == {1}
     assert not any(m.restore for m in layers)
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['accelerate'] = None; from ilmconvert.cli import main; main()"
+    command = [sys.executable, "-c", code, "finetune", "test_resnet", "--data", "nowhere", "-o", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["Error: fine-tuning needs accelerate: pip install 'ilmconvert[finetune]'"]
+    assert not (tmp_path / "run").exists()

@@ -58,3 +58,10 @@ def test_pictures_without_robust_are_refused(folder: Path) -> None:
     done = CliRunner().invoke(main, ["convert", "test_resnet", "--data", str(folder)])
     assert done.exit_code == 2
     assert "--robust" in done.stderr
+
+
+def test_a_target_without_restoring_path_is_refused_before_the_work() -> None:
+    for settings in (["--to", "gn"], ["--init", "moments"]):
+        done = CliRunner().invoke(main, ["convert", "test_resnet", "--weights", "none", "--robust", *settings])
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[-1].startswith("Error: --robust bounds the restoring path")

@@ -310,6 +310,21 @@ def test_a_checkpoint_goes_on_with_its_head(tmp_path: Path) -> None:
     assert torch.equal(state(first.last)["fc.weight"], state(second.last)["fc.weight"])
 
 
+def test_a_plain_checkpoint_stays_plain(tmp_path: Path) -> None:
+    plain = ilmconvert.convert(network(), "gn")
+    ilmconvert.save(plain, tmp_path / "plain.safetensors")
+    result = run(tmp_path / "run", model=tmp_path / "plain.safetensors", epochs=1, recipe="norm")
+    trained = ilmconvert.load(tmp_path / "run" / "last.safetensors")
+    assert result.best_epoch == 1
+    assert not any(isinstance(m, ILMNorm) for m in trained.modules())
+    before, after = plain.state_dict(), trained.state_dict()
+    moved = {
+        key for key in before if before[key].shape == after[key].shape and not torch.equal(before[key], after[key])
+    }
+    assert moved  # norms alone: convolutions stay as they are
+    assert all(before[key].dim() == 1 for key in moved)
+
+
 def test_a_torchvision_model_gets_a_head_and_loads_by_itself(tmp_path: Path) -> None:
     from ilmconvert.models import create_model
 

@@ -14,11 +14,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import timm
-import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors.torch import save_file
 
 import ilmconvert
 from ilmconvert.cli import COMMANDS, main
@@ -30,7 +27,7 @@ from ilmconvert.report.axes import ticks
 from ilmconvert.report.figures import Share, curves_figure, layers_figure, shares_figure
 from ilmconvert.report.run import arms
 from ilmconvert.tally import wilson
-from tests.helpers import randomize_norms
+from tests.helpers import save_trained
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -81,9 +78,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report")
-    torch.manual_seed(0)
-    save_file(randomize_norms(timm.create_model("test_resnet"), scale=0.5).state_dict(), path / "trained.safetensors")
-    model = create_model("test_resnet", weights=path / "trained.safetensors")
+    model = create_model("test_resnet", weights=save_trained(path, scale=0.5))
     ilmconvert.save(ilmconvert.convert(model, exclude="layer4*"), path / "exact.safetensors")
     bounded = ilmconvert.convert(model, "ilm_ln", restore_bound=0.1)
     ilmconvert.save(bounded, path / "bounded.safetensors")

@@ -30,7 +30,7 @@ from ilmconvert.sweep import (
     survey,
     wake_parameters,
 )
-from ilmconvert.sweep import model as checks
+from ilmconvert.sweep import comparison as checks
 from ilmconvert.sweep.pool import Task, run_tasks
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
@@ -67,7 +67,7 @@ def test_groups_that_a_target_cannot_keep_are_refused_not_failed() -> None:
 def test_what_can_be_converted_is_although_other_layers_are_refused() -> None:
     model = randomize_norms(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.GroupNorm(4, 8))).eval()
     line: dict[str, Any] = {"to": "ilm_ln"}
-    converted = checks._convert(model, line)
+    converted = checks.convert(model, line)
     assert converted is not None
     assert [type(m) for m in converted] == [nn.Conv2d, ilmconvert.ILMNorm, nn.GroupNorm]
     assert (line["refused"], line["converted"]) == (1, 1)

@@ -23,7 +23,7 @@ from ilmconvert.fidelity.sample import Sample
 from ilmconvert.fidelity.subject import open_subject
 from ilmconvert.fidelity.verification import verify
 from ilmconvert.models import create_model
-from tests.helpers import randomize_norms
+from tests.helpers import randomize_norms, save_trained
 
 FAST = ["--batch-size", "2", "--random-batches", "1", "--input-size", "48"]
 
@@ -32,9 +32,7 @@ FAST = ["--batch-size", "2", "--random-batches", "1", "--input-size", "48"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights, checkpoints of every kind, and pictures."""
     path = tmp_path_factory.mktemp("verify")
-    torch.manual_seed(0)
-    save_file(randomize_norms(timm.create_model("test_resnet"), scale=0.5).state_dict(), path / "trained.safetensors")
-    model = create_model("test_resnet", weights=path / "trained.safetensors")
+    model = create_model("test_resnet", weights=save_trained(path, scale=0.5))
     kinds: dict[str, dict[str, Any]] = {
         "exact": {},
         "moments": {"init": "moments"},

@@ -115,14 +115,7 @@ def conversion_options(command: Command) -> Command:
             metavar="T",
             help="Soft bound of the restoring path (identity).  [default: none]",
         ),
-        click.option(
-            "--model-arg",
-            "model_args",
-            multiple=True,
-            metavar="KEY=VALUE",
-            callback=model_args,
-            help="For the model's constructor, as in num_classes=10; JSON values. Repeatable.",
-        ),
+        model_arg_option("the model"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -133,3 +126,52 @@ def given(**settings: Any) -> dict[str, Any]:
     """Arguments of ``ilmconvert.convert`` from those options that were given."""
     kept = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     return {key: value for key, value in kept.items() if value not in (None, [])}
+
+
+def model_arg_option(whose: str) -> Callable[[Command], Command]:
+    """``--model-arg``, for the constructor of ``whose`` model."""
+    return click.option(
+        "--model-arg",
+        "model_args",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=model_args,
+        help=f"For the constructor of {whose}, as in num_classes=10; JSON values. Repeatable.",
+    )
+
+
+def output_options(default: str) -> Callable[[Command], Command]:
+    """``-o``, ``--force`` and ``--json`` of a command that writes a checkpoint, by default one that is called so."""
+
+    def decorate(command: Command) -> Command:
+        options = [
+            click.option(
+                "-o",
+                "--output",
+                type=click.Path(path_type=Path),
+                metavar="OUT.safetensors",
+                help=f"The checkpoint.  [default: {default}.safetensors]",
+            ),
+            click.option("--force", is_flag=True, help="Replace an existing checkpoint."),
+            click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
+        ]
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse a place that can't or mustn't be written, before the slow work."""
+    folder = path.parent
+    if path.suffix != ".safetensors":
+        raise click.UsageError(f"the output {path} has to end in .safetensors")
+    if path.is_dir():
+        raise click.UsageError(f"the output {path} is a folder; name a file in it")
+    if not folder.is_dir():
+        raise click.UsageError(f"there is no folder {folder} to write {path.name} into; make it first")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"the folder {folder.absolute()} can't be written to; name another place with -o")
+    if path.exists() and not force:
+        raise click.UsageError(f"{path} exists already; replace it with --force or name another file with -o")

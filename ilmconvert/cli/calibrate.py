@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import print_json, progress
-from ilmconvert.cli.convert import check_output
+from ilmconvert.cli._common import check_output, output_options, print_json, progress
 
 if TYPE_CHECKING:
     from ilmconvert.calibration import Calibration
@@ -25,15 +24,7 @@ if TYPE_CHECKING:
 @click.option("--constants-only", is_flag=True, help="Leave the meta-networks as they are.")
 @click.option("--input-size", type=click.IntRange(min=1), help="Side of the pictures.  [default: the model's]")
 @click.option("--seed", default=0, show_default=True, help="Of the choice and order of pictures.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="OUT.safetensors",
-    help="[default: CHECKPOINT-calibrated.safetensors]",
-)
-@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@output_options("CHECKPOINT-calibrated")
 def calibrate(
     checkpoint: Path,
     data: str,

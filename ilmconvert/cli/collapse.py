@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import print_json, progress
-from ilmconvert.cli.convert import check_output
+from ilmconvert.cli._common import check_output, output_options, print_json, progress
 
 
 @click.command()
@@ -19,15 +18,7 @@ from ilmconvert.cli.convert import check_output
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--input-size", type=click.IntRange(min=1), help="Side of the pictures.  [default: the model's]")
 @click.option("--seed", default=0, show_default=True, help="Of the choice of pictures.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="OUT.safetensors",
-    help="[default: CHECKPOINT-plain.safetensors]",
-)
-@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@output_options("CHECKPOINT-plain")
 def collapse(
     checkpoint: Path,
     data: str | None,

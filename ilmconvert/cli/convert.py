@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import Counter
@@ -12,14 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import conversion_options, given, one_line, print_json, progress, warn
+from ilmconvert.cli._common import (
+    check_output,
+    conversion_options,
+    given,
+    one_line,
+    output_options,
+    print_json,
+    progress,
+    warn,
+)
+from ilmconvert.cli._convert_view import print_summary, warn_if_not_exact
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ilmconvert.surgery import Plan
 
-LARGEST_IDENTITY_ERROR = 1e-3
 # That a bound is taken from.
 PICTURES = 200
 
@@ -34,17 +42,9 @@ PICTURES = 200
     metavar="default|none|FILE",
     help="The library's pretrained weights, random ones, or a .safetensors, .pth or .bin file.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="OUT.safetensors",
-    help="The checkpoint.  [default: MODEL-TO.safetensors]",
-)
 @click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under odd contrast and brightness.")
 @click.option("--data", metavar="DATA", help="With --robust: unlabelled pictures to take the bound from.")
-@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@output_options("MODEL-TO")
 def convert(
     model: str,
     weights: str,
@@ -61,28 +61,17 @@ def convert(
     check_output(output, force)
     if data is not None and not robust:
         raise click.UsageError("--data is for the bound of --robust; add that, or leave --data out")
+    if robust and not (settings["to"].startswith("ilm_") and settings["init"] in (None, "identity")):
+        raise click.UsageError(
+            "--robust bounds the restoring path, which only ilm_gn, ilm_ln and ilm_in from identity have"
+        )
     with progress() as say:
         summary = _convert(model, weights, output, model_args, given(**settings), say, robust=robust, data=data)
     if as_json:
         print_json(summary)
     else:
-        _print_summary(summary)
-    _judge(summary)
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Refuse a place that can't or mustn't be written, before the slow work."""
-    folder = path.parent
-    if path.suffix != ".safetensors":
-        raise click.UsageError(f"the output {path} has to end in .safetensors")
-    if path.is_dir():
-        raise click.UsageError(f"the output {path} is a folder; name a file in it")
-    if not folder.is_dir():
-        raise click.UsageError(f"there is no folder {folder} to write {path.name} into; make it first")
-    if not os.access(folder, os.W_OK):
-        raise click.UsageError(f"the folder {folder.absolute()} can't be written to; name another place with -o")
-    if path.exists() and not force:
-        raise click.UsageError(f"{path} exists already; replace it with --force or name another file with -o")
+        print_summary(summary)
+    warn_if_not_exact(summary)
 
 
 def _file_stem(model: str) -> str:
@@ -127,19 +116,26 @@ def _convert(
     say(f"writing {output}")
     save(converted, output)
     return {
+        **_facts(name, source, converted, plan),
+        "restore_bound": settings.get("restore_bound"),
+        "error": difference,
+        "bounded": bounded,
+        "seconds": {"build": round(built - start, 3), "convert": round(done - built, 3)},
+        "output": str(output),
+    }
+
+
+def _facts(name: str, source: nn.Module, converted: nn.Module, plan: Plan) -> dict[str, Any]:
+    """What was converted into what."""
+    return {
         "model": name,
         "spec": source.ilmconvert_spec.to_dict(),  # type: ignore[operator, union-attr]
         "provenance": source.ilmconvert_provenance,
-        "to": settings["to"],
+        "to": plan.settings.to,
         "init": plan.settings.init,
-        "restore_bound": settings.get("restore_bound"),
         "layers": count_layers(plan),
         "parameters": {"before": _parameters(source), "after": _parameters(converted)},
-        "error": difference,
-        "bounded": bounded,
         "timm": _timm_arguments(converted, plan),
-        "seconds": {"build": round(built - start, 3), "convert": round(done - built, 3)},
-        "output": str(output),
     }
 
 
@@ -211,49 +207,3 @@ def count_layers(plan: Plan) -> dict[str, Any]:
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
-    table = Table(title=f"{summary['model']} to {summary['to']} ({summary['init']})", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}")
-    table.add_row("layers converted", str(layers["converted"]))
-    for reason, count in layers["skipped"].items():
-        table.add_row("layers skipped", f"{count}: {reason}")
-    before, after = parameters["before"], parameters["after"]
-    table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
-    table.add_row("error against the source", _error_text(error))
-    if summary["bounded"] is not None:
-        low, high, mean_low, mean_high = summary["bounded"]["limits"]
-        limits = f"log contrast {low:+.2f} to {high:+.2f}, mean {mean_low:+.2f} to {mean_high:+.2f}"
-        table.add_row(f"bounded: {summary['bounded']['layer']}", limits)
-    if summary["timm"] is not None:
-        arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]
-        call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])
-        table.add_row("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)")
-    Console().print(table)
-    click.echo(f"Wrote {summary['output']}")
-
-
-def _error_text(error: dict[str, Any] | None) -> str:
-    if error is None:
-        return "not measured"
-    text = f"{error['relative_error']:.1e} of the largest output ({error['largest_error']:.1e})"
-    agreement = error["top1_agreement"]
-    return text if agreement is None else f"{text}; top-1 agreement {agreement:.0%}"
-
-
-def _judge(summary: dict[str, Any]) -> None:
-    """Say it loudly where a conversion that should be exact isn't."""
-    error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
-    if exact and error is not None and not error["relative_error"] <= LARGEST_IDENTITY_ERROR:
-        message = (
-            f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected less "
-            f"than {LARGEST_IDENTITY_ERROR:g}. Don't rely on {summary['output']}; please report the model."
-        )
-        warn(message, loud=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_args, print_json, progress
+from ilmconvert.cli._common import model_arg_option, print_json, progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,14 +36,7 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
 @click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, picture by picture.")
 @click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))
 @click.option("--against-weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("SOURCE"))
-@click.option(
-    "--model-arg",
-    "arguments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=model_args,
-    help="For the constructor of a model that is given by name, as in num_classes=10. Repeatable.",
-)
+@model_arg_option("a model that is given by name")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read pictures."
@@ -60,7 +53,7 @@ def evaluate(
     against: str | None,
     weights: str,
     against_weights: str,
-    arguments: dict[str, Any],
+    model_args: dict[str, Any],
     batch_size: int,
     workers: int,
     input_size: int | None,
@@ -75,8 +68,8 @@ def evaluate(
     """
     with progress() as say:
         say(f"loading {checkpoint}")
-        model = _load(checkpoint, weights, arguments)
-        other = None if against is None else _load(against, against_weights, arguments)
+        model = _load(checkpoint, weights, model_args)
+        other = None if against is None else _load(against, against_weights, model_args)
         say(f"opening {data}")
         pictures, share, labelled = _pictures(model, data, input_size, **which)
         if against is None and not labelled:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
+@click.argument("checkpoint")
 @click.option("--data", required=True, help="A folder of pictures, or a timm dataset's name; labels aren't used.")
 @click.option("--pictures", type=click.IntRange(min=2), default=200, show_default=True, help="At most so many.")
 @click.option(

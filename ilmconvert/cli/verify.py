@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_args, print_json, progress, warn
+from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
 
 if TYPE_CHECKING:
     from ilmconvert.fidelity.sample import Sample
@@ -24,14 +24,7 @@ _WORST = 3
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--source", metavar="MODEL|CHECKPOINT", help="The source.  [default: the one that the file names]")
 @click.option("--weights", metavar="default|FILE", help="Of the source.  [default: those that the file names]")
-@click.option(
-    "--model-arg",
-    "arguments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=model_args,
-    help="For the source's constructor, as in num_classes=10. Repeatable.",
-)
+@model_arg_option("the source")
 @click.option(
     "--data", metavar="DIR", help="Pictures to compare on, with or without classes.  [default: random inputs]"
 )
@@ -98,7 +91,7 @@ def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
         subject = open_subject(checkpoint)
         say("looking for the source")
         reference = find_reference(
-            subject, source=options["source"], weights=options["weights"], model_args=options["arguments"]
+            subject, source=options["source"], weights=options["weights"], model_args=options["model_args"]
         )
         sample = _sample(subject, options)
         for caveat in (*reference.caveats, *sample.caveats):

@@ -7,7 +7,6 @@ from ilmconvert.fidelity.implied import implied_source
 from ilmconvert.fidelity.layers import LayerFidelity, common_layers, worst_layers
 from ilmconvert.fidelity.measure import Fidelity, fidelity
 from ilmconvert.fidelity.outputs import DETECTION_STAGES, OutputError, output_error
-from ilmconvert.fidelity.outputs import evaluating as _evaluating
 from ilmconvert.fidelity.pictures import PictureFidelity
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "LayerFidelity",
     "OutputError",
     "PictureFidelity",
-    "_evaluating",
     "common_layers",
     "fidelity",
     "implied_source",

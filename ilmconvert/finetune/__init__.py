@@ -22,12 +22,21 @@ _HOMES = {
     **dict.fromkeys(("RECIPES", "Recipe", "get_recipe"), "recipe"),
     **dict.fromkeys(("Progress", "Result"), "result"),
 }
+# What the extra of this name brings and a run can't do without.
+_EXTRA = frozenset({"accelerate", "psutil", "torchmetrics"})
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        message = f"fine-tuning needs {error.name}: pip install 'ilmconvert[finetune]'"
+        raise import_module(f"{__name__}.errors").FineTuneError(message) from error
+    value = globals()[name] = getattr(home, name)
     return value
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ilmconvert.checkpoint import load
-from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.seeding import seed_all
@@ -19,6 +18,7 @@ from ilmconvert.models import create_model, infer_spec
 from ilmconvert.nn import ILMNorm
 from ilmconvert.spec import label
 from ilmconvert.surgery import convert
+from ilmconvert.surgery.rebuild import layers_of
 from ilmconvert.surgery.sources import find_source
 
 BEST = "best.safetensors"
@@ -32,7 +32,7 @@ class Start:
 
     Attributes:
         name: what the model is called.
-        network: the one that is trained; it holds ILM Norms.
+        network: the one that is trained; it holds what a conversion made, ILM Norms or plain layers.
         source: what it was converted from, with the same head; None for a network that came converted.
         head_replaced: whether the head is new and knows nothing yet.
     """
@@ -80,7 +80,7 @@ def start(
     if num_classes is not None:
         replace_head(network, num_classes, recipe.seed)
     source = None
-    if not any(isinstance(m, ILMNorm) for m in network.modules()):
+    if not layers_of(network):
         # a bound belongs to the restoring path, which the moments start lacks
         bound = recipe.restore_bound if init == "identity" else None
         source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
@@ -188,6 +188,3 @@ def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: 
     """
     found = copy.deepcopy(first.network) if teacher is None else open_model(teacher, weights)[1]
     return found.eval().requires_grad_(False)
-
-
-__all__ = ["ILMConvertError", "Start", "classifier", "open_model", "start"]

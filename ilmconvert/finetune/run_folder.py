@@ -21,7 +21,7 @@ from ilmconvert.checkpoint import save
 from ilmconvert.files import write_atomically
 from ilmconvert.finetune.errors import FineTuneError
 from ilmconvert.finetune.lock import alone_in
-from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.rebuild import layers_of
 
 COLUMNS = (
     "epoch",
@@ -115,10 +115,10 @@ class RunFolder:
             write_atomically(self.metrics, write)
 
     def write_checkpoints(self, network: nn.Module, provenance: Mapping[str, Any], *, best: bool) -> None:
-        """``last``, and a copy of it as ``best``. A baseline, which holds no ILM Norm, is a plain state dict."""
+        """``last``, and a copy of it as ``best``. A baseline, which no conversion made, is a plain state dict."""
         if not self.main:
             return
-        if any(isinstance(m, ILMNorm) for m in network.modules()):
+        if layers_of(network):
             own = getattr(network, "ilmconvert_provenance", {})
             save(network, self.last, provenance={**own, "finetuned": dict(provenance)})
         else:

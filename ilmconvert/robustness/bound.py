@@ -9,6 +9,7 @@ picture is normalised to the limit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -100,21 +101,18 @@ class _Deviations:
 
     def __enter__(self) -> _Deviations:
         for name, layer in self.layers.items():
-            hook = self._hook(name)
-            self._handles.append(layer.register_forward_pre_hook(hook))
+            self._handles.append(layer.register_forward_pre_hook(partial(self._keep, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def keep(layer: ILMNorm, inputs: tuple[Tensor, ...]) -> None:
-            self.first = self.first or name
-            if name == self.first:
-                assert layer.ref_mean is not None
-                assert layer.ref_std is not None
-                found = whole_deviations(inputs[0], layer.ref_mean, layer.ref_std, layer.eps)
-                self.values = torch.cat((self.values, found.float().cpu()))
-
-        return keep
+    def _keep(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.first = name if self.first is None else self.first
+        if name == self.first:
+            assert isinstance(layer, ILMNorm)
+            assert layer.ref_mean is not None
+            assert layer.ref_std is not None
+            found = whole_deviations(inputs[0], layer.ref_mean, layer.ref_std, layer.eps)
+            self.values = torch.cat((self.values, found.float().cpu()))

@@ -17,7 +17,13 @@ Normalize = Callable[[Tensor], Tensor]
 
 
 def unit_pictures(
-    model: nn.Module, source: str | Path, *, at_most: int, input_size: int | None = None, seed: int = 0
+    model: nn.Module,
+    source: str | Path,
+    *,
+    at_most: int,
+    input_size: int | None = None,
+    seed: int = 0,
+    training: bool = False,
 ) -> tuple[list[Tensor], Normalize]:
     """Up to so many pictures as the model wants them, but from 0 to 1, and the normalisation that is left to do.
 
@@ -26,6 +32,10 @@ def unit_pictures(
         source: see :func:`ilmconvert.finetune.data.open_data`; labels aren't used.
         at_most: so many, chosen at random by ``seed``.
         input_size: height and width; None: the model's.
+        training: those to train on, rather than those set apart for validation.
+
+    Returns:
+        (3, H, W) each, RGB from 0 to 1, and a function from such a picture, or a batch of them, to the model's input.
 
     Raises:
         DataError: no pictures, or one that can't be read.
@@ -36,7 +46,7 @@ def unit_pictures(
     from ilmconvert.finetune.recipe import get_recipe
 
     data = open_data(source, unlabelled=True, seed=seed)
-    items = data.train if data.val is None else data.val
+    items = data.train if training or data.val is None else data.val
     config = transform_config(model, get_recipe("full", **({} if input_size is None else {"input_size": input_size})))
     transform = create_transform(**config, is_training=False, normalize=False)
     count = len(items)  # type: ignore[arg-type]

@@ -1,0 +1,57 @@
+"""What ``ilmconvert convert`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ilmconvert.cli._common import warn
+
+LARGEST_IDENTITY_ERROR = 1e-3
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
+    table = Table(title=f"{summary['model']} to {summary['to']} ({summary['init']})", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}")
+    table.add_row("layers converted", str(layers["converted"]))
+    for reason, count in layers["skipped"].items():
+        table.add_row("layers skipped", f"{count}: {reason}")
+    before, after = parameters["before"], parameters["after"]
+    table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
+    table.add_row("error against the source", _error_text(error))
+    if summary["bounded"] is not None:
+        low, high, mean_low, mean_high = summary["bounded"]["limits"]
+        limits = f"log contrast {low:+.2f} to {high:+.2f}, mean {mean_low:+.2f} to {mean_high:+.2f}"
+        table.add_row(f"bounded: {summary['bounded']['layer']}", limits)
+    if summary["timm"] is not None:
+        arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]
+        call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])
+        table.add_row("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)")
+    Console().print(table)
+    click.echo(f"Wrote {summary['output']}")
+
+
+def _error_text(error: dict[str, Any] | None) -> str:
+    if error is None:
+        return "not measured"
+    text = f"{error['relative_error']:.1e} of the largest output ({error['largest_error']:.1e})"
+    agreement = error["top1_agreement"]
+    return text if agreement is None else f"{text}; top-1 agreement {agreement:.0%}"
+
+
+def warn_if_not_exact(summary: dict[str, Any]) -> None:
+    """Say it loudly where a conversion that should be exact isn't."""
+    error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
+    if exact and error is not None and not error["relative_error"] <= LARGEST_IDENTITY_ERROR:
+        message = (
+            f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected less "
+            f"than {LARGEST_IDENTITY_ERROR:g}. Don't rely on {summary['output']}; please report the model."
+        )
+        warn(message, loud=True)
