@@ -2,5 +2,6 @@
 
 from ilmconvert.calibration.calibrate import Calibration, LayerFit, calibrate
 from ilmconvert.calibration.errors import CalibrationError
+from ilmconvert.calibration.references import update_references
 
-__all__ = ["Calibration", "CalibrationError", "LayerFit", "calibrate"]
+__all__ = ["Calibration", "CalibrationError", "LayerFit", "calibrate", "update_references"]

@@ -15,6 +15,7 @@ from ilmconvert.finetune.errors import FineTuneError
 from ilmconvert.finetune.identity import describe
 from ilmconvert.finetune.prepare import Start, number_of_classes, open_teacher, start
 from ilmconvert.finetune.recipe import Recipe, get_recipe
+from ilmconvert.finetune.references import take_references
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.runs import Guide, Run
 from ilmconvert.finetune.seeding import deterministic_algorithms, keep_random_state, seed_all
@@ -71,6 +72,7 @@ def finetune(
         pictures = _open_data(data, settings, first.network, val_split)
         guide = _guide(teacher, first, settings, weights)
         config = describe(first, pictures, settings, guide, teacher, init)
+        take_references(first.network, pictures, settings)
         run = Run(first, pictures, settings, guide, config, progress, log_with)
         if dry_run:
             return run.dry(Path(output))

@@ -153,7 +153,15 @@ RECIPES: dict[str, Recipe] = {
         Recipe("norm", train="norm", **_STEADY),
         Recipe("full", **_STEADY),
         Recipe("distill", distill=1.0, lr_base=0.05, **_STEADY),
-        Recipe("anneal", anneal="cosine", distill=0.5, restore_lr_scale=0.0, **_STEADY),
+        Recipe(
+            "anneal",
+            reference_pictures=128,  # an average instance of these then needs no path
+            anneal="cosine",
+            anneal_end=0.25,  # most of the run is for the paper's layer: what the path's end spoils has to heal
+            distill=0.5,
+            restore_lr_scale=0.0,
+            **_STEADY,
+        ),
         Recipe("freeze-then-full", freeze_epochs=2.0, **_STEADY),
     )
 }

@@ -64,6 +64,12 @@ class Settings:
     restore_bound: float | None = setting(
         None, _RESTORE, "Soft bound of the path for a source, in deviations of its reference.", above=0
     )
+    reference_pictures: int = setting(
+        0,
+        _RESTORE,
+        "Training pictures to take the path's reference values from, which changes no output; 0: keep the source's.",
+        least=0,
+    )
     anneal: str = setting(
         "none",
         _RESTORE,
