@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.finetune_arms import FROZEN, Task, arms, chosen_arms
+from benchmarks.finetune_arms import FROZEN, Task, ablations, arms, chosen_arms
 from benchmarks.finetune_data import SETS, write_set
 from benchmarks.finetune_tables import Run, accuracy_table, against_table, goals
 from benchmarks.report import environment, publish
@@ -100,7 +100,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=DEFAULT_SETS)
-    parser.add_argument("--arms", nargs="+", choices=[*BASELINES, *arms()], help="all unless given")
+    names = [*BASELINES, *arms(), *ablations()]
+    parser.add_argument("--arms", nargs="+", choices=names, help="all but the ablations of anneal, unless given")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="processes side by side")
     parser.add_argument("--quick", action="store_true", help="two pictures a class, one epoch: to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for finetune.jsonl, .md and .json")

@@ -99,15 +99,28 @@ def arms() -> dict[str, Arm]:
     return {arm.name: arm for arm in found}
 
 
+def ablations() -> dict[str, Arm]:
+    """What annealing would be without one of its parts; run only if named."""
+    late, kept = {"anneal_end": 0.7}, {"reference_pictures": 0}
+    found = []
+    for to in LAYERS:
+        found += [
+            Arm(f"{to} {ANNEAL}, the source's references", ANNEAL, to, kept),
+            Arm(f"{to} {ANNEAL}, late", ANNEAL, to, late),
+            Arm(f"{to} {ANNEAL}, late, the source's references", ANNEAL, to, {**late, **kept}),
+        ]
+    return {arm.name: arm for arm in found}
+
+
 def chosen_arms(names: Sequence[str] | None) -> Iterator[Arm]:
-    """The arms of these names; a baseline's name brings the arm that it is run beside."""
-    for arm in arms().values():
+    """The arms of these names, or all of :func:`arms`; a baseline's name brings the arm that it is run beside."""
+    for arm in (arms() if names is None else {**arms(), **ablations()}).values():
         if names is None or {arm.name, *arm.baselines} & set(names):
             yield arm
 
 
 def order(arm: str) -> int:
-    return [*BASELINES, *arms()].index(arm)
+    return [*BASELINES, *arms(), *ablations()].index(arm)
 
 
 def title(arm: str) -> str:

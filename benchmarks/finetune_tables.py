@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.finetune_arms import ANNEAL, FROZEN, IDENTITY, LAYERS, arms, order, title
+from benchmarks.finetune_arms import ANNEAL, FROZEN, IDENTITY, LAYERS, ablations, arms, order, title
 from benchmarks.finetune_data import SETS
 from benchmarks.report import Cell, Table
 from ilmconvert.baselines import BASELINES
@@ -46,7 +46,7 @@ def accuracy_table(runs: Iterable[Run]) -> Table:
     cells = grouped(runs)
     sets = list(dict.fromkeys(name for name, _ in cells))
     table = Table("Accuracy after fine-tuning at batch size 2: mean and standard error over seeds")
-    for arm in dict.fromkeys([*BASELINES, *arms()]):
+    for arm in [*BASELINES, *arms(), *ablations()]:
         if any(key == arm for _, key in cells):
             row: dict[str, Cell] = {"network": title(arm)}
             for name in sets:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import finetune_data
 from benchmarks.finetune import measure, read
-from benchmarks.finetune_arms import Arm, Task, arms, chosen_arms
+from benchmarks.finetune_arms import Arm, Task, ablations, arms, chosen_arms
 from benchmarks.finetune_data import SETS, SIZE, examples, write_set
 from benchmarks.finetune_tables import Run, accuracy_table, against_table, goals
 from ilmconvert.baselines import BASELINES
@@ -92,6 +92,13 @@ def test_arms_cover_every_recipe_and_baseline_with_one_budget() -> None:
 def test_choosing_a_baseline_brings_the_arm_beside_it() -> None:
     assert [arm.name for arm in chosen_arms(["frozen-bn"])] == ["ilm_gn full, fast norms"]
     assert [arm.name for arm in chosen_arms(["ilm_ln norm"])] == ["ilm_ln norm"]
+
+
+def test_ablations_run_only_if_named_and_differ_from_the_recipe() -> None:
+    assert not set(ablations()) & {arm.name for arm in chosen_arms(None)}
+    assert [arm.name for arm in chosen_arms(["ilm_gn anneal, late"])] == ["ilm_gn anneal, late"]
+    digests = {Task(arm, "digits", 0).settings() for arm in (arms()["ilm_gn anneal"], *ablations().values())}
+    assert len(digests) == 1 + len(ablations())
 
 
 def runs_of(arm: str, accuracies: list[float], name: str = "digits") -> list[Run]:
