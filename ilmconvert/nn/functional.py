@@ -37,9 +37,11 @@ def ilm_norm(
     from the deviation of the group statistics from their reference values:
 
     .. math::
-        y &= \omega \, (x - \mu_g) / \sigma_g + \beta, \qquad \sigma_g = \sqrt{var_g + eps} \\
-        \omega &= weight + sigmoid(D_w \, relu(E v)) - 1/2 + restore\_weight \cdot (\sigma_g - ref\_std) / ref\_std \\
-        \beta &= bias + tanh(D_b \, relu(E m)) + restore\_bias \cdot (\mu_g - ref\_mean) / ref\_std
+        y &= \omega \, \frac{x - \mu_g}{\sigma_g} + \beta, \qquad \sigma_g = \sqrt{\operatorname{var}_g + \text{eps}} \\
+        \omega &= \text{weight} + \operatorname{sigmoid}(D_w \, \operatorname{relu}(E v)) - \frac{1}{2}
+            + \text{restore_weight} \cdot \frac{\sigma_g - \text{ref_std}}{\text{ref_std}} \\
+        \beta &= \text{bias} + \tanh(D_b \, \operatorname{relu}(E m))
+            + \text{restore_bias} \cdot \frac{\mu_g - \text{ref_mean}}{\text{ref_std}}
 
     The paper's ``omega = B_w + sigmoid(.)`` is ``weight = B_w + 1/2``, so that a zero decoder changes nothing.
     Statistics and coefficients are float32 whatever the type of ``x`` (float64 for float64), also under autocast.
