@@ -14,6 +14,7 @@ import timm
 from torch import nn
 
 from tests.helpers import randomize_norms
+from tests.test_report import CHROMIUM
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -91,15 +92,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_page_is_there_and_reachable(site: Path) -> None:
-    start = (site / "index.html").read_text()
-    sections = set(re.findall(r'href="([^"#:]+\.html)"', start))
-    for page in DOCS.rglob("*.md"):
-        built = site / page.relative_to(DOCS).with_suffix(".html")
-        assert built.exists()
-        neighbours = {built, *(other for other in site.rglob("*.html") if other.parent == built.parent)}
-        links = "".join(other.read_text() for other in neighbours - {built}) + "".join(sections)
-        assert built.name in links, f"nothing leads to {page.name}"
+def test_links_lead_from_the_start_to_every_page(site: Path) -> None:
+    seen: set[Path] = set()
+    ahead = [site / "index.html"]
+    while ahead:
+        page = ahead.pop().resolve()
+        if page not in seen:
+            seen.add(page)
+            ahead += [page.parent / link for link in re.findall(r'href="([^"#?:]+\.html)', page.read_text())]
+    assert {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")} <= {
+        page.relative_to(site.resolve()) for page in seen
+    }
 
 
 def test_pages_load_nothing_from_a_network(site: Path) -> None:
@@ -124,3 +127,14 @@ def test_reference_describes_every_public_name(site: Path) -> None:
     for name in ("", ".calibration", ".fidelity", ".finetune", ".nn"):
         for public in import_module(f"ilmconvert{name}").__all__:
             assert re.search(rf'id="ilmconvert\.[\w.]*\b{public}"', text), f"ilmconvert{name}.{public}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_search_works_from_disk(site: Path, tmp_path: Path) -> None:
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom", "--enable-logging=stderr"]
+    address = f"{(site / 'concepts.html').as_uri()}?q=restoring"
+    done = subprocess.run([str(CHROMIUM), *options, address], capture_output=True, text=True, timeout=300, check=True)
+    assert re.search(r"\d+ matching documents", done.stdout)
+    assert not re.search(r"CONSOLE.*(error|refused)", done.stderr, re.IGNORECASE), done.stderr
