@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -37,6 +38,8 @@ class Docstrings(griffe.Extension):
             if isinstance(owner, griffe.Attribute) and owner.docstring is None:
                 text = _comment_above(owner)
                 owner.docstring = griffe.Docstring(text, parent=owner) if text else None
+            if isinstance(owner, griffe.Function):
+                _name_no_constants(owner)
             if owner.docstring is not None:
                 owner.docstring.value = rewritten(owner)
 
@@ -68,6 +71,16 @@ def _comment_above(attribute: griffe.Attribute) -> str:
     above = attribute.filepath.read_text(encoding="utf-8").splitlines()[: attribute.lineno - 1]
     lines = takewhile(lambda line: line.startswith("#:"), reversed(above))
     return " ".join(line[2:].strip() for line in reversed(list(lines)))
+
+
+def _name_no_constants(function: griffe.Function) -> None:
+    """Shows a default that is a constant's name as the constant's value, where that is a number or a string."""
+    for parameter in function.parameters:
+        if isinstance(parameter.default, griffe.ExprName):
+            with suppress(griffe.AliasResolutionError, KeyError):  # a name of another package
+                constant = function.modules_collection[parameter.default.canonical_path]
+                if constant.is_attribute and isinstance(constant.value, str):
+                    parameter.default = constant.value
 
 
 def _one_line_each(match: re.Match[str]) -> str:

@@ -61,8 +61,7 @@ def convert(
             result is a deep copy that shares nothing with ``model``.
         init: ``"identity"`` or ``"moments"``. By default identity, for plain layers moments, their only start.
         include, exclude: fnmatch patterns on module names, one or several; exclude wins.
-        num_groups: at most so many groups, 32 by default: the largest divisor of C up to it that leaves two channels
-            a group.
+        num_groups: at most so many groups: the largest divisor of C up to it that leaves two channels a group.
         key_group_size: at most so many channels a key group: the largest divisor of C up to it.
         reduction: key groups per unit of the auto-encoder; see :class:`ilmconvert.ILMNorm`.
         restore_bound: tau of the restoring path's bound ``tau * tanh(z / tau)``. With a bound the result differs
