@@ -68,7 +68,7 @@ def _comment_above(attribute: griffe.Attribute) -> str:
     """The lines of ``#:`` right above an attribute, this library's way to describe a constant."""
     if attribute.lineno is None or not isinstance(attribute.filepath, Path):
         return ""
-    above = attribute.filepath.read_text(encoding="utf-8").splitlines()[: attribute.lineno - 1]
+    above = attribute.lines_collection[attribute.filepath][: attribute.lineno - 1]
     lines = takewhile(lambda line: line.startswith("#:"), reversed(above))
     return " ".join(line[2:].strip() for line in reversed(list(lines)))
 
