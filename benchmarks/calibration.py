@@ -2,17 +2,20 @@
 
 ``python -m benchmarks.photographs DIR`` makes the photographs, ``python -m benchmarks.calibration DIR --out OUT`` the
 tables: agreement with the source on ``DIR/test`` before and after a calibration on ``DIR/calibration``, for the
-paper's layers and for plain ones; and the same for a plain GroupNorm network that is then distilled from the source
-on those unlabelled photographs. Without DIR the sample photographs and their crops take their place: one half of the
-photographs to calibrate, the other half to measure.
+paper's layers and for plain ones; what the calibration tried, on the part of its pictures that it holds out; and the
+plain networks distilled from the source on the same unlabelled photographs of ``DIR/calibration``, their norms only and
+everything. ``DIR/test`` chooses nothing. Without DIR the sample photographs and their crops take their place: one half
+of the photographs to calibrate, the other half to measure.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,14 +25,52 @@ from torch.nn import functional as F
 
 from benchmarks.report import Cell, Table, environment, publish
 from ilmconvert import convert
-from ilmconvert.calibration import calibrate
+from ilmconvert.calibration import Calibration, calibrate
 from ilmconvert.calibration.score import run, score
+from ilmconvert.finetune.prepare import norm_parameters
 from ilmconvert.samples import Picture, load_lite0, preprocess, sample_pictures
-from ilmconvert.tally import wilson
+from ilmconvert.tally import paired_difference, wilson
 
 TARGETS = ("ilm_ln", "ilm_gn", "ilm_in", "ln", "gn", "in")
 BATCH = 16
-LEARNING_RATE = 1e-3
+# Of AdamW, with one cycle; the norms alone stand more.
+LEARNING_RATES = {"norms": 3e-3, "all": 1e-3}
+Row = dict[str, Cell]
+
+
+class Test:
+    """Pictures that nothing is fitted to or chosen by, and what the source says of them."""
+
+    def __init__(self, source: nn.Module, images: Tensor) -> None:
+        self._batches = [(x,) for x in images.split(BATCH)]
+        self._expected, self._count = run(source, self._batches), len(images)
+        self._start: Tensor | None = None
+
+    def row(self, layer: str, values: str, model: nn.Module, seconds: float | None = None) -> Row:
+        """Agreement with the source and its interval, its change since the last row of a start, and the divergence."""
+        found = run(model.eval(), self._batches)
+        measured = score(found, self._expected)
+        same = torch.cat([a[0].argmax(1) == b[0].argmax(1) for a, b in zip(found, self._expected, strict=True)])
+        if values == "start":
+            self._start = same
+        assert self._start is not None
+        gained, lost = int((same & ~self._start).sum()), int((self._start & ~same).sum())
+        row: Row = {
+            "layer": layer,
+            "values": values,
+            "agreement": measured.agreement,
+            "95 %": _span(wilson(int(same.sum()), self._count)),
+            "change, 95 %": None if values == "start" else _span(paired_difference(gained, lost, self._count)),
+            "KL": measured.kl,
+            "error": measured.error,
+            "seconds": seconds,
+        }
+        print(*row.values(), file=sys.stderr, flush=True)
+        return row
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return "{:.2f} to {:.2f}".format(*interval)
 
 
 def pictures(source: nn.Module, folder: Path | None, count: int) -> tuple[Tensor, Tensor]:
@@ -48,52 +89,48 @@ def _picture(path: Path) -> Picture:
     return Picture(path.stem, Image.open(path).convert("RGB"), whole=True)
 
 
-def measured(model: nn.Module, source_outputs: list[list[Tensor]], test: Tensor) -> dict[str, Cell]:
-    """Agreement with the source on the test pictures, its interval, and the error of the logits."""
-    found = score(run(model, [(x,) for x in test.split(BATCH)]), source_outputs)
-    assert found.agreement is not None
-    low, high = wilson(round(found.agreement * len(test)), len(test))
-    return {"agreement": found.agreement, "95 %": f"{low:.2f} to {high:.2f}", "error": found.error}
+def calibrated(source: nn.Module, to: str, images: Tensor, test: Test) -> tuple[nn.Module, list[Row], Calibration]:
+    """The calibrated network, its rows before and after, and what was tried."""
+    model = convert(source, to, init="moments")
+    rows = [test.row(to, "start", model)]
+    began = time.perf_counter()
+    found = calibrate(model, images.split(BATCH), source=source)
+    seconds = time.perf_counter() - began
+    return model, [*rows, test.row(to, f"calibrated: {found.kept}", model, seconds)], found
 
 
-def calibrated(
-    source: nn.Module, to: str, images: Tensor, test: Tensor, expected: list[list[Tensor]]
-) -> list[dict[str, Cell]]:
-    """Rows of one target: the start, constants only, and all values."""
-    rows: list[dict[str, Cell]] = []
-    for step in ("start", "constants", "with meta-network")[: 3 if to.startswith("ilm") else 2]:
-        model, began = convert(source, to, init="moments"), time.perf_counter()
-        kept = seconds = None
-        if step != "start":
-            kept = calibrate(model, images.split(BATCH), source=source, meta=step != "constants").kept
-            seconds = time.perf_counter() - began
-        rows.append({"layer": to, "values": step, **measured(model, expected, test), "kept": kept, "seconds": seconds})
+def distilled(model: nn.Module, to: str, source: nn.Module, images: Tensor, test: Test, epochs: int) -> list[Row]:
+    """Rows of a calibrated network whose norms are distilled, and of another one that is distilled as a whole."""
+    rows = []
+    for what, chosen in (("norms", _norms), ("all", lambda student: list(student.parameters()))):
+        student, began = copy.deepcopy(model), time.perf_counter()
+        distil(student, source, images, epochs, chosen, LEARNING_RATES[what])
+        seconds = time.perf_counter() - began
+        rows.append(test.row(to, f"then distilled: {what}", student, seconds))
     return rows
 
 
-def distilled(
-    source: nn.Module, targets: Sequence[str], images: Tensor, test: Tensor, expected: list[list[Tensor]], epochs: int
-) -> Table:
-    """The plain targets: start, calibrated, then distilled."""
-    table = Table("Plain networks, then distilled from the source on the calibration pictures, unlabelled")
-    for to in (to for to in targets if not to.startswith("ilm")):
-        model = convert(source, to)
-        table.rows.append({"layer": to, "values": "start", **measured(model, expected, test)})
-        calibrate(model, images.split(BATCH), source=source)
-        table.rows.append({"layer": to, "values": "calibrated", **measured(model, expected, test)})
-        distil(model, source, images, epochs)
-        table.rows.append({"layer": to, "values": f"distilled, {epochs} epochs", **measured(model, expected, test)})
-    return table
+def _norms(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for _, parameter in norm_parameters(model)]
 
 
-def distil(model: nn.Module, source: nn.Module, images: Tensor, epochs: int) -> None:
-    """Trains all weights on the source's class probabilities for the pictures and their mirror images, in place."""
+def distil(
+    model: nn.Module,
+    source: nn.Module,
+    images: Tensor,
+    epochs: int,
+    chosen: Callable[[nn.Module], list[nn.Parameter]],
+    rate: float,
+) -> None:
+    """Trains some parameters on the source's class probabilities for the pictures and their mirror images, in place."""
     both = torch.cat([images, images.flip(3)])
     with torch.no_grad():
         targets = torch.cat([source(x).log_softmax(1) for x in both.split(BATCH)])
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.0)
-    steps = epochs * -(-len(both) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    parameters = chosen(model.eval().requires_grad_(False))
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * -(-len(both) // BATCH))
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for index in torch.randperm(len(both), generator=generator).split(BATCH):
@@ -107,24 +144,30 @@ def distil(model: nn.Module, source: nn.Module, images: Tensor, epochs: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="with calibration/ and test/")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["ilm_ln", "ilm_gn", "ln", "gn"])
     parser.add_argument("--pictures", type=int, default=128, help="for the calibration")
-    parser.add_argument("--epochs", type=int, default=10, help="of the distillation; 0: none")
+    parser.add_argument("--epochs", type=int, default=6, help="of the distillation; 0: none")
     parser.add_argument("--quick", action="store_true", help="few pictures at 64 pixels: to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for calibration.md and .json")
     arguments = parser.parse_args()
     source = load_lite0()
-    images, test = pictures(source, arguments.folder, 8 if arguments.quick else arguments.pictures)
+    images, others = pictures(source, arguments.folder, 8 if arguments.quick else arguments.pictures)
     if arguments.quick:
-        images, test = (F.interpolate(x[:8], 64) for x in (images, test))
-    expected = run(source, [(x,) for x in test.split(BATCH)])
-    table = Table(f"Agreement with the source on {len(test)} other pictures, {len(images)} to calibrate")
+        images, others = (F.interpolate(x[:8], 64) for x in (images, others))
+    test = Test(source, others)
+    tables = [
+        Table(f"Agreement with the source on {len(others)} other pictures, {len(images)} to calibrate"),
+        Table("What the calibration tried, on the pictures that it held out"),
+        Table(f"Plain networks distilled on the {len(images)} pictures, unlabelled, {arguments.epochs} epochs"),
+    ]
     for to in arguments.targets:
-        table.rows += calibrated(source, to, images, test, expected)
-    tables = [table]
-    if arguments.epochs:
-        tables.append(distilled(source, arguments.targets, images, test, expected, arguments.epochs))
-    publish("calibration", tables, environment("cpu"), arguments.out)
+        model, rows, found = calibrated(source, to, images, test)
+        tables[0].rows += rows
+        held_out = [{"layer": to, "values": name, **tried._asdict()} for name, tried in found.scores.items()]
+        tables[1].rows += [{**row, "": "kept" if row["values"] == found.kept else ""} for row in held_out]
+        if arguments.epochs and not to.startswith("ilm"):
+            tables[2].rows += distilled(model, to, source, images, test, arguments.epochs)
+    publish("calibration", [table for table in tables if table.rows], environment("cpu"), arguments.out)
 
 
 if __name__ == "__main__":

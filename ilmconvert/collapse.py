@@ -102,6 +102,7 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
             raise CollapseError(f"{worst.name} adapts to the instance ({share}): {_CURE}")
         expected = run(model, inputs)
     result = _replaced(model, layers, found)
+    _note(result, model, worst.deviation)
     measured = score(run(result, inputs), expected) if inputs else None
     return Collapse(result, tuple(report[name] for name in layers), measured)
 
@@ -188,7 +189,12 @@ def _replaced(
         for part in ("drop", "act") if fused else ():
             setattr(new, part, copy.deepcopy(getattr(old, part), memo))
         memo[id(old)] = new
-    result = copy.deepcopy(model, memo).eval()
-    noted = dict(getattr(model, "ilmconvert_settings", {}))
-    result.ilmconvert_settings = {**noted, "to": str(noted.get("to", "gn")).removeprefix("ilm_"), "collapsed": True}  # type: ignore[assignment]
-    return result
+    return copy.deepcopy(model, memo).eval()
+
+
+def _note(result: nn.Module, model: nn.Module, deviation: float) -> None:
+    """What a checkpoint of the result says of itself."""
+    settings = dict(getattr(model, "ilmconvert_settings", {}))
+    target = str(settings.get("to", "gn")).removeprefix("ilm_")
+    collapsed = {"to": target, "collapsed": True, "collapse_deviation": deviation}
+    result.ilmconvert_settings = {**settings, **collapsed}  # type: ignore[assignment]

@@ -192,12 +192,16 @@ def test_it_never_ends_below_the_start() -> None:
     assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
 
 
-def test_nan_is_never_better() -> None:
-    assert Score(0.5, 0.2).better_than(Score(0.5, 0.3))
-    assert Score(0.6, 0.9).better_than(Score(0.5, 0.1))
-    assert not Score(1.0, float("nan")).better_than(Score(0.0, 9.0))
-    assert Score(0.0, 1.0).better_than(Score(0.0, float("nan")))
-    assert not Score(0.5, 0.3).better_than(Score(0.5, 0.3))
+def test_what_is_better() -> None:
+    nan = float("nan")
+    assert Score(None, None, 0.2).better_than(Score(None, None, 0.3))
+    assert Score(0.6, 1.0, 0.9).better_than(Score(0.5, 1.1, 0.1))
+    assert not Score(0.4, 1.0, 0.1).better_than(Score(0.5, 1.1, 0.1))  # fewer of the same classes
+    assert not Score(0.6, 1.2, 0.1).better_than(Score(0.5, 1.1, 0.1))  # more, but by chance: further away
+    assert not Score(1.0, nan, nan).better_than(Score(0.0, 9.0, 9.0))
+    assert not Score(1.0, 0.0, nan).better_than(Score(0.0, 9.0, 9.0))
+    assert Score(0.0, 1.0, 1.0).better_than(Score(0.0, nan, nan))
+    assert not Score(0.5, 0.3, 0.3).better_than(Score(0.5, 0.3, 0.3))
 
 
 class Breaks(nn.Module):

@@ -135,6 +135,21 @@ def test_distillation_without_labels() -> None:
     assert summary["data"]["labelled"] is False
 
 
+def test_a_plain_checkpoint_is_distilled_from_its_source() -> None:
+    converted = CliRunner().invoke(main, ["test_resnet", "--weights", "trained.safetensors", "--to", "gn"])
+    assert converted.exit_code == 0, converted.stderr
+    args = ["test_resnet-gn.safetensors", "--data", "data/train", "--unlabelled", "--val-split", "0.25", *SMALL]
+    args += ["--recipe", "distill", "-o", "run"]
+    assert "name the source with --teacher" in fails(*args)
+    result = run(*args, "--teacher", "test_resnet", "--weights", "trained.safetensors", "--train", "norm")
+    assert result.exit_code == 0, result.stderr
+    assert "same class as the teacher" in result.stdout
+    before, after = (ilmconvert.load(path).state_dict() for path in (args[0], "run/last.safetensors"))
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    assert moved
+    assert all(before[key].ndim == 1 for key in moved)
+
+
 def test_resume_of_a_finished_run_gives_its_result() -> None:
     first = start("-o", "run", "--json")
     before = {path: path.read_bytes() for path in Path("run").glob("*.safetensors")}

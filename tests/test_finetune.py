@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 import yaml
@@ -18,9 +19,10 @@ from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import FineTuneError, Progress, Recipe, find_batch_size
 from ilmconvert.finetune.anneal import without_restoring
 from ilmconvert.finetune.data import Data
-from ilmconvert.finetune.groups import Schedule, make_optimizer, parameter_groups
+from ilmconvert.finetune.groups import Schedule, make_optimizer, parameter_groups, parameter_kinds
 from ilmconvert.finetune.prepare import norm_parameters, replace_head, set_trainable, start
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.rebuild import layers_of
 from tests.finetune_jobs import CLASSES, SIZE, bars, network, picture, run
 from tests.helpers import relative_error
 
@@ -323,6 +325,40 @@ def test_a_plain_checkpoint_stays_plain(tmp_path: Path) -> None:
     }
     assert moved  # norms alone: convolutions stay as they are
     assert all(before[key].dim() == 1 for key in moved)
+
+
+def test_norm_trains_the_plain_layers_of_the_conversion_only(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = timm.create_model("test_resnet", norm_layer="groupnorm1", num_classes=CLASSES)
+    plain = ilmconvert.convert(own, "gn", num_groups=4, include="layer1*")
+    # the norms that stayed are GroupNorms, too; they aren't the conversion's
+    result = run(tmp_path / "run", model=plain, num_classes=None, epochs=1, recipe="norm", weight_decay=0.0)
+    before, after = plain.state_dict(), state(result.last)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    made = {f"{e['name']}.{part}" for e in layers_of(plain) for part in ("weight", "bias")}
+    assert moved == made
+    kinds = parameter_kinds(plain)
+    assert {key for key, p in plain.named_parameters() if kinds.get(id(p)) == "norm"} == made
+
+
+def test_a_plain_network_is_distilled_from_its_source(tmp_path: Path) -> None:
+    source = network(num_classes=CLASSES)
+    plain = ilmconvert.convert(source, "ln")
+    settings: dict[str, Any] = {"num_classes": None, "recipe": "distill", "data": bars(labelled=False), "lr": 0.02}
+    result = run(tmp_path / "run", model=plain, teacher=source, **settings)
+    losses = [float(row.split(",")[4]) for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.summary["before"]["against"] == "teacher"
+    assert result.metrics["val_agreement"] >= result.summary["before"]["agreement"]
+    loaded = ilmconvert.load(tmp_path / "run" / "best.safetensors")
+    assert loaded.ilmconvert_settings["to"] == "ln"
+    # converted here, so that its source is there to teach it; by itself it can't
+    seen: list[Progress] = []
+    run(tmp_path / "b", model=source, init="moments", to="ilm_ln", epochs=1, progress=seen.append, **settings)
+    assert seen[0].loss is not None
+    assert seen[0].loss > 1e-3
+    with pytest.raises(ILMConvertError, match=r"can't teach itself .* --teacher"):
+        run(tmp_path / "c", model=plain, **settings)
 
 
 def test_a_torchvision_model_gets_a_head_and_loads_by_itself(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,21 @@ from ilmconvert.calibration.walk import Inputs, walk
 from ilmconvert.fidelity.outputs import evaluating
 from ilmconvert.surgery.wrappers import refuse_wrapped
 
-START, CONSTANTS, META_NETWORK = "start", "constants", "meta-network"
+START, CONSTANTS, DAMPED, META_NETWORK = "start", "constants", "damped constants", "meta-network"
 RIDGE = 0.1  # the start counts like a tenth of the pictures
+DAMPING = 0.5  # of the way from the start: small groups leave a layer little that it could match its source by
 DECAYS = (1e-3, 1e-4)  # of the meta-network, tried on each layer
 MARGIN = 0.9  # of the error of the constants: the meta-network has to be so much better on the held-out samples
 SHARED = "runs more than once in a pass, so no one input determines it"
 NEVER_RUN = "doesn't run in evaluation mode"
+
+
+class Step(NamedTuple):
+    """One way to fit all layers."""
+
+    name: str
+    damping: float = 0.0
+    decays: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class Calibration:
     """What :func:`calibrate` did.
 
     Attributes:
-        kept: "start", "constants" or "meta-network": whose values the model has now.
-        scores: of each of these on the held-out batches: the agreement with the source, and the outputs' error.
+        kept: "start", "constants", "damped constants" or "meta-network": whose values the model has now.
+        scores: of each of these on the held-out batches: agreement with the source, KL divergence, outputs' error.
         layers: the fit of every layer, in execution order; empty if the start was kept.
         skipped: layers that weren't fitted, with the reason.
         fitted_on, held_out: how many samples.
@@ -80,11 +89,11 @@ def calibrate(
 
     For layers that can't start as the identity: the paper's layer or plain GroupNorm from moments, or groups that
     changed. Layer after layer in execution order, each on inputs that the layers before it, already calibrated, make:
-    weight and bias in closed form, so that every channel gets the mean and variance that it has in the source; then
-    the meta-network by L-BFGS, so that every sample does. Only means and variances per sample and channel are kept.
-    Part of the batches is held out: it chooses the decay of each layer's meta-network, and of the start, the
-    constants and the meta-networks the model gets what agrees best with the source there. A failure leaves it as it
-    was.
+    weight and bias in closed form, so that every channel gets the mean and variance that it has in the source, or
+    with half that change of the weight; then the meta-network by L-BFGS, so that every sample does. Only means and
+    variances per sample and channel are kept. Part of the batches is held out: it chooses the decay of each layer's
+    meta-network, and the model gets the values whose KL divergence from the source is lowest there, without a lower
+    agreement than the start's. A failure leaves it as it was.
 
     All batches wait inside the model at once, so that one pass does for all layers: memory is that of one evaluation
     pass over all of them together.
@@ -124,21 +133,28 @@ def calibrate(
         start = snapshot(pairs)
         scores = {START: score(run(model, held_out.inputs), expected)}
         kept, best, layers = START, start, tuple[LayerFit, ...]()
-        steps: list[tuple[str, Sequence[float]]] = [(CONSTANTS, ())]
-        if meta and any(p.has_meta for p in pairs.values()):
-            steps.append((META_NETWORK, DECAYS))
         try:
-            for step, decays in steps if pairs else []:
+            for step in _steps(pairs, meta):
                 restore(pairs, start)
-                fits = _fit_all(model, pairs, targets, everything, fitting.samples, decays)
-                scores[step] = score(run(model, held_out.inputs), expected)
-                if scores[step].better_than(scores[kept]):
-                    kept, best, layers = step, snapshot(pairs), fits
+                fits = _fit_all(model, pairs, targets, everything, fitting.samples, step)
+                scores[step.name] = score(run(model, held_out.inputs), expected)
+                if scores[step.name].better_than(scores[kept]):
+                    kept, best, layers = step.name, snapshot(pairs), fits
         except BaseException:
             restore(pairs, start)
             raise
         restore(pairs, best)
+    if kept != START:
+        noted = getattr(model, "ilmconvert_settings", {})
+        model.ilmconvert_settings = {**noted, "calibrated": kept}  # type: ignore[assignment]
     return Calibration(kept, scores, layers, skipped, fitting.samples, held_out.samples)
+
+
+def _steps(pairs: Mapping[str, Pair], meta: bool) -> list[Step]:
+    if not pairs:
+        return []
+    steps = [Step(CONSTANTS), Step(DAMPED, DAMPING)]
+    return [*steps, Step(META_NETWORK, decays=DECAYS)] if meta and any(p.has_meta for p in pairs.values()) else steps
 
 
 def _targets(
@@ -165,11 +181,11 @@ def _fit_all(
     targets: Mapping[str, Moments],
     batches: list[Inputs],
     fitted_on: int,
-    decays: Sequence[float],
+    step: Step,
 ) -> tuple[LayerFit, ...]:
     """One walk through the model in which every layer is fitted, as it is reached, on the first ``fitted_on`` samples.
 
-    Of the constants and the meta-networks of all ``decays`` it gets what is nearest to its target on the other samples.
+    Of the constants and the meta-networks of all decays it gets what is nearest to its target on the other samples.
     """
     fits: list[LayerFit] = []
 
@@ -180,7 +196,7 @@ def _fit_all(
         s = pair.statistics(x, targets[name])
         held_out = s.part(slice(fitted_on, None))
         start = {key: t.detach().cpu().double() for key, t in pair.values().items()}
-        candidates = _candidates(pair, s.part(slice(fitted_on)), start, decays if pair.has_meta else ())
+        candidates = _candidates(pair, s.part(slice(fitted_on)), start, step)
         errors = [_error(pair, values, held_out) for values in candidates]
         least = min(range(len(errors)), key=errors.__getitem__)
         if errors[least] > MARGIN * errors[0]:
@@ -192,9 +208,10 @@ def _fit_all(
     return tuple(fits)
 
 
-def _candidates(pair: Pair, s: Statistics, start: Values, decays: Sequence[float]) -> list[Values]:
-    weight, bias = match_constants(s, start["weight"], start["bias"], RIDGE)
+def _candidates(pair: Pair, s: Statistics, start: Values, step: Step) -> list[Values]:
+    weight, bias = match_constants(s, start["weight"], start["bias"], RIDGE, step.damping)
     constants = {**start, "weight": weight, "bias": bias}
+    decays = step.decays if pair.has_meta else ()
     fitted = [fit_meta(s, constants, correction=pair.correction, decay=decay) for decay in decays]
     return [constants, *(respread(s, values, correction=pair.correction) for values in fitted)]
 

@@ -54,17 +54,21 @@ def fit_constants(s: Statistics, weight: Tensor, bias: Tensor, ridge: float = 0.
     return gain, pooled.mean_t - gain * pooled.mean_h
 
 
-def match_constants(s: Statistics, weight: Tensor, bias: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
+def match_constants(
+    s: Statistics, weight: Tensor, bias: Tensor, ridge: float = 0.0, damping: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Constant ``weight`` and ``bias`` that give each channel the target's mean and variance over all samples.
 
     The moments start with the moments that the layer really meets. Where a sample would need another weight than the
     rest, least squares (:func:`fit_constants`) settles for less variance than the target has, layer after layer.
-    Arguments and results are those of :func:`fit_constants`.
+    Arguments and results are those of :func:`fit_constants`; with ``damping`` the weight goes only a part of its way
+    from the start, and the bias follows.
     """
     pooled = _Pooled(s, weight, bias, ridge)
     sign = torch.where(pooled.start < 0, -1.0, 1.0)
     spread = (pooled.var_t.clamp(min=0) / pooled.var_h.clamp(min=_TINY)).sqrt()
-    gain = torch.where(pooled.varies, sign * spread, pooled.start)
+    matched = torch.where(pooled.varies, sign * spread, pooled.start)
+    gain = torch.lerp(matched, pooled.start, damping)
     return gain, pooled.mean_t - gain * pooled.mean_h
 
 

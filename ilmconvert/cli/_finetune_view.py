@@ -91,7 +91,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if before.get("against_top1") is not None:
             found.append(("source", _share(before["against_top1"])))
         elif before.get("agreement") is not None:
-            found.append(("converted, same class as the source", _share(before["agreement"])))
+            found.append((f"at the start, same class as the {before['against']}", _share(before["agreement"])))
         if before.get("top1") is not None:
             found.append(("converted", _share(before["top1"])))
     elif best["val_top1"] is not None:

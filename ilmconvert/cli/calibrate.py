@@ -71,11 +71,12 @@ def _print(found: Calibration, source: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"against {source}: {found.held_out} held-out pictures, {found.fitted_on} fitted")
-    for column in ("values", "same class", "error of the outputs", ""):
+    for column in ("values", "same class", "KL, nats", "error of the outputs", ""):
         table.add_column(column)
     for name, score in found.scores.items():
         agreement = "-" if score.agreement is None else f"{score.agreement:.1%}"
-        table.add_row(name, agreement, f"{score.error:.3f}", "kept" if name == found.kept else "")
+        kl = "-" if score.kl is None else f"{score.kl:.3f}"
+        table.add_row(name, agreement, kl, f"{score.error:.3f}", "kept" if name == found.kept else "")
     Console().print(table)
     for reason in sorted(set(found.skipped.values())):
         count = sum(each == reason for each in found.skipped.values())

@@ -30,6 +30,7 @@ class Promise:
     max_kl: float | None = None
     min_ratio: float | None = None
     same_tensors: bool = False
+    same_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def promise_of(
     """What the checkpoint's settings promise; limits that are given stand in the place of its own.
 
     An exact start (``init="identity"``, no bound, not trained since) promises the source's function up to rounding; a
-    bounded one the classes of ordinary pictures; other starts and trained checkpoints nothing. Agreement on random
-    inputs (``random``) is only judged if asked for.
+    bounded one the classes of ordinary pictures. A start from moments, plain layers among them, promises that its
+    norms hold what the source's statistics give and that all else is the source's; once it is calibrated, the latter
+    only. Trained checkpoints promise nothing. Agreement on random inputs (``random``) is only judged if asked for.
     """
     own = _of_settings(subject)
     return replace(
@@ -68,12 +70,17 @@ def promise_of(
 
 
 def _of_settings(subject: Subject) -> Promise:
-    init = subject.header["settings"].get("init")
+    settings = subject.header["settings"]
+    init = settings.get("init")
     if subject.fine_tuned:
         return Promise("It was fine-tuned, so it is meant to differ from its source: no promise.")
+    if init == "moments":
+        return _of_moments(subject)
     if init != "identity":
-        start = f"start {init!r}" if init else "start, which the file doesn't name,"
-        return Promise(f"Its {start} is near its source's function, without a promise how near.")
+        return Promise("The file doesn't name its start: no promise.")
+    if settings.get("collapse_deviation"):
+        text = "Its plain layers stand for ILM Norms that were nearly constant: no promise how near they are."
+        return Promise(text, same_tensors=True)
     if subject.bounded:
         text = "Exact start with a bound: pictures like those that it was trained on keep their class."
         return Promise(text, min_agreement=BOUNDED_AGREEMENT, same_tensors=True)
@@ -85,20 +92,36 @@ def _of_settings(subject: Subject) -> Promise:
     return Promise(text, rounding, EXACT_AGREEMENT, min_ratio=EXACT_RATIO, same_tensors=True)
 
 
-def judge(promise: Promise, found: Fidelity, changed: Sequence[str] | None) -> list[Check]:
+def _of_moments(subject: Subject) -> Promise:
+    """Of layers that can't be exact: what the conversion left alone, and the values that it gave them."""
+    layers = "Plain GroupNorm" if subject.plain else "ILM Norms without a restoring path"
+    near = "near its source's function, without a promise how near"
+    if subject.collapsed:
+        return Promise(f"{layers}, collapsed from a start from moments: {near}.", same_tensors=True)
+    if subject.calibrated:
+        return Promise(f"{layers}, started from moments and calibrated: {near}.", same_tensors=True)
+    text = f"{layers}, started from moments: {near}. Calibration and distillation bring it nearer."
+    return Promise(text, same_tensors=True, same_start=True)
+
+
+def judge(
+    promise: Promise, found: Fidelity, changed: Sequence[str] | None, unlike: Sequence[str] | None = None
+) -> list[Check]:
     """Every limit of the promise against the measurement; that the outputs are finite is always one.
 
     Args:
         promise: the limits.
         found: the measurement.
         changed: tensors outside the norms that aren't the source's; None where there is no source to tell by.
+        unlike: norms without the values of a start from the source's moments; None where that can't be told.
     """
     bad = found.not_finite
     text = f"not for {bad} of {found.count}" if bad else f"all of {found.count}"
     checks = [Check("outputs are finite", text, "all", bad == 0)]
     if promise.same_tensors and changed is not None:
-        text = f"{len(changed)} not, first {changed[0]}" if changed else "all"
-        checks.append(Check("weights outside the norms are the source's", text, "all", not changed))
+        checks.append(_all_are("weights outside the norms are the source's", changed))
+    if promise.same_start and unlike is not None:
+        checks.append(_all_are("norms hold what the source's statistics give", unlike))
     if promise.max_error is not None:
         error, limit = found.relative_error, promise.max_error
         name = "largest error over the largest output"
@@ -121,6 +144,11 @@ def judge(promise: Promise, found: Fidelity, changed: Sequence[str] | None) -> l
             Check("signal over error of every layer by itself", text, f"at least {promise.min_ratio:g} dB", holds)
         )
     return checks
+
+
+def _all_are(name: str, exceptions: Sequence[str]) -> Check:
+    text = f"{len(exceptions)} not, first {exceptions[0] or 'the root'}" if exceptions else "all"
+    return Check(name, text, "all", not exceptions)
 
 
 def verdict(promise: Promise, checks: Sequence[Check]) -> str:

@@ -153,6 +153,8 @@ def _implied(subject: Subject, reason: str) -> Reference:
     settings = subject.header["settings"]
     if subject.fine_tuned:
         raise ModelError(f"{subject.path} was fine-tuned, so it doesn't tell its source, and {reason}; {CURE}")
+    if subject.has_plain:
+        raise ModelError(f"{subject.path} holds plain layers, which don't tell their source, and {reason}; {CURE}")
     if settings.get("init") != "identity":
         start = settings.get("init", "an unknown start")
         raise ModelError(f"{subject.path} started from {start}, which doesn't tell its source, and {reason}; {CURE}")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ilmconvert.checkpoint import load, read_header
+from ilmconvert.surgery import plain as plain_layers
 from ilmconvert.surgery import plan
 from ilmconvert.surgery.entries import ALREADY_CONVERTED
 from ilmconvert.weights import sha256
@@ -65,6 +66,26 @@ class Subject:
         """Whether a layer limits its restoring path."""
         configs = [layer["config"] for layer in self.header["layers"]]
         return any(config.get(key) is not None for config in configs for key in ("restore_bound", "restore_range"))
+
+    @property
+    def plain(self) -> bool:
+        """Whether every converted layer is a plain GroupNorm."""
+        return all(plain_layers.is_plain(layer["config"]) for layer in self.header["layers"])
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether some converted layer is a plain GroupNorm."""
+        return any(plain_layers.is_plain(layer["config"]) for layer in self.header["layers"])
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the file says that its norms were fitted to pictures after the conversion."""
+        return "calibrated" in self.header["settings"]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the file says that its plain layers were ILM Norms."""
+        return "collapsed" in self.header["settings"]
 
     @property
     def converted(self) -> list[str]:

@@ -13,6 +13,7 @@ from ilmconvert.fidelity.measure import Fidelity, fidelity
 from ilmconvert.fidelity.promise import BROKEN, Check, Promise, judge, promise_of, verdict
 from ilmconvert.fidelity.reference import Reference, differing_tensors
 from ilmconvert.fidelity.sample import Sample
+from ilmconvert.fidelity.starts import unlike_start
 from ilmconvert.fidelity.subject import Skipped, Subject
 
 
@@ -126,7 +127,8 @@ def verify(
     # agreement can't be promised where there are no classes
     promise = promise_of(subject, random=sample.random or found.classes is None, **limits)
     changed = None if reference.kind == "implied" else tuple(differing_tensors(reference.model, subject.model))
-    checks = tuple(judge(promise, found, changed))
+    unlike = unlike_start(reference.model, subject.model) if promise.same_start else None
+    checks = tuple(judge(promise, found, changed, unlike))
     return Verification(
         subject=subject,
         reference=reference,

@@ -42,8 +42,8 @@ def finetune(
     """Fine-tune a converted network, or convert one first; on whatever devices and processes accelerate finds.
 
     Distillation without a ``teacher`` takes a frozen copy of the network as it starts, which computes what its source
-    does. If the head is replaced the logits of that copy mean nothing, and the inputs of both classifiers are
-    compared instead. The module that is passed stays as it is.
+    does, or the source itself after a start from moments. If the head is replaced the logits of that copy mean
+    nothing, and the inputs of both classifiers are compared instead. The module that is passed stays as it is.
 
     Args:
         model: a checkpoint, a run folder, a model's name (:func:`ilmconvert.models.create_model`) or a module.

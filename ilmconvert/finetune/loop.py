@@ -60,7 +60,7 @@ class Trainer:
         self._updated = False
         self._plotted = -math.inf
         # without labels the teacher is what the network is held against
-        self._against = None if data.labelled or job.compare_features else self.learner.teacher
+        self.against = None if data.labelled or job.compare_features else self.learner.teacher
 
     def resume(self) -> bool:
         """Go back to the latest complete state; False where there is none."""
@@ -151,7 +151,7 @@ class Trainer:
         loss, top1 = means(self.meter.gathered(), position.step)
         position.epoch, position.batch, position.sums = position.epoch + 1, 0, []
         last = position.epoch == self.recipe.epochs
-        evaluated = self.evaluate(self._against) if last or position.epoch % self.recipe.eval_every == 0 else None
+        evaluated = self.evaluate(self.against) if last or position.epoch % self.recipe.eval_every == 0 else None
         best = self._judge(evaluated)
         train = loss, None if self._mixes else top1
         position.rows.append(

@@ -15,7 +15,6 @@ from ilmconvert.finetune.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.seeding import seed_all
 from ilmconvert.models import create_model, infer_spec
-from ilmconvert.nn import ILMNorm
 from ilmconvert.spec import label
 from ilmconvert.surgery import convert
 from ilmconvert.surgery.rebuild import layers_of
@@ -34,12 +33,14 @@ class Start:
         name: what the model is called.
         network: the one that is trained; it holds what a conversion made, ILM Norms or plain layers.
         source: what it was converted from, with the same head; None for a network that came converted.
+        exact: whether the conversion gave it its source's function; one from moments, plain ones too, only comes near.
         head_replaced: whether the head is new and knows nothing yet.
     """
 
     name: str
     network: nn.Module
     source: nn.Module | None
+    exact: bool
     head_replaced: bool
 
 
@@ -84,7 +85,8 @@ def start(
         # a bound belongs to the restoring path, which the moments start lacks
         bound = recipe.restore_bound if init == "identity" else None
         source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
-    return Start(name, network, source, num_classes is not None)
+    exact = getattr(network, "ilmconvert_settings", {}).get("init") != "moments"
+    return Start(name, network, source, exact, num_classes is not None)
 
 
 def classifier(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -141,8 +143,8 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
 
 
 def norm_layers(model: nn.Module) -> list[nn.Module]:
-    """The ILM Norms of a converted network; of another one (a baseline) the norms that could be converted."""
-    found: list[nn.Module] = [m for m in model.modules() if isinstance(m, ILMNorm)]
+    """The layers that a conversion made, ILM Norms or plain; of a baseline the norms that could be converted."""
+    found = [model.get_submodule(entry["name"]) for entry in layers_of(model)]
     return found or [m for m in model.modules() if find_source(m) is not None]
 
 
@@ -183,8 +185,20 @@ def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
 def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: str | Path = "default") -> nn.Module:
     """A frozen teacher: the one given, or a copy of the network as it starts, which computes what its source does.
 
+    Where it doesn't, the source itself, as far as it is there.
+
     Raises:
-        ILMConvertError: there is no such model.
+        ILMConvertError: there is no such model, or none was given and the source isn't there.
     """
-    found = copy.deepcopy(first.network) if teacher is None else open_model(teacher, weights)[1]
+    if teacher is not None:
+        found = open_model(teacher, weights)[1]
+    elif first.exact or (first.head_replaced and first.source is None):
+        found = copy.deepcopy(first.network)
+    elif first.source is not None:
+        found = copy.deepcopy(first.source)
+    else:
+        raise FineTuneError(
+            f"{first.name} started from moments, so that it can't teach itself what its source computes; "
+            "name the source with --teacher (teacher=)"
+        )
     return found.eval().requires_grad_(False)

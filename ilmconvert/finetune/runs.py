@@ -111,12 +111,13 @@ class Run:
         return summary
 
     def _before(self, name: str, trainer: Trainer) -> dict[str, Any] | None:
-        """What the network, and its source, are worth on the validation pictures, unless the head is new."""
+        """What the network is worth on the validation pictures, and its source or teacher, unless the head is new."""
         if self.first.head_replaced or trainer.val_loader is None:
             return None
-        source = None if name else self.first.source
-        found = trainer.evaluate(against=source)
-        return None if found is None else found.to_dict()
+        others = {"source": None if name else self.first.source, "teacher": trainer.against}
+        kind = next((kind for kind, network in others.items() if network is not None), None)
+        found = trainer.evaluate(against=others.get(kind or ""))
+        return None if found is None else {**found.to_dict(), "against": kind}
 
     def _config(self, name: str) -> dict[str, Any]:
         return {**self.config, "baseline": name} if name else dict(self.config)
