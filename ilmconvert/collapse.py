@@ -84,6 +84,8 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
     refuse_wrapped(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ILMNorm)}
     if not layers:
+        if any(plain.is_plain_layer(m) for m in model.modules()):
+            raise CollapseError("the converted layers of this model are plain already; there is nothing to collapse")
         raise CollapseError("the model holds no ILM Norm to collapse; give a converted one")
     found = {name: _constants(m) for name, m in layers.items() if _is_group_norm(m)}
     report = {name: CollapsedLayer(name, 0.0, exact=True) for name in found}

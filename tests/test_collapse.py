@@ -17,6 +17,7 @@ import ilmconvert
 from ilmconvert.checkpoint import load, save
 from ilmconvert.cli.collapse import collapse as command
 from ilmconvert.collapse import CollapseError, collapse
+from ilmconvert.nn import ILMNorm
 from tests.helpers import randomize_norms, relative_error
 
 
@@ -109,6 +110,9 @@ def test_unbiased_variances_are_measured() -> None:
 def test_there_has_to_be_something_to_collapse() -> None:
     with pytest.raises(CollapseError, match="holds no ILM Norm"):
         collapse(nn.Sequential(nn.GroupNorm(2, 4)))
+    plain = collapse(nn.Sequential(ILMNorm(32, 8))).model
+    with pytest.raises(CollapseError, match="are plain already"):
+        collapse(plain)
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 import ilmconvert
 from ilmconvert.cli import COMMANDS, main
+from ilmconvert.collapse import collapse
 from ilmconvert.errors import ModelError
 from ilmconvert.fidelity.reference import find_reference
 from ilmconvert.fidelity.sample import Sample
@@ -216,8 +218,11 @@ def test_a_source_that_is_given(folder: Path) -> None:
     other = read("tuned.safetensors", "--source", "exact.safetensors")
     assert other["reference"]["description"] == "the checkpoint exact.safetensors"
     assert other["relative_error"] > 1e-5
-    wrong = run("exact.safetensors", "--source", "test_efficientnet", "--weights", "none")
-    assert wrong.exit_code in (1, 2)
+    # 1 is for broken promises
+    for name in ("exact.safetensors", plain_checkpoint("gn")):
+        wrong = run(name, "--source", "test_efficientnet", "--weights", "none")
+        assert wrong.exit_code == 2
+        assert wrong.stderr.splitlines()[-1].endswith("give the model that was converted")
 
 
 def test_what_was_left_is_listed() -> None:
@@ -271,14 +276,83 @@ def test_errors_are_one_line(args: list[str], message: str) -> None:
     assert message in lines[0]
 
 
-def test_plain_layers_are_compared_too() -> None:
-    model = create_model("test_resnet", weights="trained.safetensors")
-    ilmconvert.save(ilmconvert.convert(model, "gn"), "plain.safetensors")
-    found = read("plain.safetensors")
-    assert found["verdict"] == "not judged"
+STARTS = "norms hold what the source's statistics give"
+
+
+def plain_checkpoint(to: str, change: Callable[[nn.Module], object] = lambda model: None) -> str:
+    model = ilmconvert.convert(create_model("test_resnet", weights="trained.safetensors"), to)
+    with torch.no_grad():
+        change(model)
+    return str(ilmconvert.save(model, f"{to}.safetensors"))
+
+
+@pytest.mark.parametrize("to", ["gn", "ln", "in"])
+def test_plain_layers_are_compared_too(to: str) -> None:
+    found = read(plain_checkpoint(to))
+    assert (found["verdict"], broken(found)) == ("not judged", [])
     assert {layer["name"] for layer in found["layers"]} == set(found["converted"])
-    assert all(layer["own_snr"] is not None for layer in found["layers"])
+    assert all(abs(layer["own_snr"]) < 60 for layer in found["layers"])
+    assert {layer["converted"] for layer in found["layers"]} == {"GroupNorm"}
     assert (found["changed_tensors"], found["skipped"]) == ([], [])
+    assert STARTS in [check["name"] for check in found["checks"]]
+    assert "Plain GroupNorm, started from moments" in found["promise"]["text"]
+    assert "ILM" not in found["promise"]["text"]
+
+
+def test_a_plain_start_promises_its_values_and_the_rest() -> None:
+    path = plain_checkpoint("gn", lambda model: model.get_parameter("layer2.0.bn1.weight").mul_(1.01))
+    found = read(path, code=1)
+    assert broken(found) == [STARTS]
+    assert "layer2.0.bn1" in next(check for check in found["checks"] if check["name"] == STARTS)["measured"]
+    other = plain_checkpoint("ln", lambda model: model.get_parameter("fc.weight")[0].add_(1))
+    found = read(other, "--weights", "trained.safetensors", code=1)
+    assert broken(found) == ["weights outside the norms are the source's"]
+
+
+def test_a_calibrated_plain_network_may_have_other_values_in_its_norms() -> None:
+    path = plain_checkpoint("ln")
+    args = ["calibrate", path, "--data", "data", "--batch-size", "2", "--input-size", "48", "--json"]
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 0, done.stderr
+    kept = json.loads(done.stdout)["kept"]
+    assert kept != "start"
+    found = read("ln-calibrated.safetensors", "--data", "data")
+    assert (found["verdict"], found["settings"]["calibrated"]) == ("not judged", kept)
+    assert "calibrated" in found["promise"]["text"]
+    assert STARTS not in [check["name"] for check in found["checks"]]
+    assert found["kl"] < read(path, "--data", "data")["kl"]
+    # what the user wants of it is judged
+    asked = read("ln-calibrated.safetensors", "--data", "data", "--max-kl", "100")
+    assert (asked["verdict"], "asked for" in asked["promise"]["text"]) == ("kept", True)
+    read("ln-calibrated.safetensors", "--data", "data", "--max-error", "1e-3", code=1)
+
+
+def test_a_collapsed_network_keeps_the_promise_of_an_exact_one_only_if_it_is() -> None:
+    source = randomize_norms(create_model("test_resnet", weights="none", norm_layer="groupnorm1"), scale=0.5)
+    converted = ilmconvert.convert(source)
+    ilmconvert.save(converted, "gn-source.safetensors")
+    ilmconvert.save(collapse(converted).model, "collapsed.safetensors")
+    found = read("collapsed.safetensors", "--source", "gn-source.safetensors")
+    assert (found["verdict"], found["promise"]["max_error"]) == ("kept", 1e-3)
+    with torch.no_grad():
+        layer = next(m for m in converted.modules() if isinstance(m, ilmconvert.ILMNorm))
+        layer.weight_decoder.fill_(1e-4)
+    nearly = collapse(converted, [torch.randn(4, 3, 48, 48)])
+    assert 0 < nearly.deviation < 1e-3
+    ilmconvert.save(nearly.model, "nearly.safetensors")
+    found = read("nearly.safetensors", "--source", "gn-source.safetensors")
+    assert (found["verdict"], found["promise"]["max_error"]) == ("not judged", None)
+    # with nothing to compare with it isn't compared with itself
+    refused = run("collapsed.safetensors")
+    assert refused.exit_code == 2
+    assert "holds plain layers, which don't tell their source" in refused.stderr
+
+
+def test_a_source_that_does_not_tell_the_start() -> None:
+    # the converted network's own exact twin: an ILM Norm says nothing of running statistics
+    found = read(plain_checkpoint("gn"), "--source", "exact.safetensors")
+    assert found["verdict"] == "not judged"
+    assert STARTS not in [check["name"] for check in found["checks"]]
 
 
 def test_a_network_without_classes_is_not_judged_by_them() -> None:

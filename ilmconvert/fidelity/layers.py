@@ -97,11 +97,16 @@ class LayerSums:
         self._sums: dict[str, _Sums] = {}
 
     def add(self, source: Call, converted: Call) -> None:
-        """One call of a layer in either model."""
+        """One call of a layer in either model.
+
+        Raises:
+            ModelError: a converted layer got another shape than the source's layer, which isn't what it came from.
+        """
         sums = self._sums.setdefault(source.name, _Sums())
         expected = outputs(source.result)
         sums.all.add(expected, outputs(converted.result))
         if source.name in self._made:
+            _check_shapes(source, converted)
             layer = self._modules[source.name][1]
             inputs = tuple(_like(a, converted.args[i]) for i, a in enumerate(source.args))
             # forward, not a call: the hooks have seen this layer
@@ -176,6 +181,15 @@ def _sum_of_squares(t: Tensor) -> float:
 def _largest(so_far: float, t: Tensor) -> float:
     value = t.abs().max().item()
     return so_far if so_far != so_far else (value if value != value else max(so_far, value))
+
+
+def _check_shapes(source: Call, converted: Call) -> None:
+    shapes = [[tuple(t.shape) for t in call.args if isinstance(t, Tensor)] for call in (source, converted)]
+    if shapes[0] != shapes[1]:
+        text = " and ".join(str(each[0] if len(each) == 1 else each) for each in shapes)
+        raise ModelError(
+            f"{source.name or 'the root'} gets {text} in the two models; give the model that was converted"
+        )
 
 
 def _in(model: nn.Module, name: str) -> bool:

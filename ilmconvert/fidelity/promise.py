@@ -32,6 +32,12 @@ class Promise:
     same_tensors: bool = False
     same_start: bool = False
 
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """Those of what is computed."""
+        found = (self.max_error, self.min_agreement, self.max_kl, self.min_ratio)
+        return tuple(limit for limit in found if limit is not None)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -60,8 +66,10 @@ def promise_of(
     only. Trained checkpoints promise nothing. Agreement on random inputs (``random``) is only judged if asked for.
     """
     own = _of_settings(subject)
+    asked = any(limit is not None for limit in (max_error, min_agreement, max_kl, min_ratio))
     return replace(
         own,
+        text=f"{own.text} Judged by the limits that were asked for." if asked and not own.limits else own.text,
         max_error=own.max_error if max_error is None else max_error,
         min_agreement=(None if random else own.min_agreement) if min_agreement is None else min_agreement,
         max_kl=max_kl,
@@ -155,6 +163,4 @@ def verdict(promise: Promise, checks: Sequence[Check]) -> str:
     """Whether the promise is "kept", "broken", or "not judged" where nothing was promised and nothing asked for."""
     if not all(check.holds for check in checks):
         return BROKEN
-    limits = (promise.max_error, promise.min_agreement, promise.max_kl, promise.min_ratio)
-    judged = any(limit is not None for limit in limits)
-    return KEPT if judged else NOT_JUDGED
+    return KEPT if promise.limits else NOT_JUDGED
