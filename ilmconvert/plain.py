@@ -11,6 +11,7 @@ from ilmconvert.models import infer_spec
 from ilmconvert.spec import ModelSpec
 from ilmconvert.surgery import rebuild
 from ilmconvert.surgery.plain import is_plain
+from ilmconvert.zoo import skeleton
 
 #: timm's names of GroupNorm, by the number of groups that every layer then has.
 TIMM_NORM_LAYERS = {1: "groupnorm1", 32: "groupnorm"}
@@ -38,7 +39,7 @@ def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
         return None
     arguments = {**spec.model_args, "norm_layer": name}
     try:
-        stock = ModelSpec("timm", spec.architecture, arguments).build(initialize=False)
+        stock = skeleton(ModelSpec("timm", spec.architecture, arguments))
     except ModelError:
         return None
     if not _same(model, stock):

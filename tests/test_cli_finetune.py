@@ -140,7 +140,7 @@ def test_a_plain_checkpoint_is_distilled_from_its_source() -> None:
     assert converted.exit_code == 0, converted.stderr
     args = ["test_resnet-gn.safetensors", "--data", "data/train", "--unlabelled", "--val-split", "0.25", *SMALL]
     args += ["--recipe", "distill", "-o", "run"]
-    assert "name the source with --teacher" in fails(*args)
+    assert "name its source with --teacher" in fails(*args)
     result = run(*args, "--teacher", "test_resnet", "--weights", "trained.safetensors", "--train", "norm")
     assert result.exit_code == 0, result.stderr
     assert "same class as the teacher" in result.stdout

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -209,6 +210,14 @@ def test_figures_are_accessible_and_hold_every_value() -> None:
     assert heights["a: exact"] < heights["a: 90 dB by itself"] < heights["b.0.<c>: 40 dB"] < heights["d: not finite"]
 
 
+def test_far_from_rounding_the_scale_fits_the_values() -> None:
+    layers = [LayerFidelity(f"l{i}", "BatchNorm2d", "GroupNorm", 4.0 + i, 20.0 + i, 1.0, 0.1) for i in range(3)]
+    figure = str(layers_figure(layers))
+    assert "rounding" not in figure
+    assert "25 dB" in figure
+    assert "100 dB" not in figure
+
+
 def test_points_lie_where_their_values_are() -> None:
     figure = curves_figure({"one": [(1, 0.0), (2, 1.0), (3, 0.5)]}, {"one": "converted"}, "loss", "{:g}".format)
     points = [e for e in ElementTree.fromstring(figure).iter() if e.tag.endswith("circle")]
@@ -286,6 +295,31 @@ def test_pages_of_less_than_a_whole_run(how: dict[str, bool], said: str, tmp_pat
     assert said in page.text
     assert not {"nan", "None", "inf"} & set(page.text.split())
     assert run("report", "less").exit_code == 0
+
+
+def test_the_page_of_a_plain_checkpoint() -> None:
+    model = create_model("test_resnet", weights="trained.safetensors")
+    ilmconvert.save(ilmconvert.convert(model, "gn"), "plain.safetensors")
+    page = verified("plain.safetensors", "--data", "data")
+    for text in ("Conversion to GN", "Not judged", "Plain GroupNorm, started from moments", "GroupNorm"):
+        assert text in page.text
+    assert "ILM Norm" not in page.text
+    assert "Rounding in single precision" not in page.text
+    assert page.is_self_contained()
+
+
+def test_the_page_of_a_run_of_a_converted_checkpoint(tmp_path: Path) -> None:
+    make_run(tmp_path / "plain", baselines=False)
+    config = yaml.safe_load(Path("plain/config.yaml").read_text())
+    config["model"]["converted_here"] = False
+    Path("plain/config.yaml").write_text(yaml.safe_dump(config))
+    summary = json.loads(Path("plain/summary.json").read_text())
+    summary["before"] = {"agreement": 0.25, "against": "teacher", "count": 40}
+    Path("plain/summary.json").write_text(json.dumps(summary))
+    page = Page(write_run(read_run("plain"), "plain.html"))
+    assert "At the start: same class as the teacher 25.0 %" in page.text
+    assert "name that instead of the checkpoint" in page.text
+    assert "ilm_gn" not in page.text.lower()
 
 
 def test_a_run_before_its_first_epoch(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ from ilmconvert.calibration.errors import CalibrationError
 from ilmconvert.calibration.fit import Values, fit_meta, match_constants, relative_error, rescaling, respread
 from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot
 from ilmconvert.calibration.score import Score, run, score
-from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments, source_moments
+from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
+from ilmconvert.calibration.targets import source_targets
 from ilmconvert.calibration.walk import Inputs, walk
 from ilmconvert.fidelity.outputs import evaluating
 from ilmconvert.surgery.wrappers import refuse_wrapped
@@ -126,7 +126,7 @@ def calibrate(
         for each in (model, source):
             stack.enter_context(evaluating(each))
         everything = [*fitting.inputs, *held_out.inputs]
-        targets, calls = _targets(source, pairs, everything)
+        targets, calls = source_targets(source, pairs, everything)
         skipped |= {name: SHARED if calls[name] else NEVER_RUN for name in pairs if calls[name] != 1}
         pairs = {name: pair for name, pair in pairs.items() if name not in skipped}
         expected = run(source, held_out.inputs)
@@ -155,24 +155,6 @@ def _steps(pairs: Mapping[str, Pair], meta: bool) -> list[Step]:
         return []
     steps = [Step(CONSTANTS), Step(DAMPED, DAMPING)]
     return [*steps, Step(META_NETWORK, decays=DECAYS)] if meta and any(p.has_meta for p in pairs.values()) else steps
-
-
-def _targets(
-    source: nn.Module, pairs: Mapping[str, Pair], batches: list[Inputs]
-) -> tuple[dict[str, Moments], Counter[str]]:
-    """Of every layer, the moments of what the source's makes in the source; and how often it runs in a pass."""
-    seen: dict[str, list[Moments]] = {name: [] for name in pairs}
-
-    def recorder(name: str, pair: Pair) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: seen[name].append(source_moments(pair.source, moments(args[0])))
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, pair in pairs.items():
-            stack.callback(pair.source_layer.register_forward_pre_hook(recorder(name, pair)).remove)
-        for inputs in batches:
-            source(*inputs)
-    calls = Counter({name: -(-len(found) // len(batches)) for name, found in seen.items()})
-    return {name: joined(found) for name, found in seen.items() if len(found) == len(batches)}, calls
 
 
 def _fit_all(

@@ -183,9 +183,7 @@ def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
 
 
 def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: str | Path = "default") -> nn.Module:
-    """A frozen teacher: the one given, or a copy of the network as it starts, which computes what its source does.
-
-    Where it doesn't, the source itself, as far as it is there.
+    """A frozen teacher: the one given, or a copy of the network as it starts, or of its source where they differ.
 
     Raises:
         ILMConvertError: there is no such model, or none was given and the source isn't there.
@@ -198,7 +196,6 @@ def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: 
         found = copy.deepcopy(first.source)
     else:
         raise FineTuneError(
-            f"{first.name} started from moments, so that it can't teach itself what its source computes; "
-            "name the source with --teacher (teacher=)"
+            f"{first.name} started from moments and can't teach itself; name its source with --teacher (teacher=)"
         )
     return found.eval().requires_grad_(False)

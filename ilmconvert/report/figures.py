@@ -13,6 +13,7 @@ from ilmconvert.report.axes import Frame, dot, path, segment, text, ticks
 from ilmconvert.report.text import decibels
 
 ROUNDING_DECIBELS = (100.0, 140.0)
+_FAR_FROM_ROUNDING = 60.0
 _LETTER = 7.0
 _ROW = 34
 
@@ -30,10 +31,11 @@ class Share:
 def layers_figure(layers: Sequence[LayerFidelity]) -> Markup:
     """Signal-to-error ratios over the layers in execution order; equal outputs lie on the upper edge."""
     values = [v for layer in layers for v in (layer.snr, layer.own_snr) if v is not None and math.isfinite(v)]
-    marks = ticks(min(0.0, *values, 0.0), max([ROUNDING_DECIBELS[1], *values]), 6)
+    near = shows_rounding(layers)
+    marks = ticks(min(0.0, *values, 0.0), max([ROUNDING_DECIBELS[1] if near else 10.0, *values]), 6)
     frame = Frame((0.5, len(layers) + 0.5), (marks[0], marks[-1]))
     content = (
-        _rounding(frame)
+        (_rounding(frame) if near else Markup())
         + frame.grid(marks, lambda tick: f"{tick:.0f} dB")
         + frame.below(_stages(layers, frame), "layer, in execution order")
     )
@@ -52,6 +54,12 @@ def layers_figure(layers: Sequence[LayerFidelity]) -> Markup:
     worst = worst_layers(layers, 1)[0]
     about = f"The ratio is lowest at {worst.name}, with {decibels(worst.snr)}. The table below holds every value."
     return frame.svg(content, "Signal-to-error ratio of every layer", about)
+
+
+def shows_rounding(layers: Sequence[LayerFidelity]) -> bool:
+    """Whether any layer comes so near to its source that the size of rounding errors tells something."""
+    ratios = [ratio for layer in layers for ratio in (layer.snr, layer.own_snr) if ratio is not None]
+    return any(ratio > _FAR_FROM_ROUNDING for ratio in ratios) or not any(map(math.isfinite, ratios))
 
 
 def curves_figure(

@@ -38,6 +38,7 @@ def write_run(run: Run, path: str | Path) -> Path:
         path,
         run=run,
         title=run.summary.get("model") or run.config.get("model", {}).get("name", "a network"),
+        converted_here=_converted_here(run),
         recipe=run.config.get("recipe", {}).get("name", ""),
         cards=_cards(run, table),
         arms=table,
@@ -56,7 +57,11 @@ def label(name: str, run: Run) -> str:
     if name:
         return BASELINES.get(name, name)
     target = str(run.config.get("recipe", {}).get("to", "ilm_norm")).upper().replace("_", "-")
-    return target if run.config.get("model", {}).get("converted_here") else "converted checkpoint"
+    return target if _converted_here(run) else "converted checkpoint"
+
+
+def _converted_here(run: Run) -> bool:
+    return bool(run.config.get("model", {}).get("converted_here"))
 
 
 def _kind(index: int) -> str:
@@ -68,19 +73,22 @@ def _cards(run: Run, table: Sequence[Arm]) -> list[tuple[str, str, str]]:
     cards = []
     if own.source is not None:
         cards.append(("Before: the source", share(own.source) or "", "on the same validation pictures"))
+    before = run.summary.get("before") or {}
+    agreement, other = before.get("agreement"), before.get("against") or "source"
     if own.start is not None:
-        agreement = (run.summary.get("before") or {}).get("agreement")
-        more = "" if agreement is None else f"{share(agreement)} the same class as the source"
-        cards.append(("Right after the conversion", share(own.start) or "", more))
+        more = "" if agreement is None else f"{share(agreement)} the same class as the {other}"
+        place = "Right after the conversion" if _converted_here(run) else "At the start"
+        cards.append((place, share(own.start) or "", more))
+    elif agreement is not None:
+        cards.append((f"At the start: same class as the {other}", share(agreement) or "", "before training"))
     if own.end is not None:
         low, high = own.end_interval or (math.nan, math.nan)
         epoch = f"epoch {own.best['epoch']:.0f}" if own.best else ""
         more = f"{epoch}; 95 %: {100 * low:.1f} to {100 * high:.1f} %" if own.end_interval else epoch
         cards.append(("After fine-tuning", share(own.end) or "", more))
     elif own.best is not None and own.best.get("val_agreement") is not None:
-        cards.append(
-            ("Same class as the teacher", share(own.best["val_agreement"]) or "", f"epoch {own.best['epoch']:.0f}")
-        )
+        text = share(own.best["val_agreement"]) or ""
+        cards.append(("After: same class as the teacher", text, f"epoch {own.best['epoch']:.0f}"))
     others = [arm for arm in table[1:] if arm.end is not None]
     if own.end is not None and others:
         best = max(others, key=lambda arm: arm.end or 0.0)
@@ -145,10 +153,10 @@ def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
             "There are no validation pictures, so that nothing here tells how well the network does on others."
         )
     if run.finished and not run.baselines:
-        notes.append(
-            "No baseline was run, so that this doesn't tell what other ways would have given: "
-            "--freeze-bn-source runs three."
-        )
+        cure = "--freeze-bn-source runs three"
+        if not _converted_here(run):
+            cure += ", but of a model that still has its BatchNorm: name that instead of the checkpoint"
+        notes.append(f"No baseline was run, so that this doesn't tell what other ways would have given: {cure}.")
     elif run.baselines:
         notes.append("One run each: another seed may change any row by as much as the intervals span.")
     return notes
@@ -156,7 +164,9 @@ def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
 
 def _recipe_facts(run: Run) -> list[tuple[str, str]]:
     recipe = run.config.get("recipe", {})
-    hidden = {"lr_base"} if recipe.get("lr") is not None else set()
+    hidden = {"lr_base"} if recipe.get("lr") is not None else set[str]()
+    if not _converted_here(run):
+        hidden |= {"to", "restore_bound"}
     empty = (None, "none", "no", 0.0)
     kept = [key for key in _RECIPE if key not in hidden and (key == "seed" or recipe.get(key) not in empty)]
     kept = [key for key in kept if key in recipe]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ilmconvert.fidelity.layers import worst_layers
 from ilmconvert.fidelity.verification import Verification
-from ilmconvert.report.figures import layers_figure
+from ilmconvert.report.figures import layers_figure, shows_rounding
 from ilmconvert.report.pages import picture_url, write_page
 from ilmconvert.report.text import TIMES, decibels, duration, share, small
 
@@ -29,6 +29,7 @@ def write_verification(result: Verification, path: str | Path) -> Path:
         target=str(result.subject.header["settings"].get("to", "ILM Norm")).upper().replace("_", "-"),
         cards=_cards(result),
         figure=layers_figure(result.fidelity.layers) if result.fidelity.layers else None,
+        rounding=shows_rounding(result.fidelity.layers),
         pictures=pictures,
         thumbnails=any(picture["url"] for picture in pictures),
         groups=_groups(result),
