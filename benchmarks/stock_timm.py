@@ -19,8 +19,8 @@ from ilmconvert.zoo import skeleton, stored_counts
 
 TARGETS = ("ln", "gn")
 PATTERNS = (
-    "resnet18", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d", "seresnet50", "resnetv2_50", "regnetx_032",
-    "regnety_032", "efficientnet_b0", "tf_efficientnet_lite0", "efficientnetv2_rw_s", "mobilenetv2_100",
+    "resnet18", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d", "seresnet50", "resnetv2_50",
+    "regnetx_032", "regnety_032", "efficientnet_b0", "tf_efficientnet_lite0", "efficientnetv2_rw_s", "mobilenetv2_100",
     "mobilenetv3_large_100", "mnasnet_100", "densenet121", "vgg16_bn", "inception_v3", "xception41", "dla34",
     "hrnet_w18", "cspresnet50", "res2net50_26w_4s", "resnest50d", "repvgg_b0", "ghostnet_100", "levit_256",
 )  # fmt: skip

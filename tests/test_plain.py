@@ -140,6 +140,13 @@ def test_where_stock_timm_builds_another_network_nothing_is_promised() -> None:
     assert timm_arguments(ilmconvert.convert(network("resnet18"))) is None
 
 
+def test_opacus_takes_plain_networks_as_they_are() -> None:
+    validators = pytest.importorskip("opacus.validators")
+    plain = ilmconvert.convert(network(), "gn").train()
+    assert validators.ModuleValidator.validate(plain, strict=False) == []
+    assert validators.ModuleValidator.validate(network().train(), strict=False) != []
+
+
 def test_a_plain_network_becomes_an_exact_ilm_network() -> None:
     plain = ilmconvert.convert(network(), "gn")
     assert relative_error(ilmconvert.convert(plain)(X), plain(X)) < 1e-5
@@ -188,3 +195,16 @@ def test_the_command_line_converts_plans_and_inspects(tmp_path: Path, monkeypatc
     refused = runner.invoke(main, ["test_resnet", "--to", "gn", "--init", "identity", "--weights", "w.safetensors"])
     assert refused.exit_code == 2
     assert "starts from moments only" in refused.stderr
+
+
+def test_the_benchmark_asks_timm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import stock_timm
+
+    monkeypatch.setattr("sys.argv", ["stock_timm", "test_resnet", "vgg11_bn", "resnet18"])
+    stock_timm.main()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [
+        ["resnet18", "groupnorm1", "groupnorm"],
+        ["test_resnet", "groupnorm1", "-"],
+        ["vgg11_bn", "-", "-"],
+    ]
