@@ -92,8 +92,8 @@ def calibrate(
     weight and bias in closed form, so that every channel gets the mean and variance that it has in the source, or
     with half that change of the weight; then the meta-network by L-BFGS, so that every sample does. Only means and
     variances per sample and channel are kept. Part of the batches is held out: it chooses the decay of each layer's
-    meta-network, and the model gets the values whose KL divergence from the source is lowest there, without a lower
-    agreement than the start's. A failure leaves it as it was.
+    meta-network, and there the next values replace what is kept only if their KL divergence from the source is lower
+    and their agreement isn't. A failure leaves the model as it was.
 
     All batches wait inside the model at once, so that one pass does for all layers: memory is that of one evaluation
     pass over all of them together.
