@@ -57,7 +57,7 @@ def test_the_table_has_intervals_and_the_limits_can_be_tried(folder: Path) -> No
     options = ["--severity", "1", "--input-size", "32", "--limits", "-0.1", "0.1", "0.1"]
     done = CliRunner().invoke(main, ["robustness", str(file), "--data", str(pictures), *options])
     assert done.exit_code == 0, done.output
-    assert re.search(r"clean .* 100% \(\d\d–100\)", done.stdout)
+    assert re.search(r"clean .* 100% \(\d\d-100\)", done.stdout)
     options[-3:] = ["0.1", "-0.1", "0.1"]
     done = CliRunner().invoke(main, ["robustness", str(file), "--data", str(pictures), *options])
     assert done.exit_code == 2

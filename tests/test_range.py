@@ -190,6 +190,16 @@ def test_calibration_without_pictures_takes_the_default() -> None:
     assert model[1].restore_range == DEFAULT_RANGE
 
 
+def test_without_pictures_a_network_of_uncentred_ones_is_refused() -> None:
+    model = convert(network())
+    model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)}
+    assert calibrate_bound(model) == "1"
+    model.pretrained_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    with pytest.raises(ConversionError, match="aren't centred"):
+        calibrate_bound(model)
+    assert calibrate_bound(model, [torch.randn(8, 3, 12, 12)]) == "1"
+
+
 def test_what_cannot_be_bounded_is_refused() -> None:
     with pytest.raises(ConversionError, match="no restoring path"):
         bound(convert(network(), init="moments"))

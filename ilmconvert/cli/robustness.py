@@ -61,7 +61,10 @@ def robustness(
 
         model = load(checkpoint)
         if limits:
-            bound(model, limits)
+            try:
+                bound(model, limits)
+            except ValueError as error:
+                raise click.UsageError(f"--limits: {error}") from error
         elif not sources.is_bounded(model):
             raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
         found, normalize = sources.unit_pictures(model, data, at_most=pictures, input_size=input_size, seed=seed)
@@ -104,7 +107,7 @@ def _print(rows: list[Agreement], title: str) -> None:
 def _cell(row: Agreement, *, first: bool) -> str:
     """Green where the gain over the source is more than two of its standard errors, red where the loss is."""
     low, high = row.interval
-    text = f"{row.agreement:.0%} ({100 * low:.0f}–{100 * high:.0f})"
+    text = f"{row.agreement:.0%} ({100 * low:.0f}-{100 * high:.0f})"
     if first or abs(row.gain) <= 2 * row.gain_error:
         return text
     return f"[{'green' if row.gain > 0 else 'red'}]{text}[/]"

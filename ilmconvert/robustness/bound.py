@@ -19,9 +19,12 @@ from ilmconvert.fidelity.outputs import evaluating
 from ilmconvert.nn import ILMNorm, kernels
 from ilmconvert.nn.range import PictureRange, picture_deviations, to_range
 
-#: Without pictures.
+#: Without pictures: about what calibration gives for photographs on a network whose input they centre.
 DEFAULT_RANGE = PictureRange(-0.6, 0.5, 1.3)
 QUANTILE = 0.1
+# Mean and standard deviation of photographs from 0 to 1. A normalisation that takes less than the mean away leaves the
+# first norm running statistics of which grey is the larger part.
+_GREY, _SPREAD = 0.45, 0.25
 
 
 def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
@@ -30,7 +33,8 @@ def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
     First in the order of registration, which is that of execution for the networks of timm and torchvision.
 
     Raises:
-        ConversionError: no ILM Norm with a restoring path.
+        ConversionError: no ILM Norm with a restoring path, or ``DEFAULT_RANGE`` for a network whose pictures aren't
+            centred.
         ValueError: the range is empty.
 
     >>> from ilmconvert import convert
@@ -45,8 +49,21 @@ def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
     name, layer = next(_restoring(model), (None, None))
     if name is None or layer is None:
         raise ConversionError("there is no restoring path to bound; convert with init='identity'")
+    if limits is DEFAULT_RANGE:
+        _check_centred(model)
     layer.restore_range = to_range(limits)
     return name
+
+
+def _check_centred(model: nn.Module) -> None:
+    """An error where ``DEFAULT_RANGE`` can't hold, as far as the model says what pictures it takes."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean = tuple(config.get("mean") or ())
+    if any(abs(m - _GREY) > _SPREAD for m in mean):
+        raise ConversionError(
+            f"this network takes pictures that aren't centred (mean {mean}), for which no range is known: take it "
+            "from pictures, by convert --robust --data DIR or calibrate_bound(model, batches)"
+        )
 
 
 def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *, quantile: float = QUANTILE) -> str:
