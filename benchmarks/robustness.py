@@ -22,18 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.report import Cell, Table, environment, publish
+from benchmarks.report import environment, publish
+from benchmarks.robustness_tables import BASELINE, SOURCE, tables_of
 from ilmconvert import calibrate_bound, convert
-from ilmconvert.robustness.comparison import (
-    AFFINE,
-    CLEAN,
-    Agreement,
-    Condition,
-    StandardizedInput,
-    agreements,
-    predicted,
-    standard_error,
-)
+from ilmconvert.robustness.comparison import AFFINE, CLEAN, Condition, StandardizedInput, predicted
 from ilmconvert.robustness.corruptions import SEVERITIES
 from ilmconvert.robustness.figure import plot_agreement
 from ilmconvert.samples import load_lite0
@@ -51,8 +43,6 @@ CORRUPTIONS = (
     "gaussian blur",
     "mixture",
 )
-SOURCE, BASELINE = "source", "input standardised"
-Z = 1.96
 LABEL = re.compile(r"imagenet_\d+_(\d+)$")
 
 
@@ -91,42 +81,6 @@ def contenders(source: nn.Module, batches: Sequence[Tensor], *, without_pictures
     return {title: network.eval().to(memory_format=torch.channels_last) for title, network in found.items()}
 
 
-def severity_table(title: str, rows: Sequence[Agreement]) -> Table:
-    """One line a condition, one column a network: the share, and its 95 % interval."""
-    table = Table(title)
-    for condition in dict.fromkeys(row.condition for row in rows):
-        line: dict[str, Cell] = {"condition": condition.name, "severity": condition.severity}
-        for row in rows:
-            if row.condition == condition:
-                line[row.network] = f"{row.agreement:.2f} ({row.interval[0]:.2f} to {row.interval[1]:.2f})"
-        table.rows.append(line)
-    return table
-
-
-def mean_table(title: str, hits: dict[str, dict[str, list[Tensor]]]) -> Table:
-    """The mean over severities, for which a picture counts once: its interval is that of the pictures' own means."""
-    table = Table(title)
-    for condition, networks in hits.items():
-        line: dict[str, Cell] = {"condition": condition}
-        for network, found in networks.items():
-            share = torch.stack(found).mean(0)
-            half = Z * standard_error(share)
-            line[network] = f"{share.mean().item():.3f} ± {half:.3f}"
-        table.rows.append(line)
-    return table
-
-
-def losses(rows: Sequence[Agreement]) -> Table:
-    """The conditions in which a bounded network loses most to the source, in standard errors of the difference."""
-    bounded = [row for row in rows if row.network not in (SOURCE, BASELINE) and row.gain < 0]
-    worst = sorted(bounded, key=lambda row: row.gain / row.gain_error)[:5]
-    table = Table("Largest losses of a bounded network against the source")
-    for row in worst:
-        place = {"condition": row.condition.name, "severity": row.condition.severity, "network": row.network}
-        table.rows.append({**place, "loss": -row.gain, "standard errors": -row.gain / row.gain_error})
-    return table
-
-
 def measured(
     networks: dict[str, nn.Module],
     images: Sequence[Tensor],
@@ -153,33 +107,6 @@ def measured(
                     stream.write(json.dumps(record) + "\n")
             print(condition.name, condition.severity or "", file=sys.stderr, flush=True)
         yield condition, {title: torch.tensor(found) for title, found in there[key].items()}
-
-
-def tables_of(
-    found: dict[Condition, dict[str, Tensor]], labels: Sequence[int | None]
-) -> tuple[list[Table], list[Agreement]]:
-    """All tables, and the agreements."""
-    reference = found[Condition(CLEAN)][SOURCE]
-    known = torch.tensor([label is not None for label in labels])
-    truth = torch.tensor([-1 if label is None else label for label in labels])
-    rows: list[Agreement] = []
-    accuracies: list[Agreement] = []
-    hits: dict[str, dict[str, list[Tensor]]] = {}
-    for condition, classes in found.items():
-        rows += agreements(condition, classes, reference)
-        if known.any():
-            accuracies += agreements(condition, {t: c[known] for t, c in classes.items()}, truth[known])
-        for title, given in classes.items():
-            hits.setdefault(condition.name, {}).setdefault(title, []).append((given == reference).double())
-    count = f"{len(labels)} pictures"
-    tables = [
-        mean_table(f"Agreement with the source's class of the clean picture, {count}, mean over severities", hits),
-        severity_table(f"Agreement, {count}, severity by severity", rows),
-        losses(rows),
-    ]
-    if accuracies:
-        tables.append(severity_table(f"Accuracy on the {int(known.sum())} pictures with a label", accuracies))
-    return tables, rows
 
 
 def main() -> None:

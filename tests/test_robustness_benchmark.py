@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import robust_probe, robustness
+from benchmarks.robustness_tables import mean_table, tables_of
 from ilmconvert.robustness.comparison import CLEAN, Condition
 
 
@@ -53,7 +54,7 @@ def test_every_network_is_measured_once_and_the_tables_are_printed(
 
 def test_a_picture_counts_once_in_the_mean_over_severities() -> None:
     hits = {"fog": {"source": [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]}}
-    (row,) = robustness.mean_table("", hits).rows
+    (row,) = mean_table("", hits).rows
     # pictures of 1 and 1/2: standard error 1/4
     assert row["source"] == "0.750 ± 0.490"
 
@@ -62,7 +63,7 @@ def test_losses_are_those_of_bounded_networks_in_standard_errors() -> None:
     expected = torch.zeros(8, dtype=torch.long)
     worse = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0])
     found = {"source": expected, "input standardised": worse, "ILM-LN robust": worse}
-    tables, _ = robustness.tables_of({Condition(CLEAN): found}, [None] * 8)
+    tables, _ = tables_of({Condition(CLEAN): found}, [None] * 8)
     (row,) = next(t for t in tables if "losses" in t.title).rows
     assert (row["network"], row["loss"]) == ("ILM-LN robust", 0.25)
     assert row["standard errors"] == pytest.approx(0.25 / (np.std(worse.numpy(), ddof=1) / 8**0.5))
