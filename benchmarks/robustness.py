@@ -131,8 +131,8 @@ def main() -> None:
     path = arguments.out / "robustness.jsonl" if arguments.out else None
     # Severity by severity, so that a measurement that is stopped early has something of everything.
     found = dict(measured(networks, images, normalize, sum(levels, plain), path))
-    in_order = sum(map(list, zip(*levels, strict=True)), plain)
-    tables, rows = tables_of({condition: found[condition] for condition in in_order}, labels)
+    by_name = [Condition(n, s) for n in arguments.corruptions for s in sorted(arguments.severities)]
+    tables, rows = tables_of({condition: found[condition] for condition in plain + by_name}, labels)
     where = {**environment("cpu"), "calibration pictures": len(calibration)}
     publish("robustness", tables, where, arguments.out)
     if arguments.out:

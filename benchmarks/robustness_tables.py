@@ -22,22 +22,22 @@ def tables_of(
     known = torch.tensor([label is not None for label in labels])
     truth = torch.tensor([-1 if label is None else label for label in labels])
     rows: list[Agreement] = []
-    accuracies: list[Agreement] = []
     hits: dict[str, dict[str, list[Tensor]]] = {}
+    right: dict[str, dict[str, list[Tensor]]] = {}
     for condition, classes in found.items():
         rows += agreements(condition, classes, reference)
-        if known.any():
-            accuracies += agreements(condition, {t: c[known] for t, c in classes.items()}, truth[known])
         for title, given in classes.items():
             hits.setdefault(condition.name, {}).setdefault(title, []).append((given == reference).double())
+            right.setdefault(condition.name, {}).setdefault(title, []).append((given == truth)[known].double())
     count = f"{len(labels)} pictures"
     tables = [
         mean_table(f"Agreement with the source's class of the clean picture, {count}, mean over severities", hits),
         severity_table(f"Agreement, {count}, severity by severity", rows),
         losses(rows),
     ]
-    if accuracies:
-        tables.append(severity_table(f"Accuracy on the {int(known.sum())} pictures with a label", accuracies))
+    if known.sum() > 1:
+        title = f"Accuracy on the {int(known.sum())} pictures with an ImageNet label, mean over severities"
+        tables.append(mean_table(title, right))
     return tables, rows
 
 
@@ -54,7 +54,7 @@ def severity_table(title: str, rows: Sequence[Agreement]) -> Table:
 
 
 def mean_table(title: str, hits: dict[str, dict[str, list[Tensor]]]) -> Table:
-    """The mean over severities, for which a picture counts once: its interval is that of the pictures' own means."""
+    """The mean over severities and its 95 % interval, from the pictures' own means: each counts once."""
     table = Table(title)
     for condition, networks in hits.items():
         line: dict[str, Cell] = {"condition": condition}

@@ -42,7 +42,7 @@ PICTURES = 200
     metavar="default|none|FILE",
     help="The library's pretrained weights, random ones, or a .safetensors, .pth or .bin file.",
 )
-@click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under odd contrast and light.")
+@click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under weak and strong contrast.")
 @click.option("--data", metavar="DATA", help="With --robust: unlabelled pictures to take the bound from.")
 @output_options("MODEL-TO")
 def convert(

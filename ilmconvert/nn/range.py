@@ -16,8 +16,8 @@ _TINY = 1e-12  # keeps the gradient of a root finite at 0; far below what float3
 class PictureRange(NamedTuple):
     """Limits of a picture's contrast and of its colour, relative to the reference values over all channels.
 
-    The contrast is what varies within channels, the colour what the channels' means are. A veil, dim light and haze
-    change the former and leave the latter, so that they are told apart.
+    The contrast is what varies within channels, the colour what the channels' means are. A veil of the
+    picture's own colour changes the former and leaves the latter, so that they are told apart.
 
     Attributes:
         contrast_low, contrast_high: of log(s / ref_std), where s is the root of the channels' mean variance.
