@@ -10,6 +10,7 @@ from ilmconvert.errors import CheckpointError, ConversionError, ILMConvertError,
 if TYPE_CHECKING:
     from ilmconvert.checkpoint import load, save
     from ilmconvert.nn import ILMNorm
+    from ilmconvert.robustness.bound import calibrate_bound
     from ilmconvert.surgery import NormDescription, Plan, PlanEntry, convert, plan, register_source
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "NormDescription",
     "Plan",
     "PlanEntry",
+    "calibrate_bound",
     "convert",
     "load",
     "plan",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("load", "save"), "ilmconvert.checkpoint"),
     "ILMNorm": "ilmconvert.nn",
+    "calibrate_bound": "ilmconvert.robustness.bound",
     **dict.fromkeys(
         ("NormDescription", "Plan", "PlanEntry", "convert", "plan", "register_source"), "ilmconvert.surgery"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,22 @@ def test_convert_and_compare(folder: Path, with_pictures: bool) -> None:
     clean = [r for r in found["rows"] if r["condition"] == "clean"]
     assert [r["network"] for r in clean] == ["source", "bounded", "input standardised"]
     assert clean[0]["agreement"] == 1
+    low, high = clean[0]["interval"]
+    assert low < 1 == pytest.approx(high)
     assert plot.stat().st_size > 1000
-    assert (
-        CliRunner()
-        .invoke(main, ["robustness", str(file), "--data", str(pictures), "--severity", "1", "--input-size", "32"])
-        .exit_code
-        == 0
-    )
+
+
+def test_the_table_has_intervals_and_the_limits_can_be_tried(folder: Path) -> None:
+    file, pictures = folder / "m.safetensors", folder / "pictures"
+    run("convert", "test_resnet", "--weights", "none", "--robust", "-o", file, "--json")
+    options = ["--severity", "1", "--input-size", "32", "--limits", "-0.1", "0.1", "0.1"]
+    done = CliRunner().invoke(main, ["robustness", str(file), "--data", str(pictures), *options])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"clean .* 100% \(\d\d-100\)", done.stdout)
+    options[-3:] = ["0.1", "-0.1", "0.1"]
+    done = CliRunner().invoke(main, ["robustness", str(file), "--data", str(pictures), *options])
+    assert done.exit_code == 2
+    assert "lower limit" in done.stderr
 
 
 def test_pictures_without_robust_are_refused(folder: Path) -> None:
@@ -65,3 +75,14 @@ def test_a_target_without_restoring_path_is_refused_before_the_work() -> None:
         done = CliRunner().invoke(main, ["convert", "test_resnet", "--weights", "none", "--robust", *settings])
         assert done.exit_code == 2
         assert done.stderr.splitlines()[-1].startswith("Error: --robust bounds the restoring path")
+
+
+def test_a_checkpoint_without_bound_is_refused(folder: Path) -> None:
+    file = folder / "m.safetensors"
+    run("convert", "test_resnet", "--weights", "none", "-o", file, "--json")
+    done = CliRunner().invoke(main, ["robustness", str(file), "--data", str(folder / "pictures")])
+    assert done.exit_code == 2
+    assert "convert it with --robust" in done.stderr
+    done = CliRunner().invoke(main, ["robustness", str(file), "--data", str(folder), "--plot", "nowhere/plot.png"])
+    assert done.exit_code == 2
+    assert "no folder nowhere" in done.stderr

@@ -116,10 +116,22 @@ def test_a_path_that_is_not_zero_is_not_cut_off() -> None:
     model = nn.Sequential(ILMNorm(8, 2, key_group_size=4, restore=True))
     before = model(x := torch.randn(2, 8, 3, 3))
     assert relative_error(without_restoring(nn.Sequential(model[0]))(x), before) == 0
+    ranged = nn.Sequential(ILMNorm(8, 2, key_group_size=4, restore=True, restore_range=(-0.1, 0.1, 0.1)))
+    bare = without_restoring(ranged)[0]
+    assert (bare.restore, bare.restore_range) == (False, None)
     model = nn.Sequential(ILMNorm(8, 2, key_group_size=4, restore=True))
     nn.init.ones_(model[0].restore_weight)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="isn't zero"):
         without_restoring(model)
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("full", True), ("anneal", False)])
+def test_a_robust_start_keeps_its_range_unless_it_is_annealed(tmp_path: Path, recipe: str, kept: bool) -> None:
+    model = ilmconvert.convert(network())
+    first = ilmconvert.calibrate_bound(model)
+    result = run(tmp_path, model=model, recipe=recipe, epochs=1, distill=0.0)
+    layer = ilmconvert.load(result.last).get_submodule(first)
+    assert (layer.restore_range is not None) == kept
 
 
 def test_groups_have_their_factors_and_no_decay_of_one_dimension() -> None:

@@ -27,8 +27,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
     table.add_row("error against the source", _error_text(error))
     if summary["bounded"] is not None:
-        low, high, mean_low, mean_high = summary["bounded"]["limits"]
-        limits = f"log contrast {low:+.2f} to {high:+.2f}, mean {mean_low:+.2f} to {mean_high:+.2f}"
+        low, high, radius = summary["bounded"]["limits"]
+        limits = f"log contrast {low:+.2f} to {high:+.2f}, means within {radius:.2f}"
         table.add_row(f"bounded: {summary['bounded']['layer']}", limits)
     if summary["timm"] is not None:
         arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]

@@ -42,7 +42,7 @@ PICTURES = 200
     metavar="default|none|FILE",
     help="The library's pretrained weights, random ones, or a .safetensors, .pth or .bin file.",
 )
-@click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under odd contrast and brightness.")
+@click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under weak and strong contrast.")
 @click.option("--data", metavar="DATA", help="With --robust: unlabelled pictures to take the bound from.")
 @output_options("MODEL-TO")
 def convert(
@@ -142,16 +142,15 @@ def _facts(name: str, source: nn.Module, converted: nn.Module, plan: Plan) -> di
 def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Bound the first norm, by pictures where there are some: its name and the limits."""
     from ilmconvert.nn import ILMNorm
-    from ilmconvert.robustness.bound import bound, calibrate_bound
+    from ilmconvert.robustness.bound import calibrate_bound
 
-    if data is None:
-        name = bound(model)
-    else:
+    batches = None
+    if data is not None:
         from ilmconvert.cli._batches import picture_batches
 
         say(f"measuring pictures of {data}")
         batches = picture_batches(model, data, pictures=PICTURES, batch_size=8, seed=0)
-        name = calibrate_bound(model, batches)
+    name = calibrate_bound(model, batches)
     layer = model.get_submodule(name)
     assert isinstance(layer, ILMNorm)
     assert layer.restore_range is not None

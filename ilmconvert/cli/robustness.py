@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import print_json, progress
+from ilmconvert.errors import ILMConvertError
 
 if TYPE_CHECKING:
     from ilmconvert.robustness.comparison import Agreement
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 @click.option(
     "--severity", "severities", type=click.IntRange(1, 5), multiple=True, help="Repeatable.  [default: 1 3 5]"
 )
-@click.option("--limits", type=float, nargs=4, help="Try these four limits of the first norm instead of the file's.")
+@click.option(
+    "--limits",
+    type=float,
+    nargs=3,
+    metavar="LOW HIGH RADIUS",
+    help="Try these of the first norm instead of the file's: log contrast, low and high, and radius of the means.",
+)
 @click.option("--input-size", type=click.IntRange(min=1), help="Height and width.  [default: the model's]")
 @click.option("--seed", default=0, show_default=True, help="Which pictures.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a plot (PNG, SVG, PDF).")
@@ -43,6 +50,8 @@ def robustness(
 
     Example: ilmconvert robustness resnet50-ilm_gn.safetensors --data photos
     """
+    if plot and not Path(plot).absolute().parent.is_dir():
+        raise click.UsageError(f"--plot: there is no folder {Path(plot).parent}")
     with progress() as say:
         say(f"loading {checkpoint}")
         from ilmconvert.checkpoint import load
@@ -52,7 +61,12 @@ def robustness(
 
         model = load(checkpoint)
         if limits:
-            bound(model, limits)  # type: ignore[arg-type]
+            try:
+                bound(model, limits)
+            except ValueError as error:
+                raise click.UsageError(f"--limits: {error}") from error
+        elif not sources.is_bounded(model):
+            raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
         found, normalize = sources.unit_pictures(model, data, at_most=pictures, input_size=input_size, seed=seed)
         conditions = all_conditions(severities or (1, 3, 5))
         rows = []
@@ -71,7 +85,7 @@ def robustness(
 
 def _plain(row: Agreement) -> dict[str, Any]:
     condition = {"condition": row.condition.name, "severity": row.condition.severity, "network": row.network}
-    numbers = ("agreement", "error", "gain", "gain_error")
+    numbers = ("agreement", "error", "gain", "gain_error", "interval")
     return condition | {name: getattr(row, name) for name in numbers}
 
 
@@ -80,7 +94,7 @@ def _print(rows: list[Agreement], title: str) -> None:
     from rich.table import Table
 
     titles = list(dict.fromkeys(row.network for row in rows))
-    table = Table(title=title, caption="agreement with the source's clean class, ± its standard error")
+    table = Table(title=title, caption="agreement with the source's clean class, and its 95 % interval")
     for name in ("condition", "severity", *titles):
         table.add_column(name, justify="left" if name == "condition" else "right")
     for start in range(0, len(rows), len(titles)):
@@ -92,7 +106,8 @@ def _print(rows: list[Agreement], title: str) -> None:
 
 def _cell(row: Agreement, *, first: bool) -> str:
     """Green where the gain over the source is more than two of its standard errors, red where the loss is."""
-    text = f"{row.agreement:.2f} ±{row.error:.2f}"
+    low, high = row.interval
+    text = f"{row.agreement:.0%} ({100 * low:.0f}-{100 * high:.0f})"
     if first or abs(row.gain) <= 2 * row.gain_error:
         return text
     return f"[{'green' if row.gain > 0 else 'red'}]{text}[/]"

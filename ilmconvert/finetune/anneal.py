@@ -86,7 +86,11 @@ def without_restoring(model: nn.Module) -> nn.Module:
     if any(bool(p.any()) for p in restoring_parameters(model)):
         raise ValueError("a restoring path isn't zero; without it the model would compute something else")
     layers = layers_of(model)
-    bare = [{**entry, "config": {**entry["config"], "restore": False, "restore_bound": None}} for entry in layers]
+    none = {"restore": False, "restore_bound": None}
+    bare = [
+        {**entry, "config": {key: v for key, v in entry["config"].items() if key != "restore_range"} | none}
+        for entry in layers
+    ]
     state = model.state_dict()
     for key in _keys_of_path(state, layers):
         del state[key]

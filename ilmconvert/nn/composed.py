@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ilmconvert.nn import autograd
 from ilmconvert.nn.formulas import merge_moments
-from ilmconvert.nn.range import Range, into_range
+from ilmconvert.nn.range import PictureRange, Range, into_range, picture_into_range
 
 
 class Tensors(NamedTuple):
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
     eps: float
     correction: int
     restore_bound: float | None
-    restore_range: Range | None = None
+    restore_range: PictureRange | Range | None = None
 
     @property
     def finest(self) -> int:
@@ -52,8 +52,10 @@ class Settings(NamedTuple):
 
 def composed(x: Tensor, t: Tensors, s: Settings) -> Tensor:
     """:func:`ilmconvert.nn.ilm_norm` for checked arguments."""
-    mean, var = autograd.moments(x, s.finest)
-    count = prod(x.shape[2:]) * (x.shape[1] // s.finest)
+    # a picture's range is about its channels
+    finest = x.shape[1] if isinstance(s.restore_range, PictureRange) else s.finest
+    mean, var = autograd.moments(x, finest)
+    count = prod(x.shape[2:]) * (x.shape[1] // finest)
     mu, var_g = _corrected(mean, var, s.num_groups, count, s.correction)
     sigma = (var_g + s.eps).sqrt()
     if t.encoder is None:
@@ -63,9 +65,13 @@ def composed(x: Tensor, t: Tensors, s: Settings) -> Tensor:
         omega, beta = _rescale(*_corrected(mean, var, s.num_key_groups, count, s.correction), t, x.shape[1])
     if t.restore_weight is not None and t.ref_mean is not None and t.ref_std is not None:
         ref_mean, ref_std = t.ref_mean.to(mu.dtype), t.ref_std.to(mu.dtype)
-        kept = (mu, sigma) if s.restore_range is None else into_range(mu, sigma, ref_mean, ref_std, s.restore_range)
-        omega = _restore(omega, t.restore_weight, (kept[1] - ref_std) / ref_std, s.restore_bound)
-        beta = _restore(beta, t.restore_bias, (kept[0] - ref_mean) / ref_std, s.restore_bound)
+        kept_mu, kept_sigma = mu, sigma
+        if isinstance(s.restore_range, PictureRange):
+            kept_mu, kept_sigma = picture_into_range(mean, var, mu, sigma, ref_mean, ref_std, s.eps, s.restore_range)
+        elif s.restore_range is not None:
+            kept_mu, kept_sigma = into_range(mu, sigma, ref_mean, ref_std, s.restore_range)
+        omega = _restore(omega, t.restore_weight, _deviation(kept_sigma, ref_std, ref_std), s.restore_bound)
+        beta = _restore(beta, t.restore_bias, _deviation(kept_mu, ref_mean, ref_std), s.restore_bound)
     scale = omega.unflatten(1, (s.num_groups, -1)) / sigma.unsqueeze(2)
     shift = torch.addcmul(beta.unflatten(1, (s.num_groups, -1)), scale, mu.unsqueeze(2), value=-1)
     return autograd.scale_shift(x, scale.flatten(1), shift.flatten(1))
@@ -100,8 +106,16 @@ def _add_groups(base: Tensor | None, values: Tensor, num_channels: int, default:
     return (base.to(values.dtype).view(groups, -1) + values.unsqueeze(2)).flatten(1)
 
 
+def _deviation(kept: Tensor, ref: Tensor, ref_std: Tensor) -> Tensor:
+    """``(kept - ref) / ref_std`` for ``kept`` of the groups (N, G) or of their channels (N, C)."""
+    size = kept.shape[1] // ref.shape[0]
+    if size > 1:
+        ref, ref_std = ref.repeat_interleave(size), ref_std.repeat_interleave(size)
+    return (kept - ref) / ref_std
+
+
 def _restore(t: Tensor, gain: Tensor | None, deviation: Tensor, bound: float | None) -> Tensor:
-    """Add ``gain`` (C,) times the bounded ``deviation`` (N, G) to ``t`` (N, C)."""
+    """Add ``gain`` (C,) times the bounded ``deviation``, (N, G) or (N, C), to ``t`` (N, C)."""
     assert gain is not None
     if bound is not None:
         deviation = bound * torch.tanh(deviation / bound)

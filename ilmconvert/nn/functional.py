@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ilmconvert.nn.composed import Settings, Tensors, composed
 from ilmconvert.nn.fused import can_fuse, fused
-from ilmconvert.nn.range import Range
+from ilmconvert.nn.range import to_range
 
 
 def ilm_norm(
@@ -28,7 +29,7 @@ def ilm_norm(
     ref_mean: Tensor | None = None,
     ref_std: Tensor | None = None,
     restore_bound: float | None = None,
-    restore_range: tuple[float, float, float, float] | None = None,
+    restore_range: Sequence[float] | None = None,
 ) -> Tensor:
     r"""Instance-Level Meta Normalization, with the optional restoring path.
 
@@ -57,9 +58,9 @@ def ilm_norm(
         restore_weight, restore_bias: (C,), both or neither.
         ref_mean, ref_std: (G,), with the former.
         restore_bound: tau > 0; each deviation z becomes tau * tanh(z / tau).
-        restore_range: limits of log(sigma / ref_std) and of (mu - ref_mean) / ref_std over all channels, as
-            :class:`ilmconvert.nn.range.Range` has them. Within them nothing changes; on the restoring path an
-            instance outside counts as if one scale and one shift had brought it to the limit.
+        restore_range: limits of an instance's contrast and colour, as :class:`ilmconvert.nn.range.PictureRange` has
+            them. Within them nothing changes; on the restoring path an instance outside counts as if it had been
+            brought to the limit. (Four numbers are those of the older :class:`ilmconvert.nn.range.Range`.)
 
     Returns:
         (N, C, *), type and memory format of ``x``.
@@ -73,7 +74,7 @@ def ilm_norm(
     >>> torch.allclose(y, torch.nn.functional.group_norm(x, 8), atol=1e-6)
     True
     """
-    limits = None if restore_range is None else Range(*restore_range)
+    limits = None if restore_range is None else to_range(restore_range)
     settings = Settings(num_groups, 1 if encoder is None else encoder.shape[1], eps, correction, restore_bound, limits)
     _check_input(x, weight, settings.finest)
     if encoder is not None and (weight_decoder is None or bias_decoder is None):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ilmconvert.errors import NoRunningStatistics
 from ilmconvert.nn.functional import ilm_norm
 from ilmconvert.nn.groups import check_divides
-from ilmconvert.nn.range import Range
+from ilmconvert.nn.range import PictureRange, Range, to_range
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
@@ -41,8 +41,9 @@ class ILMNorm(nn.Module):
         correction: 0 (biased variances, as GroupNorm has) or 1 (unbiased, as the authors' code has).
         restore: add the restoring path, with which the layer can compute any per-channel affine function exactly.
         restore_bound: tau; deviations z on that path become ``tau * tanh(z / tau)``. None: no bound.
-        restore_range: instances whose statistics lie outside these limits (see :class:`ilmconvert.nn.range.Range`)
-            are normalised to the limit on that path, and those inside pass as they are. None: all pass.
+        restore_range: instances whose contrast or colour lies outside these limits (see
+            :class:`ilmconvert.nn.range.PictureRange`) are normalised to the limit on that path, and those inside pass
+            as they are. None: all pass.
         affine: learn ``weight`` and ``bias`` per channel.
         device, dtype: of the parameters.
 
@@ -234,12 +235,12 @@ class ILMNormAct(ILMNorm):
         return result
 
 
-def _checked_range(limits: Sequence[float] | None, restore: bool) -> Range | None:
+def _checked_range(limits: Sequence[float] | None, restore: bool) -> PictureRange | Range | None:
     if limits is None:
         return None
-    if not restore or len(limits) != 4:
-        raise ValueError(f"restore_range={limits} must be four numbers and needs restore=True")
-    return Range(*limits).checked()
+    if not restore:
+        raise ValueError(f"restore_range={limits} needs restore=True")
+    return to_range(limits)
 
 
 def _check_settings(

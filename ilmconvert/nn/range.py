@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ilmconvert.nn import kernels
-
 # Beyond a limit a deviation still grows by so much of half the range's width, so that the order of instances is kept.
 _SATURATION = 0.1
+_TINY = 1e-12  # keeps the gradient of a root finite at 0; far below what float32 resolves of 1
+
+
+class PictureRange(NamedTuple):
+    """Limits of a picture's contrast and of its colour, relative to the reference values over all channels.
+
+    The contrast is what varies within channels, the colour what the channels' means are. A veil of the
+    picture's own colour changes the former and leaves the latter, so that they are told apart.
+
+    Attributes:
+        contrast_low, contrast_high: of log(s / ref_std), where s is the root of the channels' mean variance.
+        mean_radius: of the channels' root mean square of (mean - ref_mean) / ref_std.
+
+    >>> PictureRange(-0.5, 0.5, 1.0).checked().mean_radius
+    1.0
+    """
+
+    contrast_low: float
+    contrast_high: float
+    mean_radius: float
+
+    def checked(self) -> PictureRange:
+        """Itself; raises a ValueError for an empty range."""
+        if not (self.contrast_low < self.contrast_high and self.mean_radius > 0):
+            raise ValueError(f"restore_range={tuple(self)} needs its lower limit below the upper one and a radius > 0")
+        return self
 
 
 class Range(NamedTuple):
-    """Limits of an instance's statistics over all channels, relative to their reference values.
+    """Limits of an instance's statistics over all channels and positions, relative to their reference values.
+
+    What checkpoints hold that were bounded before there was a :class:`PictureRange`.
 
     Attributes:
         std_low, std_high: of log(sigma / ref_std).
@@ -36,6 +63,20 @@ class Range(NamedTuple):
         return self
 
 
+def to_range(limits: Sequence[float]) -> PictureRange | Range:
+    """Three numbers as a :class:`PictureRange`, four as a :class:`Range`.
+
+    Raises:
+        ValueError: another count, or an empty range.
+
+    >>> to_range([-0.5, 0.5, 1.0])
+    PictureRange(contrast_low=-0.5, contrast_high=0.5, mean_radius=1.0)
+    """
+    if len(limits) not in (3, 4):
+        raise ValueError(f"restore_range={limits} must be three numbers: low and high contrast, radius of the means")
+    return PictureRange(*limits).checked() if len(limits) == 3 else Range(*limits).checked()
+
+
 def knee(z: Tensor, low: float, high: float) -> Tensor:
     """``z`` within the limits; outside, it saturates shortly behind them. Continuous, and so is its derivative.
 
@@ -45,6 +86,46 @@ def knee(z: Tensor, low: float, high: float) -> Tensor:
     inside = z.clamp(low, high)
     width = _SATURATION * (high - low) / 2
     return inside + width * torch.tanh((z - inside) / width)
+
+
+def picture_into_range(
+    means: Tensor,
+    variances: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    ref_mean: Tensor,
+    ref_std: Tensor,
+    eps: float,
+    limits: PictureRange,
+) -> tuple[Tensor, Tensor]:
+    """The statistics that the restoring path gives a picture back so that it is brought into the range.
+
+    The picture's contrast is scaled about the means of its channels. These are drawn to the reference mean: by the
+    scale, where it lessens the contrast, and to the radius. The rescaling ``a * sigma' * (x - mu) / sigma + a * mu' +
+    c`` does so for any groups, since ``mu'`` is there for each channel; inside the range ``sigma'`` and ``mu'`` are
+    ``sigma`` and ``mu``, and it is the source's ``a * x + c``.
+
+    Shape: ``means``, ``variances`` (N, C) of the channels; ``mu``, ``sigma`` (N, G) of the groups; references (G,);
+    results (N, C) and (N, G).
+    """
+    contrast, radius = picture_deviations(means, variances, ref_mean, ref_std, eps).split(1, 1)
+    scale = (knee(contrast, limits.contrast_low, limits.contrast_high) - contrast).exp()
+    pull = knee(radius * scale.clamp(max=1), -limits.mean_radius, limits.mean_radius) / radius
+    centre, _ = _over_groups(ref_mean, ref_std)
+    groups = mu.repeat_interleave(means.shape[1] // mu.shape[1], 1)
+    # scale - 1 and pull - 1 are zeros inside the range, where nothing may be lost to rounding
+    return groups + (scale - 1) * (groups - means) + (pull - 1) * (means - centre), scale * sigma
+
+
+def picture_deviations(means: Tensor, variances: Tensor, ref_mean: Tensor, ref_std: Tensor, eps: float) -> Tensor:
+    """What :class:`PictureRange` limits, for each instance: (N, 2), of the contrast and the colour.
+
+    Shape: ``means``, ``variances`` (N, C) of the channels; references (G,).
+    """
+    centre, std = _over_groups(ref_mean, ref_std)
+    contrast = 0.5 * (variances.mean(1, keepdim=True) + eps).log() - std.log()
+    radius = (((means - centre) / std).square().mean(1, keepdim=True) + _TINY).sqrt()
+    return torch.cat((contrast, radius), 1)
 
 
 def into_range(mu: Tensor, sigma: Tensor, ref_mean: Tensor, ref_std: Tensor, limits: Range) -> tuple[Tensor, Tensor]:
@@ -62,17 +143,6 @@ def into_range(mu: Tensor, sigma: Tensor, ref_mean: Tensor, ref_std: Tensor, lim
     deviation = knee((whole_mu - whole_ref_mean) / whole_ref_std, limits.mean_low, limits.mean_high)
     shift = whole_ref_mean + whole_ref_std * deviation - scale * whole_mu
     return torch.addcmul(shift, scale, mu), scale * sigma
-
-
-def whole_deviations(x: Tensor, ref_mean: Tensor, ref_std: Tensor, eps: float) -> Tensor:
-    """What :class:`Range` limits, for each instance of ``x`` (N, C, *): (N, 2), of the standard deviation and the mean.
-
-    Shape: ``ref_mean``, ``ref_std`` (G,).
-    """
-    mean, var = kernels.moments(x, 1)
-    whole_ref_mean, whole_ref_std = _over_groups(ref_mean, ref_std)
-    log_ratio = ((var + eps).sqrt() / whole_ref_std).log()
-    return torch.cat((log_ratio, (mean - whole_ref_mean) / whole_ref_std), 1)
 
 
 def _over_groups(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

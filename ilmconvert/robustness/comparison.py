@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from ilmconvert.tally import Interval, wilson
 
 CLEAN = "clean"
 BATCH_SIZE = 8  # small batches stay in the processor's cache
@@ -40,6 +41,7 @@ class Agreement:
         error: standard error of ``agreement`` over pictures.
         gain: ``agreement`` less the source's under the same condition.
         gain_error: standard error of ``gain``, from the difference picture by picture.
+        count: how many pictures.
     """
 
     network: str
@@ -48,6 +50,12 @@ class Agreement:
     error: float
     gain: float
     gain_error: float
+    count: int
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval of ``agreement``."""
+        return wilson(round(self.agreement * self.count), self.count)
 
 
 class StandardizedInput(nn.Module):
@@ -82,7 +90,6 @@ def all_conditions(severities: Sequence[int] = SEVERITIES) -> list[Condition]:
     return plain + [Condition(name, severity) for name in CORRUPTIONS for severity in severities]
 
 
-@torch.inference_mode()
 def compare_networks(
     networks: Mapping[str, nn.Module],
     pictures: Sequence[Tensor],
@@ -102,16 +109,46 @@ def compare_networks(
     """
     if not pictures or not networks:
         raise ValueError("give at least one picture and one network")
-    source = next(iter(networks.values()))
-    reference = _classes(source, corrupted(pictures, Condition(CLEAN), normalize))
+    title, source = next(iter(networks.items()))
+    ((_, found),) = predicted({title: source}, pictures, normalize, [Condition(CLEAN)])
+    for condition, classes in predicted(networks, pictures, normalize, conditions):
+        yield from agreements(condition, classes, found[title])
+
+
+@torch.inference_mode()
+def predicted(
+    networks: Mapping[str, nn.Module],
+    pictures: Sequence[Tensor],
+    normalize: Callable[[Tensor], Tensor],
+    conditions: Sequence[Condition] | None = None,
+) -> Iterator[tuple[Condition, dict[str, Tensor]]]:
+    """The class (N,) that each network gives every picture, by title, condition after condition."""
     for condition in all_conditions() if conditions is None else conditions:
-        batch, base = corrupted(pictures, condition, normalize), None
-        for title, network in networks.items():
-            same = (_classes(network, batch) == reference).double()
-            base = same if base is None else base
-            gains = same - base
-            errors = _standard_error(same), _standard_error(gains)
-            yield Agreement(title, condition, same.mean().item(), errors[0], gains.mean().item(), errors[1])
+        batch = corrupted(pictures, condition, normalize)
+        yield condition, {title: _classes(network, batch) for title, network in networks.items()}
+
+
+def agreements(condition: Condition, classes: Mapping[str, Tensor], expected: Tensor) -> list[Agreement]:
+    """What share of ``classes`` are as ``expected``; the first network is the one that the gains are over.
+
+    >>> found = agreements(Condition("clean"), {"a": torch.tensor([1, 2, 3, 4])}, torch.tensor([1, 2, 3, 5]))
+    >>> found[0].agreement
+    0.75
+    """
+    same = {title: (found == expected).double() for title, found in classes.items()}
+    base = next(iter(same.values()))
+    return [
+        Agreement(
+            title,
+            condition,
+            agreement=hits.mean().item(),
+            error=standard_error(hits),
+            gain=(hits - base).mean().item(),
+            gain_error=standard_error(hits - base),
+            count=len(hits),
+        )
+        for title, hits in same.items()
+    ]
 
 
 def corrupted(pictures: Sequence[Tensor], condition: Condition, normalize: Callable[[Tensor], Tensor]) -> Tensor:
@@ -133,7 +170,7 @@ def _affine(name: str) -> Callable[[Tensor], Tensor]:
     return AFFINE[name]
 
 
-def _standard_error(values: Tensor) -> float:
+def standard_error(values: Tensor) -> float:
     """Of the mean; infinite for a single picture, of which nobody can tell."""
     count = values.numel()
     return values.std().item() / math.sqrt(count) if count > 1 else math.inf

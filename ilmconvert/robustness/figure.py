@@ -11,7 +11,7 @@ from ilmconvert.robustness.comparison import Agreement
 
 
 def plot_agreement(rows: Sequence[Agreement], path: Path) -> None:
-    """One group of points a condition, one colour a network, bars of one standard error; the mean over severities.
+    """One group of points a condition, one colour a network; the mean over severities and its 95 % interval.
 
     Raises:
         ILMConvertError: matplotlib is missing, or the file can't be written.
@@ -27,9 +27,10 @@ def plot_agreement(rows: Sequence[Agreement], path: Path) -> None:
     for shift, network in enumerate(networks):
         found = [[r for r in rows if (r.network, r.condition.name) == (network, name)] for name in names]
         values = [sum(r.agreement for r in group) / len(group) for group in found]
-        # The same pictures at every severity: the errors of their mean are no smaller than those of one.
-        errors = [sum(r.error for r in group) / len(group) for group in found]
-        heights = [i + 0.22 * (shift - (len(networks) - 1) / 2) for i in range(len(names))]
+        # The same pictures at every severity: the interval of their mean is hardly smaller than those of one.
+        ends = [[sum(r.interval[side] for r in group) / len(group) for group in found] for side in (0, 1)]
+        errors = [[abs(end - value) for end, value in zip(side, values, strict=True)] for side in ends]
+        heights = [i + 0.2 * (shift - (len(networks) - 1) / 2) for i in range(len(names))]
         panel.errorbar(values, heights, xerr=errors, fmt="o", markersize=4, label=network)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()

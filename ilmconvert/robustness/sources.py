@@ -66,6 +66,16 @@ def networks(bounded: nn.Module, normalize: Normalize, pictures: Sequence[Tensor
     return {"source": source, "bounded": bounded.eval(), "input standardised": StandardizedInput(source, std)}
 
 
+def is_bounded(model: nn.Module) -> bool:
+    """Whether a layer limits its restoring path.
+
+    >>> is_bounded(nn.Sequential(ILMNorm(8, 1, key_group_size=8, restore=True, restore_bound=2.0)))
+    True
+    """
+    layers = (layer for layer in model.modules() if isinstance(layer, ILMNorm))
+    return any(layer.restore_bound is not None or layer.restore_range is not None for layer in layers)
+
+
 def without_bounds(model: nn.Module) -> nn.Module:
     """A copy in which every instance passes the restoring path as it is.
 
