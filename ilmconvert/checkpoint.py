@@ -182,6 +182,6 @@ def _damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
     try:
         yield
     except (ModelError, ValueError) as e:
-        text = str(e)
+        text = " ".join(str(e).split())
         text = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
         raise CheckpointError(f"{path}: {text}{cure}") from e

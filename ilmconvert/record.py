@@ -61,7 +61,7 @@ class Record:
             raise ValueError(f"format {version} is newer than this ilmconvert's {FORMAT_VERSION}; upgrade ilmconvert")
         kinds = {"layers": list, "aliases": dict, "settings": dict, "provenance": dict, "ilmconvert": str}
         wrong = [key for key, kind in kinds.items() if not isinstance(data.get(key), kind)]
-        if wrong or not isinstance(data.get("spec"), dict | None):
+        if wrong or not isinstance(data.get("spec", 0), dict | None):
             raise ValueError(f"its metadata is damaged at {', '.join(wrong) or 'spec'}; convert the model again")
         if not all(isinstance(v, str) for v in data["aliases"].values()):
             raise ValueError("its metadata is damaged at aliases; convert the model again")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ilmconvert.errors import CheckpointError
 
 #: Bytes of JSON before the tensors. Every tensor takes about a hundred; Python's objects take several times as much.
-LARGEST_HEADER = 4 << 20
+LARGEST_HEADER = 2 << 20
 
 
 class Entry(NamedTuple):
@@ -46,7 +46,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         _check_header_size(path)
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as e:
-        message = f"{path} can't be read as safetensors ({e}): it is truncated, damaged or of another kind; "
+        reason = " ".join(str(e)[:500].split())
+        message = f"{path} can't be read as safetensors ({reason}): it is truncated, damaged or of another kind; "
         raise CheckpointError(message + "copy or convert it again") from e
     with file as f:
         yield f
@@ -83,7 +84,8 @@ def read(f: Any, path: str | os.PathLike[str], device: torch.device | str) -> di
         # otherwise than in the saved model) and fail if somebody truncates it.
         return {key: f.get_tensor(key).to(device, copy=True) for key in f.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, RuntimeError, ValueError) as e:
-        raise CheckpointError(f"{path}: a tensor can't be read ({e}); copy or convert it again") from e
+        reason = " ".join(str(e)[:500].split())
+        raise CheckpointError(f"{path}: a tensor can't be read ({reason}); copy or convert it again") from e
 
 
 def _check_header_size(path: str | os.PathLike[str]) -> None:
