@@ -57,13 +57,9 @@ def save(
         raise CheckpointError(f"the metadata takes {len(text)} characters, of {LARGEST_RECORD}; shorten the provenance")
 
     def write(temporary: Path) -> None:
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: text})
-        except SafetensorError as e:
-            raise OSError(f"{e}") from e
+        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: text})
         _sort_header(temporary)
 
     return write_atomically(path, write)

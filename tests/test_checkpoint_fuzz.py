@@ -58,7 +58,7 @@ def test_twenty_thousand(tmp_path: Path) -> None:
 def test_the_watch_sees(tmp_path: Path) -> None:
     """What the other tests rely on: it notes and refuses what it should, and measures memory."""
     with watching(tmp_path) as watch:
-        for forbidden in (lambda: open("/etc/hostname"), lambda: socket.socket(), lambda: (tmp_path / "x").mkdir()):
+        for forbidden in (Path("/etc/hostname").read_text, lambda: socket.socket(), lambda: (tmp_path / "x").mkdir()):
             with pytest.raises(PermissionError):
                 forbidden()
         block = bytearray(50 << 20)
