@@ -86,7 +86,8 @@ def without_restoring(model: nn.Module) -> nn.Module:
     if any(bool(p.any()) for p in restoring_parameters(model)):
         raise ValueError("a restoring path isn't zero; without it the model would compute something else")
     layers = layers_of(model)
-    bare = [{**entry, "config": {**entry["config"], "restore": False, "restore_bound": None}} for entry in layers]
+    of_the_path = {"restore": False, "restore_bound": None, "restore_range": None}
+    bare = [{**entry, "config": {**entry["config"], **of_the_path}} for entry in layers]
     state = model.state_dict()
     for key in _keys_of_path(state, layers):
         del state[key]
