@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -21,11 +22,13 @@ def mutate(data: bytes, r: Random) -> bytes:
         return data
     header, body = parse(data)
     record = json.loads(header["__metadata__"][KEY])
-    for _ in range(times):
-        if kind == "record":
-            r.choice(RECORD)(record, r)
-        else:
-            body = r.choice(HEADER)(header, body, r)
+    # Where a change finds nothing that it understands, what the one before did will do.
+    with suppress(AttributeError, IndexError, KeyError, TypeError, ValueError):
+        for _ in range(times):
+            if kind == "record":
+                r.choice(RECORD)(record, r)
+            else:
+                body = r.choice(HEADER)(header, body, r)
     if kind == "record":
         header["__metadata__"][KEY] = json.dumps(record)
     return assemble(header, body)
