@@ -64,7 +64,7 @@ class ModelSpec:
         if library not in LIBRARIES:
             raise ModelError(f"unknown model library {library!r}; known are {' and '.join(LIBRARIES)}")
         if not isinstance(architecture, str) or len(architecture) > _LONGEST_NAME:
-            raise ModelError(f"{reprlib.repr(architecture)} is no name of a model")
+            raise ModelError(f"unknown model {reprlib.repr(architecture)}")
         if not zoo(library).is_known(architecture):
             raise ModelError(unknown(f"{library}/{architecture}"))
         if not isinstance(args, Mapping):

@@ -34,7 +34,7 @@ def initial_values(
         a = gamma / (var + source.eps).sqrt()
         ref_mean, ref_var = group_moments(mean, var, groups)
         ref_std = (ref_var + float(settings["eps"])).sqrt()  # type: ignore[arg-type]
-        if settings["restore"]:
+        if settings["restore"] and dtype.itemsize < 4:
             # Any reference will do, if the rest belongs to it: to that which is stored.
             ref_mean, ref_std = (t.to(dtype).double() for t in (ref_mean, ref_std))
         gain = a * _per_channel(ref_std, channels)
