@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert import record as records
+from ilmconvert import tensor_file
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.files import write_atomically
-from ilmconvert.record import METADATA_KEY, Record
-from ilmconvert.surgery import rebuild
+from ilmconvert.outline import Budget
+from ilmconvert.record import LARGEST_RECORD, METADATA_KEY, Record
+from ilmconvert.surgery import restore
 
 if TYPE_CHECKING:
     from ilmconvert.models import ModelSpec
+
+_LONGEST_MESSAGE = 1000
 
 
 def save(
@@ -48,15 +53,13 @@ def save(
     tensors, aliases = _tensors(model)
     record = records.describe(model, spec, provenance, aliases)
     text = json.dumps(record.to_dict(), sort_keys=True, separators=(",", ":"))
+    if len(text) > LARGEST_RECORD:
+        raise CheckpointError(f"the metadata takes {len(text)} characters, of {LARGEST_RECORD}; shorten the provenance")
 
     def write(temporary: Path) -> None:
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: text})
-        except SafetensorError as e:
-            raise OSError(f"{e}") from e
+        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: text})
         _sort_header(temporary)
 
     return write_atomically(path, write)
@@ -80,13 +83,17 @@ def load(
         CheckpointError: not such a file, a newer format, truncated, tensors missing or left over, an unknown
             architecture, or ``into`` isn't the model that was saved.
     """
-    record, tensors = _read(path, device)
-    model = _build(record, path) if into is None else into
-    try:
-        model = rebuild.restore(model, record.layers, tensors, record.aliases)
-    except ValueError as e:
-        cure = "" if into is None else "; pass the model that was saved, before its conversion"
-        raise CheckpointError(f"{path}: {e}{cure}") from e
+    with tensor_file.opened(path) as f:
+        record, entries = _record(f.metadata(), path), tensor_file.entries(f, path)
+        source = _spec(record, path) if into is None else into
+        with _damage(path, "" if into is None else "; pass the model that was saved, before its conversion"):
+            # Nothing is allocated before all shapes are known to fit.
+            outline = restore.skeleton(source) if isinstance(source, nn.Module) else source.outline(Budget.of(entries))
+            restore.check(outline, record.layers, entries, record.aliases)
+        tensors = tensor_file.read(f, path, device)
+    with _damage(path):
+        model = source if isinstance(source, nn.Module) else source.build(initialize=False)
+        model = restore.restore(model, record.layers, tensors, record.aliases)
     model.ilmconvert_settings = dict(record.settings)  # type: ignore[assignment]
     model.ilmconvert_provenance = dict(record.provenance)  # type: ignore[assignment]
     return model.to(device).eval()
@@ -98,13 +105,10 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: see :func:`load`.
     """
-    from safetensors.torch import _getdtype
-
-    with _open(path) as f:
-        record = _record(f.metadata(), path)
-        slices = [f.get_slice(key) for key in f.keys()]  # noqa: SIM118  not a mapping
-        sizes = [torch.Size(s.get_shape()).numel() * _getdtype(s.get_dtype()).itemsize for s in slices]
-    return {**record.to_dict(), "tensors": {"count": len(sizes), "bytes": sum(sizes)}}
+    with tensor_file.opened(path) as f:
+        record, entries = _record(f.metadata(), path), tensor_file.entries(f, path)
+    tensors = {"count": len(entries), "bytes": tensor_file.total_bytes(entries)}
+    return {**record.to_dict(), "tensors": tensors}
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,6 +145,8 @@ def _sort_header(path: Path) -> None:
     """Sort the header's entries: the library writes the metadata in an order that changes from run to run."""
     with open(path, "r+b") as f:
         size = int.from_bytes(f.read(8), "little")
+        if size > tensor_file.LARGEST_HEADER:
+            raise CheckpointError(f"the model has too many tensors: their names and shapes take {size} bytes")
         header = json.loads(f.read(size))
         header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -149,49 +155,29 @@ def _sort_header(path: Path) -> None:
             f.write(text.ljust(size))
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "doesn't exist"
-        raise CheckpointError(f"{path} {what}; give the .safetensors file that ilmconvert wrote")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as e:
-        message = f"{path} can't be read as safetensors ({e}): it is truncated, damaged or of another kind; "
-        raise CheckpointError(message + "copy or convert it again") from e
-
-
 def _record(metadata: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Record:
     if METADATA_KEY not in (metadata or {}):
         raise CheckpointError(f"{path} wasn't written by ilmconvert; as weights of a source model use --weights {path}")
     assert metadata is not None
-    try:
+    with _damage(path):
         return Record.from_json(metadata[METADATA_KEY])
-    except ValueError as e:
-        raise CheckpointError(f"{path}: {e}") from e
 
 
-def _read(path: str | os.PathLike[str], device: torch.device | str) -> tuple[Record, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-
-    with _open(path) as f:
-        record = _record(f.metadata(), path)
-        try:
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  not a mapping
-        except (SafetensorError, RuntimeError, ValueError) as e:
-            raise CheckpointError(f"{path}: a tensor can't be read ({e}); copy or convert it again") from e
-    # A copy even on the CPU: safetensors maps the file, so its tensors are unaligned (matrix products then round
-    # otherwise than in the saved model) and fail if somebody truncates it.
-    return record, {key: t.to(device, copy=True) for key, t in tensors.items()}
-
-
-def _build(record: Record, path: str | os.PathLike[str]) -> nn.Module:
+def _spec(record: Record, path: str | os.PathLike[str]) -> ModelSpec:
     from ilmconvert.models import ModelSpec
 
     if record.spec is None:
         raise CheckpointError(f"{path} holds a model of no zoo: build it yourself and use load(path, into=model)")
+    with _damage(path):
+        return ModelSpec.from_dict(record.spec)
+
+
+@contextmanager
+def _damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
+    """Turn what is wrong with a file's record or shapes into a CheckpointError of one line."""
     try:
-        return ModelSpec.from_dict(record.spec).build(initialize=False)
-    except ModelError as e:
-        raise CheckpointError(f"{path}: {e}") from e
+        yield
+    except (ModelError, ValueError) as e:
+        text = " ".join(str(e).split())
+        text = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+        raise CheckpointError(f"{path}: {text}{cure}") from e

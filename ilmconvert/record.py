@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,18 @@ from torch import nn
 
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.outline import Budget
 from ilmconvert.surgery import rebuild
+from ilmconvert.tensor_file import Entry
 
 if TYPE_CHECKING:
     from ilmconvert.models import ModelSpec
 
 METADATA_KEY = "ilmconvert"
 FORMAT_VERSION = 1
+#: Characters of JSON; a layer takes about 250.
+LARGEST_RECORD = 1 << 20
+_DEEPEST = 64
 
 
 @dataclass(frozen=True)
@@ -48,23 +53,39 @@ class Record:
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Parse and check; raises a ValueError that says what is wrong."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"its metadata isn't JSON ({e}); copy or convert it again") from e
+        data = _parse(text)
         version = data.get("format_version") if isinstance(data, dict) else None
-        if not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:
             raise ValueError("its metadata names no format version; convert the model again")
         if version > FORMAT_VERSION:
             raise ValueError(f"format {version} is newer than this ilmconvert's {FORMAT_VERSION}; upgrade ilmconvert")
         kinds = {"layers": list, "aliases": dict, "settings": dict, "provenance": dict, "ilmconvert": str}
         wrong = [key for key, kind in kinds.items() if not isinstance(data.get(key), kind)]
-        if wrong or not isinstance(data.get("spec"), dict | None):
+        if wrong or not isinstance(data.get("spec", 0), dict | None):
             raise ValueError(f"its metadata is damaged at {', '.join(wrong) or 'spec'}; convert the model again")
         if not all(isinstance(v, str) for v in data["aliases"].values()):
             raise ValueError("its metadata is damaged at aliases; convert the model again")
         layers = tuple(rebuild.check_layer(entry) for entry in data.pop("layers"))
         return cls(data["spec"], layers, **{k: data[k] for k in kinds if k != "layers"})
+
+
+def _parse(text: str) -> Any:
+    if len(text) > LARGEST_RECORD:
+        raise ValueError(f"its metadata takes {len(text)} characters, of at most {LARGEST_RECORD}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"its metadata isn't JSON ({e}); copy or convert it again") from e
+    level = [data]
+    for _ in range(_DEEPEST):
+        level = [v for parent in level if isinstance(parent, dict | list) for v in _children(parent)]
+    if level:
+        raise ValueError(f"its metadata is nested deeper than {_DEEPEST} levels; convert the model again")
+    return data
+
+
+def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return parent.values() if isinstance(parent, dict) else parent
 
 
 def describe(
@@ -129,9 +150,10 @@ def _candidates(model: nn.Module) -> list[ModelSpec]:
 
 def _difference(model: nn.Module, spec: ModelSpec, layers: tuple[dict[str, Any], ...]) -> str | None:
     """How what ``spec`` builds differs from ``model`` in its modules, their settings or tensors; None if it doesn't."""
+    entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
     try:
-        built = spec.build(initialize=False)
-        built = rebuild.replace_layers(built, layers)
+        # As it will be when the file is loaded.
+        built = rebuild.replace_layers(spec.outline(Budget.of(entries)), layers)
     except (ModelError, ValueError) as e:
         return str(e)
     ours, theirs = dict(_structure(model)), dict(_structure(built))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,15 @@ from torch import nn
 
 from ilmconvert.errors import ModelError
 from ilmconvert.names import LIBRARIES, unknown, zoo
+from ilmconvert.outline import Budget, OverBudget, outlining
 from ilmconvert.skip_init import skip_init
 
 #: Constructor arguments that make a library read or fetch weights; a checkpoint from elsewhere may hold any.
-_WEIGHT_ARGS = frozenset({"pretrained", "checkpoint_path", "cache_dir", "weights", "weights_backbone", "state_dict"})
+_WEIGHT_ARGS = frozenset({"checkpoint_path", "cache_dir", "weights", "weights_backbone", "state_dict"})
+#: Arguments that say where the parameters are to be, not what the model is.
+_PLACE_ARGS = frozenset({"device", "dtype"})
+#: Longer than every name of a model.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,14 @@ class ModelSpec:
         library, architecture, args = data["library"], data["architecture"], data.get("model_args") or {}
         if library not in LIBRARIES:
             raise ModelError(f"unknown model library {library!r}; known are {' and '.join(LIBRARIES)}")
-        if not isinstance(architecture, str) or not zoo(library).is_known(architecture):
+        if not isinstance(architecture, str) or len(architecture) > _LONGEST_NAME:
+            raise ModelError(f"unknown model {reprlib.repr(architecture)}")
+        if not zoo(library).is_known(architecture):
             raise ModelError(unknown(f"{library}/{architecture}"))
         if not isinstance(args, Mapping):
             raise ModelError("model_args has to be a JSON object of constructor arguments")
+        if places := sorted(_PLACE_ARGS & args.keys()):
+            raise ModelError(f"{', '.join(places)} can't be a constructor argument of a stored model")
         return cls(library, architecture, json_args(args))
 
     def build(self, *, initialize: bool = True) -> nn.Module:
@@ -71,14 +81,43 @@ class ModelSpec:
         Raises:
             ModelError: the library can't build the model with these arguments.
         """
-        with nullcontext() if initialize else skip_init(), warnings.catch_warnings():
+        return label(self._build([] if initialize else [skip_init()]), self)
+
+    def outline(self, budget: Budget) -> nn.Module:
+        """The model's structure and shapes, without values, on the meta device.
+
+        Raises:
+            ModelError: see :meth:`build`; or that would cost more than ``budget``.
+
+        >>> budget = Budget(operations=2000, creations=1000, nbytes=1 << 22, number=1000)
+        >>> ModelSpec("timm", "test_resnet").outline(budget).fc.weight.device
+        device(type='meta')
+        """
+        try:
+            budget.check_arguments(self.model_args)
+            try:
+                model = self._build([skip_init(), outlining(budget)])
+            except ModelError as error:
+                if not isinstance(error.__cause__, NotImplementedError):  # what the meta device says
+                    raise
+                model = self._build([skip_init(), outlining(budget, values=True)])
+            if sum(buffer.nbytes for buffer in model.buffers()) > budget.nbytes:
+                raise OverBudget("its buffers are far beyond the file's tensors")
+        except OverBudget as error:
+            raise ModelError(_cannot_build(self, error)) from error
+        return model.to("meta")
+
+    def _build(self, contexts: list[AbstractContextManager[None]]) -> nn.Module:
+        with ExitStack() as stack, warnings.catch_warnings():
+            for context in contexts:
+                stack.enter_context(context)
             # torchvision announces a change of default initialisations that the caller doesn't choose here
             warnings.simplefilter("ignore", FutureWarning)
             try:
                 model: nn.Module = zoo(self.library).build(self.architecture, dict(self.model_args))
             except Exception as error:
                 raise ModelError(_cannot_build(self, error)) from error
-        return label(model, self)
+        return model
 
 
 def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
@@ -89,17 +128,23 @@ def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
 
 def json_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of constructor arguments as JSON has them, or a ModelError."""
-    weights = sorted(_WEIGHT_ARGS & args.keys())
+    weights = sorted(key for key in args if key in _WEIGHT_ARGS or _asks_for_weights(key))
     if weights:
         raise ModelError(f"{', '.join(weights)} can't be a constructor argument here: weights are named by --weights")
     try:
         result: dict[str, Any] = json.loads(json.dumps(dict(args), allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"model arguments have to be JSON values, so that they can be stored: {error}") from error
     return result
 
 
+def _asks_for_weights(name: str) -> bool:
+    """``pretrained``, ``pretrained_backbone`` and the like; ``pretrained_cfg`` describes the model."""
+    return name.startswith("pretrained") and name != "pretrained_cfg"
+
+
 def _cannot_build(spec: ModelSpec, error: Exception) -> str:
-    args = ", ".join(f"{key}={value!r}" for key, value in spec.model_args.items() if key != "pretrained_cfg")
-    reason = " ".join(str(error).split()) or type(error).__name__
+    shown = {key: value for key, value in spec.model_args.items() if key != "pretrained_cfg"}
+    args = ", ".join(f"{key[:_LONGEST_NAME]}={reprlib.repr(value)}" for key, value in shown.items())
+    reason = " ".join(str(error)[:1000].split()) or type(error).__name__
     return f"{spec.library} can't build {spec.architecture}{f' with {args}' if args else ''}: {reason}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ilmconvert import ConversionError, ILMNorm, convert, load, save
+from ilmconvert.finetune.anneal import restoring_parameters, without_restoring
 from ilmconvert.models import create_model
 from ilmconvert.nn import kernels
 from ilmconvert.nn.range import PictureRange, Range, knee, picture_deviations
@@ -218,3 +219,14 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         ILMNorm(8, 2, key_group_size=4, restore_range=(-1, 1, 1))
     with pytest.raises(ValueError, match="quantile"):
         calibrate_bound(convert(network()), [], quantile=0.5)
+
+
+def test_a_range_goes_with_the_path_that_was_annealed() -> None:
+    model = convert(randomize_norms(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))), "ilm_ln")
+    bound(model)
+    for parameter in restoring_parameters(model):
+        parameter.data.zero_()
+    x = torch.randn(2, 3, 8, 8)
+    wanted = model(x)
+    torch.testing.assert_close(without_restoring(model)(x), wanted)
+    assert model[1].restore_range is None

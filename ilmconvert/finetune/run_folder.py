@@ -18,7 +18,7 @@ from torch import nn
 
 import ilmconvert
 from ilmconvert.checkpoint import save
-from ilmconvert.files import write_atomically
+from ilmconvert.files import remove_leftovers, write_atomically
 from ilmconvert.finetune.errors import FineTuneError
 from ilmconvert.finetune.lock import alone_in
 from ilmconvert.surgery.rebuild import layers_of
@@ -87,8 +87,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove temporary files that a killed process left."""
         if self.main:
-            for path in self.path.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_leftovers(self.path)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Start the folder; ``config`` holds JSON values."""

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from ilmconvert.files import _sync_folder
+from ilmconvert.files import failed_writes, sync_folder
 from ilmconvert.finetune.errors import FineTuneError
 from ilmconvert.weights import sha256
 
@@ -78,22 +78,28 @@ class StateFolder:
         final = self.path / f"step-{position.step:08d}"
         temporary = final.with_name(f"{final.name}.tmp")
         try:
-            if accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-            accelerator.wait_for_everyone()
-            accelerator.save_state(str(temporary))
-            if accelerator.is_main_process:
-                if ema is not None:
-                    save_model(ema, str(temporary / _EMA))
-                (temporary / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                _complete(temporary, final)
-                self._prune()
+            with failed_writes():
+                self._write(temporary, final, position, ema)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise FineTuneError(f"can't write the state {final}: {error.strerror or error}; make room") from error
         accelerator.wait_for_everyone()
+
+    def _write(self, temporary: Path, final: Path, position: Position, ema: nn.Module | None) -> None:
+        accelerator = self._accelerator
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        if accelerator.is_main_process:
+            if ema is not None:
+                save_model(ema, str(temporary / _EMA))
+            (temporary / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _complete(temporary, final)
+            self._prune()
 
     def load_latest(self, ema: nn.Module | None) -> Position | None:
         """Restore everything from the latest complete state; None where there is none."""
@@ -154,11 +160,11 @@ def _complete(temporary: Path, final: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     for folder in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
-        _sync_folder(folder)
+        sync_folder(folder)
     if final.exists():  # of the same step; the state before it bridges the moment
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def _damage(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import plain
 from ilmconvert.surgery.entries import ALREADY_CONVERTED, PlanEntry
-from ilmconvert.surgery.initialization import initial_values
+from ilmconvert.surgery.initialization import beyond, initial_values
 from ilmconvert.surgery.plan import Plan, plan, seen
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 from ilmconvert.surgery.sources import NormDescription, find_source
@@ -150,7 +150,10 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
         values = plain.values(source, entry.target)
     else:
         layer = (ILMNormAct if fused else ILMNorm)(**entry.target, device="meta", dtype=dtype)
-        values = initial_values(source, entry.target, seed)
+        values = initial_values(source, entry.target, seed, dtype)
+    problem = beyond(values, dtype)
+    if problem:
+        raise ConversionError(f"can't convert {entry.name or 'the root'}: {problem}")
     for name, value in values.items():
         trained = trainable["bias" in name] and not name.startswith("ref_")
         layer._parameters[name] = nn.Parameter(value.to(device, dtype), requires_grad=trained)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from ilmconvert.surgery.sources import NormDescription
 
 
-def initial_values(source: NormDescription, settings: dict[str, object], seed: int) -> dict[str, Tensor]:
-    """Parameters of ``ILMNorm(**settings)`` in the place of ``source``; float64 on the CPU.
+def initial_values(
+    source: NormDescription, settings: dict[str, object], seed: int, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """Parameters of ``ILMNorm(**settings)`` in the place of ``source``; float64 on the CPU, to be stored as ``dtype``.
 
     A batch-level source computes ``a x + c`` with ``a = gamma / sqrt(running_var + eps)`` and
     ``c = beta - a running_mean``. With ``restore`` the layer computes the same for every input; without it (the
@@ -30,16 +34,28 @@ def initial_values(source: NormDescription, settings: dict[str, object], seed: i
         a = gamma / (var + source.eps).sqrt()
         ref_mean, ref_var = group_moments(mean, var, groups)
         ref_std = (ref_var + float(settings["eps"])).sqrt()  # type: ignore[arg-type]
+        if settings["restore"] and dtype.itemsize < 4:
+            # Any reference will do, if the rest belongs to it: to that which is stored.
+            ref_mean, ref_std = (t.to(dtype).double() for t in (ref_mean, ref_std))
         gain = a * _per_channel(ref_std, channels)
         values = {"weight": gain, "bias": a * (_per_channel(ref_mean, channels) - mean) + beta}
         if settings["restore"]:
             values |= {"restore_weight": gain.clone(), "restore_bias": gain.clone()}
             values |= {"ref_mean": ref_mean, "ref_std": ref_std}
         key_var = ref_var if key_groups == groups else group_moments(mean, var, key_groups)[1]
-    values["encoder"] = encoder_rows(width, key_var, seed)
+    values["encoder"] = encoder_rows(width, key_var, seed, float(settings["eps"]))  # type: ignore[arg-type]
     for name in ("weight_decoder", "bias_decoder"):
         values[name] = torch.zeros(key_groups, width, dtype=torch.float64, device=gamma.device)
     return values
+
+
+def beyond(values: Mapping[str, Tensor], dtype: torch.dtype) -> str | None:
+    """What to say of finite values that ``dtype`` can't hold; None where it holds them all."""
+    for name, value in values.items():
+        if not value.is_meta and not value.to(dtype).isfinite().all():
+            cure = "convert the model in float32 or bfloat16, or use to='ilm_in'"
+            return f"{name} of its new layer would be beyond {str(dtype).removeprefix('torch.')}; {cure}"
+    return None
 
 
 def group_moments(mean: Tensor, var: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -54,19 +70,19 @@ def group_moments(mean: Tensor, var: Tensor, num_groups: int) -> tuple[Tensor, T
     return group_mean, var.view(num_groups, -1).mean(1) + spread
 
 
-def encoder_rows(width: int, key_var: Tensor, seed: int) -> Tensor:
+def encoder_rows(width: int, key_var: Tensor, seed: int, eps: float) -> Tensor:
     """Rows of E that are alive for a typical instance: (width, K) from the key groups' variances (K,).
 
     Random signs, but a positive response to the typical variances: a unit that is negative for them would be dead
     for good. The scale 1 / (v + sqrt(v)) keeps the response to v and to m (of the order sqrt(v)) below one.
+    Variances below ``eps`` are those of dead channels, and count as ``eps``: the rows have to fit into float16.
     The same seed gives the same rows on every device, whatever the global generator's state.
     """
     if key_var.is_meta:
         return key_var.new_empty(width, key_var.numel())
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(width, key_var.numel(), generator=generator, dtype=torch.float64)
-    tiny = torch.finfo(torch.float32).tiny
-    scaled = key_var.clamp(min=tiny)
+    scaled = key_var.clamp(min=max(eps, torch.finfo(torch.float32).tiny))
     rows = rows / (scaled + scaled.sqrt()) / key_var.numel() ** 0.5
     response = rows @ scaled
     return torch.where(response.unsqueeze(1) < 0, -rows, rows)

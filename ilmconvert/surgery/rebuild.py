@@ -1,20 +1,43 @@
-"""A converted model again, from the settings of its layers and its tensors."""
+"""The layers of a conversion as JSON values, and layers without values from these."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import plain
 from ilmconvert.surgery.sources import find_source
 
 _SETTINGS = set(inspect.signature(ILMNorm.__init__).parameters) - {"self", "device", "dtype"}
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and isfinite(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+# A layer with settings of another type may be built and fail when it is used; where nothing is said None will do, too.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("num_channels", "num_groups", "key_group_size", "reduction", "correction"), _is_integer),
+    **dict.fromkeys(("restore", "affine"), _is_flag),
+    "eps": _is_number,
+    "kind": lambda value: value == plain.KIND,
+    "restore_bound": lambda value: value is None or _is_number(value),
+    "restore_range": lambda value: value is None or (isinstance(value, list) and all(map(_is_number, value))),
+}
 
 
 def layers_of(model: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -48,7 +71,11 @@ def check_layer(entry: Any) -> dict[str, Any]:
         and _is_complete(entry["config"])
     )
     if not ok:
-        raise ValueError(f"its metadata is damaged at layer {str(entry)[:60]}; convert the model again")
+        raise ValueError(f"its metadata is damaged at layer {reprlib.repr(entry)}; convert the model again")
+    for key, value in entry["config"].items():
+        if not _KINDS[key](value):
+            name = reprlib.repr(entry["name"])
+            raise ValueError(f"the settings of {name} are damaged: {key} is {reprlib.repr(value)}")
     return {"name": entry["name"], "aliases": entry["aliases"], "config": entry["config"]}
 
 
@@ -68,45 +95,21 @@ def replace_layers(model: nn.Module, layers: Iterable[Mapping[str, Any]]) -> nn.
     modules = dict(model.named_modules(remove_duplicate=False))
     new: dict[str, nn.Module] = {}
     for entry in layers:
-        layer = _empty_layer(entry, modules.get(entry["name"]))
+        first = modules.get(entry["name"])
+        layer = _empty_layer(entry, first)
         for name in (entry["name"], *entry["aliases"]):
             if name not in modules:
                 raise ValueError(f"the model has no module {name!r}")
+            if modules[name] is not first:
+                raise ValueError(f"{name!r} and {entry['name']!r} are one layer in the file and two in the model")
+            if name in new:
+                raise ValueError(f"{name!r} is in the file twice")
             new[name] = layer
     for name, layer in new.items():
         parent, _, child = name.rpartition(".")
         if name:
             modules[parent]._modules[child] = layer
     return new.get("", model)
-
-
-def restore(
-    model: nn.Module,
-    layers: Iterable[Mapping[str, Any]],
-    tensors: Mapping[str, Tensor],
-    aliases: Mapping[str, str],
-) -> nn.Module:
-    """:func:`replace_layers`, then every tensor into its place, all or nothing.
-
-    Raises:
-        ValueError: layers or tensors don't fit; ``model`` is as it was.
-    """
-    layers = list(layers)
-    state = dict(tensors)
-    for alias, name in aliases.items():
-        if name not in tensors:
-            raise ValueError(f"tensor {name!r}, of which {alias!r} is a second name, is missing")
-        state[alias] = tensors[name]
-    # On a copy without values first: a model that doesn't fit must stay as it was.
-    _check_state(replace_layers(_skeleton(model), layers), state)
-    result = replace_layers(model, layers)
-    # The model's own state dict carries the versions that some modules ask for (torchvision's MNASNet).
-    versioned = result.state_dict()
-    versioned.update(state)
-    # assign keeps the types of the file and copies nothing.
-    result.load_state_dict(versioned, strict=True, assign=True)
-    _tie(result, aliases)
-    return result
 
 
 def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
@@ -142,35 +145,3 @@ def _new_layer(config: Mapping[str, Any], fused: Mapping[str, Any]) -> nn.Module
             setattr(layer, part, module)
         return layer
     return ILMNormAct(**config, **fused, device="meta") if fused else ILMNorm(**config, device="meta")
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """A deep copy on the meta device: structure and shapes without values."""
-    memo: dict[int, Any] = {}
-    for t in (*model.parameters(), *model.buffers()):
-        if id(t) not in memo:
-            empty = torch.empty_like(t, device="meta")
-            memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
-
-
-def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    expected = model.state_dict()
-    missing, left_over = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or left_over:
-        parts = [
-            f"{len(k)} {what}, first {k[0]!r}" for k, what in ((missing, "missing"), (left_over, "left over")) if k
-        ]
-        raise ValueError(f"its tensors aren't the model's: {'; '.join(parts)}")
-    for name, t in expected.items():
-        if t.shape != state[name].shape:
-            raise ValueError(f"tensor {name!r} has shape {tuple(state[name].shape)}, the model {tuple(t.shape)}")
-
-
-def _tie(model: nn.Module, aliases: Mapping[str, str]) -> None:
-    """Make second names one object again: loading by assignment gave each its own."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for alias, name in aliases.items():
-        (owner, _, attribute), (first, _, kept) = alias.rpartition("."), name.rpartition(".")
-        tensor = getattr(modules[first], kept)
-        setattr(modules[owner], attribute, tensor)

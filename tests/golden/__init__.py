@@ -1,0 +1,1 @@
+"""Checkpoints of every format version that was released, with inputs and the outputs that they gave."""
