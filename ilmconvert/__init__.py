@@ -6,9 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ilmconvert.errors import CheckpointError, ConversionError, ILMConvertError, ModelError
+from ilmconvert.registration import register as _register_in_timm
 
 if TYPE_CHECKING:
     from ilmconvert.checkpoint import load, save
+    from ilmconvert.delta import apply_delta, save_delta
+    from ilmconvert.hub import push_to_hub, save_pretrained
     from ilmconvert.nn import ILMNorm
     from ilmconvert.robustness.bound import calibrate_bound
     from ilmconvert.surgery import NormDescription, Plan, PlanEntry, convert, plan, register_source
@@ -24,17 +27,23 @@ __all__ = [
     "NormDescription",
     "Plan",
     "PlanEntry",
+    "apply_delta",
     "calibrate_bound",
     "convert",
     "load",
     "plan",
+    "push_to_hub",
     "register_source",
     "save",
+    "save_delta",
+    "save_pretrained",
 ]
 
 # Imported when first asked for, so that the command line's help doesn't wait for torch.
 _HOMES = {
     **dict.fromkeys(("load", "save"), "ilmconvert.checkpoint"),
+    **dict.fromkeys(("apply_delta", "save_delta"), "ilmconvert.delta"),
+    **dict.fromkeys(("push_to_hub", "save_pretrained"), "ilmconvert.hub"),
     "ILMNorm": "ilmconvert.nn",
     "calibrate_bound": "ilmconvert.robustness.bound",
     **dict.fromkeys(
@@ -52,3 +61,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_register_in_timm()

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ilmconvert import record as records
 from ilmconvert import tensor_file
 from ilmconvert.errors import CheckpointError, ModelError
-from ilmconvert.files import write_atomically
 from ilmconvert.outline import Budget
 from ilmconvert.record import LARGEST_RECORD, METADATA_KEY, Record
 from ilmconvert.surgery import restore
+from ilmconvert.tensor_file import Entry
 
 if TYPE_CHECKING:
     from ilmconvert.models import ModelSpec
@@ -50,19 +50,11 @@ def save(
     Raises:
         CheckpointError: no ILM Norm in the model, ``spec`` builds something else, or the file can't be written.
     """
-    tensors, aliases = _tensors(model)
-    record = records.describe(model, spec, provenance, aliases)
+    tensors, record = contents(model, spec, provenance)
     text = json.dumps(record.to_dict(), sort_keys=True, separators=(",", ":"))
     if len(text) > LARGEST_RECORD:
         raise CheckpointError(f"the metadata takes {len(text)} characters, of {LARGEST_RECORD}; shorten the provenance")
-
-    def write(temporary: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: text})
-        _sort_header(temporary)
-
-    return write_atomically(path, write)
+    return tensor_file.write(path, tensors, {METADATA_KEY: text})
 
 
 def load(
@@ -71,7 +63,7 @@ def load(
     """The model that :func:`save` wrote, in evaluation mode, ready to use. Never unpickles, never downloads.
 
     Args:
-        path: the file.
+        path: the file, or a folder with a ``model.safetensors``, as :func:`ilmconvert.save_pretrained` writes it.
         into: for a model that is in no zoo: the same model before (or after) its conversion, which is then
             converted by the stored plan, in place, and filled. If anything fails it stays as it was.
         device: where the model goes.
@@ -86,17 +78,11 @@ def load(
     with tensor_file.opened(path) as f:
         record, entries = _record(f.metadata(), path), tensor_file.entries(f, path)
         source = _spec(record, path) if into is None else into
-        with _damage(path, "" if into is None else "; pass the model that was saved, before its conversion"):
-            # Nothing is allocated before all shapes are known to fit.
-            outline = restore.skeleton(source) if isinstance(source, nn.Module) else source.outline(Budget.of(entries))
-            restore.check(outline, record.layers, entries, record.aliases)
+        with damage(path, "" if into is None else "; pass the model that was saved, before its conversion"):
+            check(source, record, entries)
         tensors = tensor_file.read(f, path, device)
-    with _damage(path):
-        model = source if isinstance(source, nn.Module) else source.build(initialize=False)
-        model = restore.restore(model, record.layers, tensors, record.aliases)
-    model.ilmconvert_settings = dict(record.settings)  # type: ignore[assignment]
-    model.ilmconvert_provenance = dict(record.provenance)  # type: ignore[assignment]
-    return model.to(device).eval()
+    with damage(path):
+        return filled(source, record, tensors).to(device).eval()
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -109,6 +95,33 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         record, entries = _record(f.metadata(), path), tensor_file.entries(f, path)
     tensors = {"count": len(entries), "bytes": tensor_file.total_bytes(entries)}
     return {**record.to_dict(), "tensors": tensors}
+
+
+def contents(
+    model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None
+) -> tuple[dict[str, Tensor], Record]:
+    """The tensors and the record that :func:`save` writes."""
+    tensors, aliases = _tensors(model)
+    return tensors, records.describe(model, spec, provenance, aliases)
+
+
+def check(source: nn.Module | ModelSpec, record: Record, entries: Mapping[str, Entry]) -> None:
+    """Whether :func:`filled` will do; nothing is allocated before all shapes are known to fit.
+
+    Raises:
+        ModelError, ValueError: says what doesn't fit.
+    """
+    outline = restore.skeleton(source) if isinstance(source, nn.Module) else source.outline(Budget.of(entries))
+    restore.check(outline, record.layers, entries, record.aliases)
+
+
+def filled(source: nn.Module | ModelSpec, record: Record, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The model of a record: ``source`` itself or what it builds, converted, with these tensors."""
+    model = source if isinstance(source, nn.Module) else source.build(initialize=False)
+    model = restore.restore(model, record.layers, tensors, record.aliases)
+    model.ilmconvert_settings = dict(record.settings)  # type: ignore[assignment]
+    model.ilmconvert_provenance = dict(record.provenance)  # type: ignore[assignment]
+    return model
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,25 +154,13 @@ def _without_overlap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _sort_header(path: Path) -> None:
-    """Sort the header's entries: the library writes the metadata in an order that changes from run to run."""
-    with open(path, "r+b") as f:
-        size = int.from_bytes(f.read(8), "little")
-        if size > tensor_file.LARGEST_HEADER:
-            raise CheckpointError(f"the model has too many tensors: their names and shapes take {size} bytes")
-        header = json.loads(f.read(size))
-        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:
-            f.seek(8)
-            f.write(text.ljust(size))
-
-
 def _record(metadata: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Record:
+    if f"{METADATA_KEY}_delta" in (metadata or {}):
+        raise CheckpointError(f"{path} is a delta: apply it to its base with ilmconvert.apply_delta(base, path)")
     if METADATA_KEY not in (metadata or {}):
         raise CheckpointError(f"{path} wasn't written by ilmconvert; as weights of a source model use --weights {path}")
     assert metadata is not None
-    with _damage(path):
+    with damage(path):
         return Record.from_json(metadata[METADATA_KEY])
 
 
@@ -168,12 +169,12 @@ def _spec(record: Record, path: str | os.PathLike[str]) -> ModelSpec:
 
     if record.spec is None:
         raise CheckpointError(f"{path} holds a model of no zoo: build it yourself and use load(path, into=model)")
-    with _damage(path):
+    with damage(path):
         return ModelSpec.from_dict(record.spec)
 
 
 @contextmanager
-def _damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
+def damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
     """Turn what is wrong with a file's record or shapes into a CheckpointError of one line."""
     try:
         yield

@@ -53,7 +53,7 @@ class Record:
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Parse and check; raises a ValueError that says what is wrong."""
-        data = _parse(text)
+        data = parse(text)
         version = data.get("format_version") if isinstance(data, dict) else None
         if type(version) is not int or version < 1:
             raise ValueError("its metadata names no format version; convert the model again")
@@ -69,7 +69,8 @@ class Record:
         return cls(data["spec"], layers, **{k: data[k] for k in kinds if k != "layers"})
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """JSON of bounded length and depth; raises a ValueError that says what is wrong."""
     if len(text) > LARGEST_RECORD:
         raise ValueError(f"its metadata takes {len(text)} characters, of at most {LARGEST_RECORD}")
     try:

@@ -121,8 +121,9 @@ class ModelSpec:
 
 
 def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Note the spec on the model, where ``ilmconvert.save`` finds it."""
-    model.ilmconvert_spec = spec  # type: ignore[assignment]
+    """Note the spec on the model, where ``ilmconvert.save`` finds it; a published conversion has its base's already."""
+    if not isinstance(getattr(model, "ilmconvert_spec", None), ModelSpec):
+        model.ilmconvert_spec = spec  # type: ignore[assignment]
     return model
 
 

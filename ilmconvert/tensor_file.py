@@ -1,7 +1,8 @@
-"""Reading safetensors files that somebody else may have written: sizes first, values when they are known to fit."""
+"""safetensors files: written whole; read, since somebody else may have written them, sizes first."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor
 
 from ilmconvert.errors import CheckpointError
+from ilmconvert.files import write_atomically
 
 #: Bytes of JSON before the tensors. Every tensor takes about a hundred; Python's objects take several times as much.
 LARGEST_HEADER = 2 << 20
+#: What stands for a folder that was published or is to be; timm's and the hub's name.
+FOLDER_FILE = "model.safetensors"
 
 
 class Entry(NamedTuple):
@@ -30,17 +34,49 @@ class Entry(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
+def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write a file whole or not at all, the same bytes for the same content.
+
+    Raises:
+        CheckpointError: it can't be written.
+    """
+
+    def fill(temporary: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+        _sort_header(temporary)
+
+    return write_atomically(path, fill)
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the header's entries: the library writes the metadata in an order that changes from run to run."""
+    with open(path, "r+b") as f:
+        size = int.from_bytes(f.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise CheckpointError(f"the model has too many tensors: their names and shapes take {size} bytes")
+        header = json.loads(f.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            f.seek(8)
+            f.write(text.ljust(size))
+
+
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The open file, as ``safetensors.safe_open`` gives it.
+    """The open file, as ``safetensors.safe_open`` gives it; in a folder, the file :data:`FOLDER_FILE`.
 
     Raises:
         CheckpointError: it isn't there or isn't such a file.
     """
     from safetensors import SafetensorError, safe_open
 
+    if (Path(path) / FOLDER_FILE).is_file():
+        path = Path(path) / FOLDER_FILE
     if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "doesn't exist"
+        what = f"is a folder without {FOLDER_FILE}" if Path(path).is_dir() else "doesn't exist"
         raise CheckpointError(f"{path} {what}; give the .safetensors file that ilmconvert wrote")
     try:
         _check_header_size(path)
@@ -86,6 +122,16 @@ def read(f: Any, path: str | os.PathLike[str], device: torch.device | str) -> di
     except (SafetensorError, RuntimeError, ValueError) as e:
         reason = " ".join(str(e)[:500].split())
         raise CheckpointError(f"{path}: a tensor can't be read ({reason}); copy or convert it again") from e
+
+
+def read_all(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file, whoever wrote it.
+
+    Raises:
+        CheckpointError: see :func:`opened` and :func:`read`.
+    """
+    with opened(path) as f:
+        return dict(f.metadata() or {}), read(f, path, "cpu")
 
 
 def _check_header_size(path: str | os.PathLike[str]) -> None:

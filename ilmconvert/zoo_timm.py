@@ -15,17 +15,19 @@ import timm.models
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
+from ilmconvert.registration import ENTRYPOINT
 from ilmconvert.weights import WEIGHTS_CURE
 
 _CFG_FIELDS = frozenset(field.name for field in dataclasses.fields(timm.models.PretrainedCfg))
-_SOURCE_FIELDS = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})
+#: Entries of a pretrained_cfg that say where its weights lie.
+SOURCE_FIELDS = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})
 _RUNTIME_ARGS = frozenset({"device", "dtype", "cache_dir"})
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def names() -> list[str]:
-    """All architectures, without tags."""
-    return list(timm.list_models())
+    """All architectures, without tags, and without the one of published conversions, which needs their settings."""
+    return [name for name in timm.list_models() if name != ENTRYPOINT]
 
 
 def tagged(architecture: str) -> list[str]:
@@ -76,7 +78,8 @@ def build_pretrained(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"can't get the default weights of {name}: {reason} - {WEIGHTS_CURE}") from error
-    return model, {}, provenance
+    # A published conversion tells where its base is from.
+    return model, {}, dict(getattr(model, "ilmconvert_provenance", provenance))
 
 
 def build_from_foreign(architecture: str, args: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module | None:
@@ -111,7 +114,7 @@ def resolve_hub(name: str) -> tuple[str, dict[str, Any]]:
         raise ModelError(f"can't read the model {name}: {reason}") from error
     if not timm.is_model(architecture):
         raise ModelError(f"{name} is a {architecture}, which this version of timm ({timm.__version__}) doesn't have")
-    return architecture, {"pretrained_cfg": _portable(cfg), **args}
+    return architecture, {"pretrained_cfg": portable(cfg), **args}
 
 
 def infer(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
@@ -123,8 +126,8 @@ def infer(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
     args = {key: value for key, value in getattr(model, "_model_args", {}).items() if key not in _RUNTIME_ARGS}
     name = f"{architecture}.{cfg['tag']}" if cfg.get("tag") else architecture
     registered = timm.models.get_pretrained_cfg(name) if is_known(name) else None
-    if registered is None or _portable(registered.to_dict()) != _portable(cfg):
-        name, args = architecture, {"pretrained_cfg": _portable(cfg), **args}
+    if registered is None or portable(registered.to_dict()) != portable(cfg):
+        name, args = architecture, {"pretrained_cfg": portable(cfg), **args}
     for key, default in (
         ("num_classes", cfg.get("num_classes")),
         ("in_chans", (cfg.get("input_size") or (3,))[0]),
@@ -135,9 +138,9 @@ def infer(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
     return name, args
 
 
-def _portable(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def portable(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the place of its weights, as JSON has it (lists for tuples)."""
-    kept = {key: value for key, value in cfg.items() if key in _CFG_FIELDS - _SOURCE_FIELDS and value is not None}
+    kept = {key: value for key, value in cfg.items() if key in _CFG_FIELDS - SOURCE_FIELDS and value is not None}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 

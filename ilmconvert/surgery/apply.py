@@ -14,20 +14,11 @@ from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import plain
 from ilmconvert.surgery.entries import ALREADY_CONVERTED, PlanEntry
+from ilmconvert.surgery.hooks import adopt_hooks
 from ilmconvert.surgery.initialization import beyond, initial_values
 from ilmconvert.surgery.plan import Plan, plan, seen
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 from ilmconvert.surgery.sources import NormDescription, find_source
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 def convert(
@@ -186,10 +177,7 @@ def _adopt(layer: nn.Module, module: nn.Module, memo: dict[int, Any] | None) -> 
     def take(value: Any) -> Any:
         return value if memo is None else copy.deepcopy(value, memo)
 
-    for name in _HOOKS:
-        if getattr(module, name, None):
-            setattr(layer, name, take(getattr(module, name)))
-    layer._is_full_backward_hook = module._is_full_backward_hook
+    adopt_hooks(layer, module, take)
     describe = find_source(module)
     assert describe is not None
     source = describe(module)

@@ -1,0 +1,105 @@
+"""ILM Norm layers in the places of a base that timm has built, be it whole or one of timm's feature extractors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models import FeatureGraphNet, FeatureHookNet
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from ilmconvert.errors import ModelError
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery import plain, rebuild
+from ilmconvert.surgery.hooks import adopt_hooks
+from ilmconvert.surgery.sources import find_source
+
+Layers = Sequence[Mapping[str, Any]]
+#: timm's wrappers that may hold the whole network as their only child.
+_AROUND = (FeatureGraphNet, FeatureGetterNet, FeatureHookNet)
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state without that of its children (a fused activation may have weights of its own)."""
+    return {key: t for key, t in module.state_dict().items() if "." not in key}
+
+
+def names_of(entry: Mapping[str, Any]) -> list[str]:
+    """A layer's name and its other names."""
+    return [entry["name"], *entry["aliases"]]
+
+
+def install(model: nn.Module, whole: nn.Module, layers: Layers, tensors: Mapping[str, Tensor] | None) -> nn.Module:
+    """Put the layers into ``model``, in place, with their values.
+
+    Args:
+        model: the base as timm built it, perhaps a feature extractor, which holds fewer modules under other names.
+        whole: the base, not wrapped; only its modules' names and types are looked at.
+        layers: as in a checkpoint's record, with names in ``whole``.
+        tensors: the layers' values by their names in ``whole``; None for a new network.
+
+    Raises:
+        ModelError: the layers don't fit.
+    """
+    places = _places(model)
+    here = [[places[_flat(name)] for name in names_of(entry) if _flat(name) in places] for entry in layers]
+    found = [(entry, names) for entry, names in zip(layers, here, strict=True) if names]
+    _check_all_known(model, whole, places)
+    old = dict(model.named_modules(remove_duplicate=False))
+    try:
+        renamed = [{**entry, "name": names[0], "aliases": names[1:]} for entry, names in found]
+        model = rebuild.replace_layers(model, renamed)
+    except ValueError as error:
+        raise ModelError(f"the norms described don't fit the base: {error}") from error
+    for entry, (name, *_) in found:
+        layer = model.get_submodule(name)
+        adopt_hooks(layer, old[name])
+        _fill(layer, entry, tensors, like=old[name])
+    return model
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Names of the modules, by the flattened name that each has in the whole network."""
+    children = [name for name, _ in model.named_children()]
+    around = f"{children[0]}." if isinstance(model, _AROUND) and len(children) == 1 else ""
+    return {_flat(name.removeprefix(around)): name for name, _ in model.named_modules(remove_duplicate=False)}
+
+
+def _flat(name: str) -> str:
+    """timm's extractors call what was ``layer1.0`` ``layer1_0``."""
+    return name.replace(".", "_")
+
+
+def _check_all_known(model: nn.Module, whole: nn.Module, places: Mapping[str, str]) -> None:
+    """Refuse a norm whose name in the whole network can't be told: it would silently stay what it was."""
+    known = {places.get(_flat(name)) for name, _ in whole.named_modules(remove_duplicate=False)}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name not in known and find_source(module) is not None:
+            message = (
+                f"this kind of feature extractor ({type(model).__name__}) renames {name!r} in a way not known here"
+            )
+            raise ModelError(f"{message}; build the whole model and use its forward_intermediates")
+
+
+def _fill(layer: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, *, like: nn.Module) -> None:
+    """Values for a layer on the meta device, of the type and on the device of the norm that was there."""
+    first = next((t for t in own_tensors(like).values() if t.is_floating_point()), torch.empty(0))
+    values = _new_values(entry["config"]) if tensors is None else tensors
+    prefix = "" if tensors is None else f"{entry['name']}."
+    for key, empty in own_tensors(layer).items():
+        value = values.get(f"{prefix}{key}")
+        if value is None or value.shape != empty.shape:
+            what = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(empty.shape)}"
+            raise ModelError(f"the weights don't fit: {prefix}{key} {what}")
+        trained = layer.get_parameter(key).requires_grad
+        copy = value.to(first.device, first.dtype, copy=True)
+        layer.register_parameter(key, nn.Parameter(copy, requires_grad=trained))
+
+
+def _new_values(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    if plain.is_plain(config):
+        channels = config["num_channels"]
+        return {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
+    return dict(ILMNorm(**config).state_dict())
