@@ -31,7 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "robustness": ("ilmconvert.cli.robustness:robustness", "Compare a bounded checkpoint on corrupted pictures."),
     "verify": ("ilmconvert.cli.verify:verify", "Compare a checkpoint with its source, layer by layer."),
     "report": ("ilmconvert.cli.report:report", "Show what a fine-tuning run came to, as one HTML file."),
-    "export": ("ilmconvert.cli.export:export", "Write a checkpoint as ONNX or torch.export archive."),
+    "export": ("ilmconvert.cli.export:export", "Write a checkpoint as ONNX, torch.export, hub folder or delta."),
+    "apply": ("ilmconvert.cli.apply:apply", "Make a checkpoint of a delta and its base."),
     "sweep": ("ilmconvert.cli.sweep:sweep", "Check the conversion on every model of the libraries."),
     "demo": ("ilmconvert.cli.demo:demo", "Convert a real ImageNet network and classify photographs."),
 }

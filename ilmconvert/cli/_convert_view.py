@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ilmconvert.cli._common import warn
+from ilmconvert.cli._formats import written
 
 LARGEST_IDENTITY_ERROR = 1e-3
 
@@ -35,7 +36,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])
         table.add_row("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)")
     Console().print(table)
-    click.echo(f"Wrote {summary['output']}")
+    click.echo(written(summary))
 
 
 def _error_text(error: dict[str, Any] | None) -> str:

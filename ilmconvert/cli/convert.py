@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import (
-    check_output,
     conversion_options,
     given,
     one_line,
@@ -21,12 +19,12 @@ from ilmconvert.cli._common import (
     progress,
     warn,
 )
+from ilmconvert.cli._convert_facts import facts
 from ilmconvert.cli._convert_view import print_summary, warn_if_not_exact
+from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_place, push_options, write
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ilmconvert.surgery import Plan
 
 # That a bound is taken from.
 PICTURES = 200
@@ -42,6 +40,16 @@ PICTURES = 200
     metavar="default|none|FILE",
     help="The library's pretrained weights, random ones, or a .safetensors, .pth or .bin file.",
 )
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    default="checkpoint",
+    show_default=True,
+    help="checkpoint: one file; hub: a folder MODEL-TO that timm and the Hugging Face hub read; "
+    "delta: what the source doesn't have, MODEL-TO.delta.safetensors.",
+)
+@push_options
 @click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under weak and strong contrast.")
 @click.option("--data", metavar="DATA", help="With --robust: unlabelled pictures to take the bound from.")
 @output_options("MODEL-TO")
@@ -49,6 +57,9 @@ def convert(
     model: str,
     weights: str,
     output: Path | None,
+    kind: str,
+    push: str | None,
+    private: bool,
     robust: bool,
     data: str | None,
     force: bool,
@@ -57,8 +68,9 @@ def convert(
     **settings: Any,
 ) -> None:
     """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself."""
-    output = output or Path(f"{_file_stem(model)}-{settings['to']}.safetensors")
-    check_output(output, force)
+    output = output or default_place(f"{_file_stem(model)}-{settings['to']}", kind)
+    check_place(output, kind, force)
+    check_push(kind, push, private)
     if data is not None and not robust:
         raise click.UsageError("--data is for the bound of --robust; add that, or leave --data out")
     if robust and not (settings["to"].startswith("ilm_") and settings["init"] in (None, "identity")):
@@ -66,7 +78,8 @@ def convert(
             "--robust bounds the restoring path, which only ilm_gn, ilm_ln and ilm_in from identity have"
         )
     with progress() as say:
-        summary = _convert(model, weights, output, model_args, given(**settings), say, robust=robust, data=data)
+        source, converted, summary = _convert(model, weights, model_args, given(**settings), say, robust, data)
+        summary.update(write(converted, output, kind, source, say, push=push, private=private))
     if as_json:
         print_json(summary)
     else:
@@ -83,16 +96,14 @@ def _file_stem(model: str) -> str:
 def _convert(
     name: str,
     weights: str,
-    output: Path,
     model_args: dict[str, Any],
     settings: dict[str, Any],
     say: Callable[[str], None],
-    *,
     robust: bool,
     data: str | None,
-) -> dict[str, Any]:
+) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """The source, the converted model, and what there is to tell."""
     import ilmconvert
-    from ilmconvert.checkpoint import save
     from ilmconvert.models import create_model, parse_name
 
     say(f"looking at {name}")
@@ -113,30 +124,14 @@ def _convert(
     say("comparing with the source on a probe batch")
     difference = compare(source, converted)  # before a bound makes one that was asked for
     bounded = _bound(converted, data, say) if robust else None
-    say(f"writing {output}")
-    save(converted, output)
-    return {
-        **_facts(name, source, converted, plan),
+    summary = {
+        **facts(name, source, converted, plan),
         "restore_bound": settings.get("restore_bound"),
         "error": difference,
         "bounded": bounded,
         "seconds": {"build": round(built - start, 3), "convert": round(done - built, 3)},
-        "output": str(output),
     }
-
-
-def _facts(name: str, source: nn.Module, converted: nn.Module, plan: Plan) -> dict[str, Any]:
-    """What was converted into what."""
-    return {
-        "model": name,
-        "spec": source.ilmconvert_spec.to_dict(),  # type: ignore[operator, union-attr]
-        "provenance": source.ilmconvert_provenance,
-        "to": plan.settings.to,
-        "init": plan.settings.init,
-        "layers": count_layers(plan),
-        "parameters": {"before": _parameters(source), "after": _parameters(converted)},
-        "timm": _timm_arguments(converted, plan),
-    }
+    return source, converted, summary
 
 
 def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
@@ -155,15 +150,6 @@ def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> di
     assert isinstance(layer, ILMNorm)
     assert layer.restore_range is not None
     return {"layer": name, "limits": [round(limit, 4) for limit in layer.restore_range], "data": data}
-
-
-def _timm_arguments(converted: nn.Module, plan: Plan) -> dict[str, Any] | None:
-    """What stock timm loads a plain network with; None for others."""
-    if not plan.settings.plain:
-        return None
-    from ilmconvert.plain import timm_arguments
-
-    return timm_arguments(converted)
 
 
 def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -196,13 +182,3 @@ def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:
     except Exception as error:
         warn(f"not compared with the source, since running them failed: {one_line(error)[:200]}", loud=True)
         return None
-
-
-def count_layers(plan: Plan) -> dict[str, Any]:
-    """How many norm layers are converted, and how many stay for which reason."""
-    reasons = Counter(entry.reason or "" for entry in plan.skipped)
-    return {"converted": len(plan.converted), "skipped": dict(reasons.most_common())}
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

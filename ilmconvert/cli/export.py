@@ -3,49 +3,130 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._formats import check_place, check_push, default_place, push_options, write, written
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ilmconvert.fidelity.subject import Subject
+
+
+RUNTIMES = ("onnx", "pt2")
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["onnx", "pt2"]), default="onnx", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="[default: FILE.onnx or FILE.pt2]")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice([*RUNTIMES, "hub", "delta"]),
+    default="onnx",
+    show_default=True,
+    help="hub: a folder that timm and the Hugging Face hub read; delta: what the base doesn't have.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="[default: FILE.onnx and so on]")
 @click.option("--static", is_flag=True, help="Fix batch, height and width to the example's (2 and --size).")
 @click.option("--size", type=click.IntRange(min=1), help="Height and width of the example.  [default: the model's]")
+@click.option(
+    "--source", metavar="MODEL|CHECKPOINT", help="For hub and delta: the base.  [default: the one that FILE names]"
+)
+@click.option("--weights", metavar="default|FILE", help="Of the base.  [default: those that FILE names]")
+@push_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def export(
-    file: Path, kind: str, output: Path | None, static: bool, size: int | None, force: bool, as_json: bool
-) -> None:
-    """Write the converted checkpoint FILE for inference elsewhere, constant parts folded.
+def export(file: Path, kind: str, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+    """Write the converted checkpoint FILE for elsewhere: inference (onnx, pt2), timm and the hub, or as a delta.
 
     Example: ilmconvert export resnet50-ilm_gn.safetensors --format onnx
     """
-    output = output or file.with_suffix(f".{kind}")
+    check_push(kind, options["push"], options["private"])
+    if kind in RUNTIMES:
+        summary, text = _for_runtime(file, kind, output or file.with_suffix(f".{kind}"), force, **options)
+    else:
+        summary, text = _for_people(file, kind, output or _place(file, kind), force, **options)
+    if as_json:
+        print_json(summary)
+    else:
+        click.echo(text)
+
+
+def _place(file: Path, kind: str) -> Path:
+    return file.with_name(default_place(file.stem, kind).name)
+
+
+def _for_people(
+    file: Path,
+    kind: str,
+    output: Path,
+    force: bool,
+    *,
+    source: str | None,
+    weights: str | None,
+    push: str | None,
+    private: bool,
+    static: bool,
+    size: int | None,
+) -> tuple[dict[str, Any], str]:
+    """A hub folder or a delta: the summary, also as text."""
+    if static or size is not None:
+        raise click.UsageError("--static and --size are for onnx and pt2; leave them out")
+    check_place(output, kind, force)
+    with progress() as say:
+        say(f"loading {file}")
+        from ilmconvert.fidelity.subject import open_subject
+
+        subject = open_subject(file)
+        say("looking for the source")
+        base = _base(subject, kind, source, weights)
+        summary = write(subject.model, output, kind, base, say, push=push, private=private)
+    return {**summary, "measured": kind == "hub" and base is not None}, written(summary)
+
+
+def _base(subject: Subject, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
+    """The source: for a delta there must be one; a card does without, and of a trained network compares nothing."""
+    from ilmconvert.errors import ILMConvertError
+    from ilmconvert.fidelity.reference import find_base, find_reference
+
+    if kind == "delta":
+        return find_base(subject, source=source, weights=weights).model
+    given = source is not None or weights is not None
+    if subject.fine_tuned and not given:
+        return None
+    try:
+        found = find_reference(subject, source=source, weights=weights)
+    except ILMConvertError:
+        if given:
+            raise
+        return None
+    return None if found.kind == "implied" else found.model
+
+
+def _for_runtime(
+    file: Path, kind: str, output: Path, force: bool, *, static: bool, size: int | None, **others: Any
+) -> tuple[dict[str, Any], str]:
+    """An ONNX file or torch.export archive: the summary, also as text."""
+    if others["source"] is not None or others["weights"] is not None:
+        raise click.UsageError("--source and --weights are for hub and delta; leave them out")
     if output.exists() and not force:
         raise click.UsageError(f"{output} exists already; replace it with --force or name another file with -o")
     from ilmconvert.checkpoint import load
-    from ilmconvert.export import export as write
+    from ilmconvert.export import export as write_program
 
     with progress() as say:
         say(f"loading {file}")
         model = load(file)
         say("tracing")
-        write(model, output, format=kind, dynamic=not static, size=size)
+        write_program(model, output, format=kind, dynamic=not static, size=size)
         say("comparing with the model")
         error = _error_in_runtime(model, output, kind, size)
-    summary: dict[str, Any] = {"output": str(output), "format": kind, "dynamic": not static, "relative_error": error}
-    if as_json:
-        print_json(summary)
-        return
-    click.echo(f"Wrote {output} ({'dynamic' if not static else 'fixed'} batch, height and width)")
-    click.echo(
-        "Not compared: onnxruntime isn't installed" if error is None else f"Error against the model: {error:.1e}"
-    )
+    text = f"Wrote {output} ({'fixed' if static else 'dynamic'} batch, height and width)\n"
+    text += "Not compared: onnxruntime isn't installed" if error is None else f"Error against the model: {error:.1e}"
+    return {"output": str(output), "format": kind, "dynamic": not static, "relative_error": error}, text
 
 
 def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> float | None:

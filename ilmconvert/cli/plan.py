@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ilmconvert.cli._common import conversion_options, given, print_json, progress, warn
-from ilmconvert.cli.convert import count_layers
+from ilmconvert.cli._convert_facts import count_layers
 from ilmconvert.errors import ConversionError
 
 

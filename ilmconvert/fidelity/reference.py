@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,30 @@ def find_reference(
         what = f"{len(changed)} tensors outside the norms aren't the library's, first {changed[0]}"
         return _implied(subject, what)
     return found
+
+
+def find_base(
+    subject: Subject, *, source: str | Path | nn.Module | None = None, weights: str | Path | None = None
+) -> Reference:
+    """The source that is given, else the one that the file names; its tensors are for the caller to check.
+
+    Of ``subject`` only path and header are looked at. The head of a fine-tuned network isn't its source's.
+
+    Raises:
+        ModelError: the source can't be built, or none is given and none can be found.
+    """
+    spec = subject.header["spec"]
+    if spec is not None and subject.fine_tuned:
+        args = {key: value for key, value in spec["model_args"].items() if key != "num_classes"}
+        subject = replace(subject, header={**subject.header, "spec": {**spec, "model_args": args}})
+    if isinstance(source, nn.Module):
+        return Reference(source, "given", type(source).__name__)
+    if source is not None or weights is not None:
+        return _given(subject, source, weights, {})
+    try:
+        return _rebuilt(subject)
+    except ILMConvertError as error:
+        raise ModelError(f"can't build the source of {subject.path}: {error}; {CURE}") from error
 
 
 def differing_tensors(source: nn.Module, converted: nn.Module) -> list[str]:

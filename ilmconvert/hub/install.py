@@ -31,32 +31,59 @@ def names_of(entry: Mapping[str, Any]) -> list[str]:
     return [entry["name"], *entry["aliases"]]
 
 
-def install(model: nn.Module, whole: nn.Module, layers: Layers, tensors: Mapping[str, Tensor] | None) -> nn.Module:
+def check(whole: nn.Module, layers: Layers, state: Mapping[str, Tensor] | None, other: tuple[str, ...]) -> None:
+    """Put the layers into the skeleton of a base, in place, and see that the file's tensors are those of the result.
+
+    Args:
+        whole: the skeleton, not wrapped.
+        layers: as in a checkpoint's record.
+        state: the file's tensors; None for a new network.
+        other: what the names of parts begin with that the caller wants otherwise than in the file, a head for instance.
+
+    Raises:
+        ModelError: the layers don't fit the base, or the tensors don't fit the layers.
+    """
+    names = dict(whole.named_modules(remove_duplicate=False)).keys()
+    there = [entry for entry in layers if entry["name"] in names or not entry["name"].startswith(other)]
+    _replace(whole, there)
+    if state is None:
+        return
+    expected = whole.state_dict()
+    for what, keys in (("missing", expected.keys() - state.keys()), ("left over", state.keys() - expected.keys())):
+        keys = {key for key in keys if not key.startswith(other) and not key.endswith("num_batches_tracked")}
+        if keys:
+            raise ModelError(f"the weights don't fit config.json: {len(keys)} tensors {what}, first {min(keys)!r}")
+    for key in (
+        f"{entry['name']}.{leaf}" for entry in there for leaf in own_tensors(whole.get_submodule(entry["name"]))
+    ):
+        if expected[key].shape != state[key].shape:
+            shapes = f"{tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+            raise ModelError(f"the weights don't fit config.json: {key} has shape {shapes}")
+
+
+def install(model: nn.Module, whole: nn.Module, layers: Layers, state: Mapping[str, Tensor] | None) -> nn.Module:
     """Put the layers into ``model``, in place, with their values.
 
     Args:
         model: the base as timm built it, perhaps a feature extractor, which holds fewer modules under other names.
         whole: the base, not wrapped; only its modules' names and types are looked at.
         layers: as in a checkpoint's record, with names in ``whole``.
-        tensors: the layers' values by their names in ``whole``; None for a new network.
+        state: the layers' values by their names in ``whole``; None for a new network.
 
     Raises:
         ModelError: the layers don't fit.
     """
     places = _places(model)
-    here = [[places[_flat(name)] for name in names_of(entry) if _flat(name) in places] for entry in layers]
-    found = [(entry, names) for entry, names in zip(layers, here, strict=True) if names]
-    _check_all_known(model, whole, places)
     old = dict(model.named_modules(remove_duplicate=False))
-    try:
-        renamed = [{**entry, "name": names[0], "aliases": names[1:]} for entry, names in found]
-        model = rebuild.replace_layers(model, renamed)
-    except ValueError as error:
-        raise ModelError(f"the norms described don't fit the base: {error}") from error
+    _check_all_known(model, whole, places)
+    here = [[places[_flat(name)] for name in names_of(entry) if _flat(name) in places] for entry in layers]
+    # Extractors leave out what no feature needs, or put an identity there.
+    found = [(e, n) for e, n in zip(layers, here, strict=True) if n and not isinstance(old[n[0]], nn.Identity)]
+    model = _replace(model, [{**entry, "name": names[0], "aliases": names[1:]} for entry, names in found])
     for entry, (name, *_) in found:
         layer = model.get_submodule(name)
         adopt_hooks(layer, old[name])
-        _fill(layer, entry, tensors, like=old[name])
+        _fill(layer, entry, state, like=old[name])
     return model
 
 
@@ -77,25 +104,25 @@ def _check_all_known(model: nn.Module, whole: nn.Module, places: Mapping[str, st
     known = {places.get(_flat(name)) for name, _ in whole.named_modules(remove_duplicate=False)}
     for name, module in model.named_modules(remove_duplicate=False):
         if name not in known and find_source(module) is not None:
-            message = (
-                f"this kind of feature extractor ({type(model).__name__}) renames {name!r} in a way not known here"
-            )
-            raise ModelError(f"{message}; build the whole model and use its forward_intermediates")
+            what = f"{type(model).__name__} renames the norm {name!r} in a way not known here"
+            raise ModelError(f"{what}; build it without features_only and use its forward_intermediates")
 
 
-def _fill(layer: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, *, like: nn.Module) -> None:
+def _replace(model: nn.Module, layers: Layers) -> nn.Module:
+    try:
+        return rebuild.replace_layers(model, layers)
+    except ValueError as error:
+        raise ModelError(f"the layers in config.json don't fit the base: {error}") from error
+
+
+def _fill(layer: nn.Module, entry: Mapping[str, Any], state: Mapping[str, Tensor] | None, *, like: nn.Module) -> None:
     """Values for a layer on the meta device, of the type and on the device of the norm that was there."""
     first = next((t for t in own_tensors(like).values() if t.is_floating_point()), torch.empty(0))
-    values = _new_values(entry["config"]) if tensors is None else tensors
-    prefix = "" if tensors is None else f"{entry['name']}."
-    for key, empty in own_tensors(layer).items():
-        value = values.get(f"{prefix}{key}")
-        if value is None or value.shape != empty.shape:
-            what = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(empty.shape)}"
-            raise ModelError(f"the weights don't fit: {prefix}{key} {what}")
-        trained = layer.get_parameter(key).requires_grad
-        copy = value.to(first.device, first.dtype, copy=True)
-        layer.register_parameter(key, nn.Parameter(copy, requires_grad=trained))
+    values = _new_values(entry["config"]) if state is None else state
+    prefix = "" if state is None else f"{entry['name']}."
+    for key in own_tensors(layer):
+        value = values[f"{prefix}{key}"].to(first.device, first.dtype, copy=True)
+        layer.register_parameter(key, nn.Parameter(value, requires_grad=layer.get_parameter(key).requires_grad))
 
 
 def _new_values(config: Mapping[str, Any]) -> dict[str, Tensor]:

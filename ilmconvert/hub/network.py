@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, model_entrypoint, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.hub.install import Layers, install, names_of, own_tensors
+from ilmconvert.hub.install import Layers, check, install, names_of, own_tensors
 from ilmconvert.hub.weights import read_weights
 from ilmconvert.record import Record
 from ilmconvert.registration import ENTRYPOINT
@@ -22,7 +22,7 @@ from ilmconvert.zoo import skeleton
 from ilmconvert.zoo_timm import SOURCE_FIELDS, portable
 
 #: Arguments that timm keeps for its feature extractors, and those about where tensors lie.
-_FEATURE_ARGS = frozenset({"features_only", "out_indices", "feature_cls", "feature_cfg"})
+_FEATURE_ARGS = frozenset({"features_only", "out_indices", "feature_cls", "feature_cfg", "feature_location"})
 _RUNTIME_ARGS = frozenset({"device", "dtype", "pretrained_model_args"})
 #: A network may be larger than its file by a new head or first convolution; settings of another one are far larger.
 _LARGEST_GROWTH = 4
@@ -61,12 +61,15 @@ def build(
     assert base is not None
     cfg = resolve_pretrained_cfg(base, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     whole = skeleton(ModelSpec("timm", base, {**_without(kwargs, _FEATURE_ARGS | _RUNTIME_ARGS), **_settings(cfg)}))
-    state, record = read_weights(cfg, cache_dir) if pretrained else (None, None)
-    if state is not None:
+    other = _asked_for(cfg, kwargs)
+    state = placeholders = record = None
+    if pretrained:
+        state, record = read_weights(cfg, cache_dir)
         state.update({alias: state[name] for alias, name in (aliases or {}).items() if name in state})
-        _check_size(whole, state, _asked_for(cfg, kwargs))
-    model = _base(base, cfg, kwargs, None if state is None else _without_ilm(state, whole, layers))
-    model = install(model, whole, layers, state)
+        _check_size(whole, state, other)
+        placeholders = _without_ilm(state, whole, layers)
+    check(whole, layers, state, other)
+    model = install(_base(base, cfg, kwargs, placeholders), whole, layers, state)
     _note(model, base, cfg, kwargs, record)
     return model
 
@@ -109,7 +112,7 @@ def _without_ilm(state: Mapping[str, Tensor], whole: nn.Module, layers: Layers) 
 
 
 def _asked_for(cfg: Mapping[str, Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the layers that are another size than in the file because the caller wants it."""
+    """What the names of those parts begin with that the caller wants otherwise than in the file: head, first layer."""
     stored = kwargs.get("pretrained_model_args") or {}
     parts = {"num_classes": ("classifier", cfg["num_classes"]), "in_chans": ("first_conv", cfg["input_size"][0])}
     found: list[str] = []
@@ -117,12 +120,13 @@ def _asked_for(cfg: Mapping[str, Any], kwargs: Mapping[str, Any]) -> tuple[str, 
         if kwargs.get(argument, default) != stored.get(argument, default):
             names = cfg.get(part) or ()
             found += [names] if isinstance(names, str) else names
-    return tuple(f"{name}." for name in found)
+    # The head of LeViT is a norm and a linear layer; with no classes there is neither.
+    return tuple(f"{name.rpartition('.')[0] or name}." for name in found)
 
 
-def _check_size(whole: nn.Module, state: Mapping[str, Tensor], asked_for: tuple[str, ...]) -> None:
+def _check_size(whole: nn.Module, state: Mapping[str, Tensor], other: tuple[str, ...]) -> None:
     """Refuse settings of a network that is far larger than the file, before anything of its size is allocated."""
-    described = sum(t.numel() for key, t in whole.state_dict().items() if not key.startswith(asked_for))
+    described = sum(t.numel() for key, t in whole.state_dict().items() if not key.startswith(other))
     held = sum(t.numel() for t in state.values())
     if described > _LARGEST_GROWTH * held:
         raise ModelError(f"config.json describes a network of {described:,} numbers, and its weights are {held:,}")

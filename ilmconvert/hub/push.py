@@ -12,7 +12,7 @@ from torch import nn
 
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.hub.folder import save_pretrained
-from ilmconvert.hub.names import CARD
+from ilmconvert.hub.names import CARD, CONFIG, WEIGHTS
 
 
 class HubError(ILMConvertError):
@@ -53,26 +53,47 @@ def push_to_hub(
         CheckpointError: the model can't be written; nothing was sent.
         HubError: the hub can't be reached, or refuses.
     """
-    from ilmconvert import __version__
-
     with tempfile.TemporaryDirectory() as place:
         folder = save_pretrained(
             model, Path(place) / "model", source=source, provenance=provenance, name=f"hf-hub:{repo_id}"
         )
-        try:
-            api = HfApi(token=token, library_name="ilmconvert", library_version=__version__)
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            has_card = api.file_exists(repo_id, CARD, revision=revision)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-                ignore_patterns=[CARD] if has_card else None,
-            )
-        except Exception as error:  # the client's, the network's and the operating system's
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            cure = "check the name, the network and the login (hf auth login, or HF_TOKEN)"
-            raise HubError(f"can't publish {repo_id}: {reason}; {cure}") from error
+        return upload(
+            folder,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Add model",
+    create_pr: bool = False,
+) -> str:
+    """Send a folder that :func:`ilmconvert.save_pretrained` wrote; see :func:`push_to_hub`."""
+    from ilmconvert import __version__
+
+    try:
+        api = HfApi(token=token, library_name="ilmconvert", library_version=__version__)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            allow_patterns=[WEIGHTS, CONFIG, *([] if api.file_exists(repo_id, CARD, revision=revision) else [CARD])],
+        )
+    except Exception as error:  # the client's, the network's and the operating system's
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        cure = "check the name, the network and the login (hf auth login, or HF_TOKEN)"
+        raise HubError(f"can't publish {repo_id}: {reason}; {cure}") from error
     return str(commit.commit_url)

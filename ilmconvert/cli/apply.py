@@ -1,0 +1,49 @@
+"""``ilmconvert apply DELTA``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ilmconvert.cli._common import check_output, output_options, print_json, progress
+
+
+@click.command()
+@click.argument("delta", type=click.Path(path_type=Path))
+@click.option("--source", metavar="MODEL|CHECKPOINT", help="The base.  [default: the one that the delta names]")
+@click.option("--weights", metavar="default|FILE", help="Of the base.  [default: those that the delta names]")
+@output_options("DELTA without .delta")
+def apply(
+    delta: Path, source: str | None, weights: str | None, output: Path | None, force: bool, as_json: bool
+) -> None:
+    """Make a checkpoint of a DELTA and one's own copy of the base; refused if that isn't the delta's base.
+
+    Example: ilmconvert apply resnet50-ilm_gn.delta.safetensors --weights resnet50.safetensors
+    """
+    output = output or delta.with_name(f"{delta.stem.removesuffix('.delta')}.safetensors")
+    if output.absolute() == delta.absolute():
+        raise click.UsageError(f"{delta} can't be its own output; name another file with -o")
+    check_output(output, force)
+    with progress() as say:
+        say(f"reading {delta}")
+        from torch import nn
+
+        from ilmconvert.checkpoint import save
+        from ilmconvert.delta import apply_delta, read_delta
+        from ilmconvert.fidelity.reference import find_base
+        from ilmconvert.fidelity.subject import Subject
+
+        found, _ = read_delta(delta)
+        header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}
+        say("looking for the base")
+        base = find_base(Subject(delta, nn.Identity(), header, ""), source=source, weights=weights)
+        model = apply_delta(base.model, delta)
+        say(f"writing {output}")
+        save(model, output)
+    summary: dict[str, Any] = {"delta": str(delta), "base": base.description, "output": str(output)}
+    if as_json:
+        print_json(summary)
+    else:
+        click.echo(f"Wrote {output} (base: {base.description})")
