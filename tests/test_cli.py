@@ -288,3 +288,89 @@ def test_as_a_program() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: nothing to convert")
     assert done.stderr.count("\n") == 1
+
+
+# --- folders for the hub, deltas ---
+
+
+def test_convert_for_the_hub(trained: Path) -> None:
+    result = run("test_resnet", "--weights", str(trained), "--format", "hub")
+    assert result.exit_code == 0, result.stderr
+    assert "Wrote test_resnet-ilm_gn\n" in result.stdout
+    card = Path("test_resnet-ilm_gn/README.md").read_text()
+    assert "| same class | 100 % |" in card
+    assert "| weights | trained.safetensors |" in card
+    model = timm.create_model("local-dir:test_resnet-ilm_gn", pretrained=True, num_classes=3)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
+    assert "test_resnet.r160_in1k" in run("inspect", "test_resnet-ilm_gn").stdout
+    assert "exists already" in fails("test_resnet", "--weights", str(trained), "--format", "hub")
+    assert run("local-dir:test_resnet-ilm_gn", "--weights", "none", "-o", "x.safetensors").exit_code == 0
+
+
+def test_export_for_the_hub_compares_with_the_source_at_hand(trained: Path) -> None:
+    assert run("test_resnet", "--weights", str(trained), "-o", "m.safetensors").exit_code == 0
+    result = run("export", "m.safetensors", "--format", "hub", "--json")
+    assert json.loads(result.stdout) == {
+        "format": "hub",
+        "output": "m",
+        "share": None,
+        "published": None,
+        "measured": True,
+    }
+    assert "| same class | 100 % |" in Path("m/README.md").read_text()
+    trained.unlink()
+    assert (
+        json.loads(run("export", "m.safetensors", "--format", "hub", "--force", "--json").stdout)["measured"] is False
+    )
+    assert "Not measured when this was written" in Path("m/README.md").read_text()
+
+
+def test_push(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def upload(folder: Path, repo_id: str, **options: Any) -> str:
+        seen.update(options, folder=folder, repo_id=repo_id)
+        return "https://huggingface.co/me/mine/commit/abc"
+
+    monkeypatch.setattr("ilmconvert.hub.push.upload", upload)
+    options = ["--weights", str(trained), "--format", "hub", "--push", "me/mine", "--private"]
+    result = run("test_resnet", *options)
+    assert result.stdout.splitlines()[-1] == "Published: https://huggingface.co/me/mine/commit/abc"
+    assert seen == {"folder": Path("test_resnet-ilm_gn"), "repo_id": "me/mine", "private": True}
+    assert "hf-hub:me/mine" in Path("test_resnet-ilm_gn/README.md").read_text()
+
+
+def test_delta_and_back(trained: Path) -> None:
+    assert run("test_resnet", "--weights", str(trained)).exit_code == 0
+    result = run("test_resnet", "--weights", str(trained), "--format", "delta", "--json")
+    summary = json.loads(result.stdout)
+    assert summary["output"] == "test_resnet-ilm_gn.delta.safetensors"
+    assert 0.01 < summary["share"] < 0.2
+    whole = Path("test_resnet-ilm_gn.safetensors").read_bytes()
+    assert "exists already" in fails("apply", summary["output"])
+    assert run("apply", summary["output"], "--force").exit_code == 0
+    assert Path("test_resnet-ilm_gn.safetensors").read_bytes() == whole
+    result = run("export", "test_resnet-ilm_gn.safetensors", "--format", "delta", "-o", "b.safetensors")
+    assert "of the whole checkpoint)" in result.stdout
+    assert Path("b.safetensors").read_bytes() == Path(summary["output"]).read_bytes()
+    assert "is for another base" in fails("apply", "b.safetensors", "-o", "c.safetensors", "--weights", "none")
+    trained.unlink()
+    assert "give the source with --source" in fails("apply", "b.safetensors", "-o", "c.safetensors")
+    assert not Path("c.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["test_resnet", "--push", "me/mine"], "add --format hub"),
+        (["test_resnet", "--format", "hub", "--private"], "--private is for the repository"),
+        (["export", "m.safetensors", "--push", "me/mine"], "add --format hub"),
+        (["export", "m.safetensors", "--format", "hub", "--static"], "are for onnx and pt2"),
+        (["export", "m.safetensors", "--source", "resnet18"], "are for hub and delta"),
+        (["test_resnet", "--format", "hub", "-o", "no/such/place"], "there is no folder"),
+        (["apply", "m.safetensors", "-o", "m.safetensors"], "its own output"),
+        (["apply", "m.safetensors", "-o", "n.safetensors"], "doesn't exist"),
+    ],
+)
+def test_formats_that_do_not_go_together(args: list[str], message: str) -> None:
+    assert message in fails(*args)
