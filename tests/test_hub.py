@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -493,3 +494,22 @@ def test_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_public_names() -> None:
     assert {"save_pretrained", "push_to_hub", "save_delta", "apply_delta"} <= set(ilmconvert.__all__)
     assert ilmconvert.save_pretrained is save_pretrained
+
+
+def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub = FakeHub(tmp_path)
+    hub.install(monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    guide = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    code = "\n".join(blocks).replace('timm.create_model("resnet50", pretrained=True)', "base")
+    found: dict[str, Any] = {"base": source_of("test_resnet")}
+    exec(code, found)
+    x = torch.randn(2, 3, 64, 64)
+    for name in ("again", "same"):
+        assert equal(outputs(found[name].eval(), x), outputs(found["model"].eval(), x))
+    assert found["pets"](x).shape == (2, 37)
+    assert found["grey"](x[:, :1]).shape == (2, 1000)
+    assert len(found["backbone"](x)) == 5
