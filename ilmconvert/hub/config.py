@@ -43,19 +43,16 @@ def config_of(model: nn.Module, record: Record) -> dict[str, Any]:
     own: dict[str, Any] = {"base": base, "layers": list(record.layers)}
     if record.aliases:
         own["aliases"] = record.aliases
-    changed = {"architecture": ENTRYPOINT, "tag": changed_tag(model, record)}
+    own.update({key: value for key, value in args.items() if key != "pretrained_cfg"})
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.json"
-            save_config_for_hf(
-                model,
-                str(path),
-                model_config={"pretrained_cfg": changed},
-                model_args={**{key: value for key, value in args.items() if key != "pretrained_cfg"}, **own},
-            )
+            save_config_for_hf(model, path, model_args=own)
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"timm can't describe the model ({error}); {_CURE}") from error
+    config["architecture"] = ENTRYPOINT
+    config["pretrained_cfg"]["tag"] = changed_tag(model, record)
     _correct(config, in_chans=args.get("in_chans"))
     config["ilmconvert"] = {
         "version": record.ilmconvert,
@@ -77,7 +74,7 @@ def _correct(config: dict[str, Any], in_chans: int | None) -> None:
     cfg = config["pretrained_cfg"]
     for key in (*SOURCE_FIELDS, "label_offset"):
         cfg.pop(key, None)
-    cfg["custom_load"] = False
+    cfg.update(custom_load=False, num_classes=config["num_classes"])
     if in_chans is not None:
         for key in ("input_size", "test_input_size", "min_input_size"):
             if cfg.get(key):

@@ -90,6 +90,9 @@ def _checked(base: Any, layers: Any) -> Layers:
 def _base(base: str, cfg: Mapping[str, Any], kwargs: Mapping[str, Any], state: dict[str, Tensor] | None) -> nn.Module:
     """The base as its own entrypoint builds it, with the weights if there are any."""
     settings = _without(cfg, SOURCE_FIELDS)
+    if not hasattr(timm.models, "get_model_traits") and kwargs.get("in_chans", 3) == cfg["input_size"][0]:
+        # These versions take every file for one of three channels.
+        settings["first_conv"] = None
     pretrained = state is not None
     if pretrained:
         settings["state_dict"] = state
@@ -138,7 +141,8 @@ def _note(
     """What timm and this library look up on a model: where it is from, and how to build it again."""
     shown = {key: value for key, value in model.pretrained_cfg.items() if key != "state_dict"}  # type: ignore[union-attr, operator]
     # timm's own save_for_hf writes this name, and takes the arguments of this call along.
-    shown.update({key: cfg[key] for key in SOURCE_FIELDS & cfg.keys() - {"state_dict"}}, architecture=ENTRYPOINT)
+    shown.update({key: cfg[key] for key in (SOURCE_FIELDS | {"first_conv"}) & cfg.keys() - {"state_dict"}})
+    shown["architecture"] = ENTRYPOINT
     model.pretrained_cfg = model.default_cfg = shown  # type: ignore[assignment]
     try:
         args = json_args(_without(kwargs, _RUNTIME_ARGS))
