@@ -122,7 +122,7 @@ def test_features_are_those_of_the_converted_extractor(tmp_path: Path, name: str
 FAMILIES = [
     "lcnet_035", "levit_128s", "mobilenetv3_small_050", "mobilenetv4_conv_small", "regnetx_002", "starnet_s1",
     "ghostnet_050", "shvit_s1", "efficientvit_b0", "mobilevit_xxs", "repvit_m0_9", "xcit_nano_12_p16_224",
-    "edgenext_xx_small", "visformer_tiny", "tf_efficientnet_lite0", "fastvit_t8", "repvgg_a0", "dpn48b",
+    "visformer_tiny", "tf_efficientnet_lite0", "fastvit_t8", "repvgg_a0", "dpn48b",
     "xception41p", "tresnet_m", "hrnet_w18_small", "dla34", "cspresnet50", "densenet121",
 ]
 # fmt: on
