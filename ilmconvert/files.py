@@ -31,7 +31,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         raise CheckpointError(f"{path} is a folder; name a file in it")
     try:
         remove_leftovers(path.parent)
-        with _temporary_folder(path) as folder:
+        with temporary_folder(path) as folder:
             temporary = folder / path.name
             with open(temporary, "xb") as f:
                 mode = os.fstat(f.fileno()).st_mode
@@ -59,7 +59,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path``, locked while it is in use, gone afterwards.
 
     A folder and not a file: it stays the one that is locked whatever a writer does to the file, such as to write

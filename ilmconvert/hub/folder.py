@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from ilmconvert import checkpoint
 from ilmconvert.errors import CheckpointError
 from ilmconvert.fidelity import output_error
-from ilmconvert.files import write_atomically
+from ilmconvert.files import remove_leftovers, sync_folder, temporary_folder, write_atomically
 from ilmconvert.hub.card import Measured, card_of
 from ilmconvert.hub.config import config_of
 from ilmconvert.hub.names import CARD, CONFIG, WEIGHTS
@@ -54,7 +53,7 @@ def save_pretrained(
     Raises:
         CheckpointError: not a model of timm, see also :func:`ilmconvert.save`; nothing was replaced.
 
-    >>> import timm, torch
+    >>> import tempfile, timm, torch
     >>> from ilmconvert import convert
     >>> from ilmconvert.sweep import randomize_norms
     >>> model = convert(randomize_norms(timm.create_model("test_resnet"))).eval()
@@ -71,9 +70,11 @@ def save_pretrained(
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
-            _write(model, Path(made), name or f"local-dir:{folder.name}", source, spec, provenance)
-            _move(Path(made), folder)
+        remove_leftovers(folder.parent)
+        with temporary_folder(folder) as made:
+            _write(model, made, name or f"local-dir:{folder.name}", source, spec, provenance)
+            _move(made, folder)
+        sync_folder(folder)
     except OSError as error:
         raise CheckpointError(f"can't write {folder}: {error.strerror or error}; choose another place") from error
     return folder
