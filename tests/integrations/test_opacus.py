@@ -116,3 +116,13 @@ def test_clipping_bounds_the_step(names: dict) -> None:
         optimizer.step()
     moved = torch.cat([(a - b).flatten() for a, b in zip(start, model.parameters(), strict=True)]).norm()
     assert 0 < moved <= 0.1 + 1e-6
+
+
+def test_empty_batch(names: dict) -> None:
+    """Poisson sampling draws one now and then."""
+    model = names["without_inplace"](convert(names["source"])).train()
+    wrapped = GradSampleModule(model)
+    wrapped(torch.randn(0, 3, 64, 64)).sum().backward()
+    for p in model.parameters():
+        if p.requires_grad:
+            assert p.grad_sample.shape == (0, *p.shape)

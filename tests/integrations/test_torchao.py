@@ -69,3 +69,11 @@ def test_saving_is_refused_in_one_line(names: dict, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="save the model before it is quantised"):
         save(names["linears"], tmp_path / "quantised.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@torch.no_grad()
+def test_dynamic_quantisation_of_torch(names: dict) -> None:
+    x, model = torch.randn(4, 3, 64, 64), names["model"]
+    found = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    assert 0 < relative_error(found(x), model(x)) < 0.02

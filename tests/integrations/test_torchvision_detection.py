@@ -112,13 +112,14 @@ class Squares(torch.utils.data.Dataset):
 
 torch.manual_seed(0)
 source = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=96, max_size=96)
+source.score_thresh = 0.0  # a network that knows nothing has the best hundred of its guesses judged
 model = convert(randomize_norms(source, scale=0.3))
 loader = torch.utils.data.DataLoader(Squares(), batch_size=1, collate_fn=utils.collate_fn)
 cpu = torch.device("cpu")
 norms = [module for module in model.modules() if isinstance(module, ILMNorm)]
 stats = [list(engine.evaluate(m, loader, cpu).coco_eval["bbox"].stats) for m in (source, model)]
 before = [norm.weight.detach().clone() for norm in norms]
-optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 engine.train_one_epoch(model, optimizer, loader, cpu, 0, 1)
 stats.append(list(engine.evaluate(model, loader, cpu).coco_eval["bbox"].stats))
 moved = [not torch.equal(norm.weight, start) for norm, start in zip(norms, before)]
@@ -140,7 +141,8 @@ def test_reference_scripts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     source, converted, trained = result["stats"]
+    assert max(source) > 0
     assert converted == pytest.approx(source, abs=1e-6)
-    assert len(trained) == 12
+    assert trained != converted
     assert len(result["moved"]) == 53
     assert all(result["moved"])

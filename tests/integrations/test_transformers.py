@@ -34,3 +34,10 @@ def test_backbone() -> None:
     x = torch.randn(2, 3, 64, 64)
     got, expected = evaluate(convert(source), x).feature_maps, evaluate(source, x).feature_maps
     assert_same(list(got), list(expected))
+
+
+def test_resnet_of_transformers() -> None:
+    settings = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+    source = randomize_norms(transformers.ResNetModel(settings), scale=0.5)
+    x = torch.randn(2, 3, 64, 64)
+    assert_same(evaluate(convert(source), x).last_hidden_state, evaluate(source, x).last_hidden_state)
