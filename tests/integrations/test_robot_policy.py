@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torchvision.models import resnet18
 
 from ilmconvert import convert, load, save
 from tests.helpers import TOLERANCE, randomize_norms, relative_error
-from tests.integrations.pages import Page, assert_norms_learnt, assert_same, evaluate, norms
+from tests.integrations.pages import Page, assert_norms_learnt, assert_same, blocks, evaluate, norms
 
 
 def observations(n: int = 2) -> dict[str, torch.Tensor]:
@@ -19,7 +21,7 @@ def observations(n: int = 2) -> dict[str, torch.Tensor]:
     return cameras | {"state": torch.rand(n, 4, generator=generator)}
 
 
-# torch's integration of FrozenBatchNorm2d: a fresh one was never trained, which the page's last block is warned of.
+# The page's last block converts a network without weights.
 @pytest.mark.filterwarnings("ignore:20 BatchNorm layers were never trained:UserWarning")
 def test_page() -> None:
     torch.manual_seed(0)
@@ -49,11 +51,8 @@ def test_converted_in_float16() -> None:
 
 
 def test_act_backbone() -> None:
-    page = Page("robot_policy")
-    names = page.names
-    exec("import torch\nfrom torch import nn\nfrom torchvision.models import resnet18", names)
-    last = list(page._left)[-1]
-    exec(last.partition("converted_act")[0], names)
+    names: dict[str, Any] = {"resnet18": resnet18}
+    exec(blocks("robot_policy", "python")[-1].partition("converted_act")[0], names)
     source = randomize_norms(names["act"], scale=0.5)
     x = observations()["front"]
     assert_same(evaluate(convert(source), x)["feature_map"], evaluate(source, x)["feature_map"])

@@ -82,7 +82,7 @@ def test_detectors_convert_and_train(build: Callable[..., nn.Module]) -> None:
     model = convert(randomize_norms(source, scale=0.3))
     assert_same(heads(model), heads(source))
     targets = [{**target, "masks": torch.ones(2, 80, 100, dtype=torch.uint8)} for target in TARGETS]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)  # gradients fade over so many random layers
     losses = sum(model.train()(IMAGES, targets).values())
     losses.backward()
     optimizer.step()
