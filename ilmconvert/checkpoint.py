@@ -134,6 +134,10 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{name} is a {type(t).__name__}, not a tensor; only tensors can be saved")
         if t.is_meta:
             raise CheckpointError(f"{name} is on the meta device and has no values; load weights first")
+        if type(t) is not Tensor and not _has_numbers(t):
+            raise CheckpointError(
+                f"{name} is a {type(t).__name__}, not a plain tensor; save the model before it is quantised or sharded"
+            )
         key = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride()) if t.numel() else (name,)
         if key in kept:
             aliases[name] = kept[key]
@@ -141,6 +145,14 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             kept[key] = name
             tensors[name] = t.detach()
     return _without_overlap(tensors), aliases
+
+
+def _has_numbers(t: Tensor) -> bool:
+    """Whether ``t`` has its numbers in memory of its own; wrappers (quantised, sharded tensors) have them elsewhere."""
+    try:
+        return bool(t.data_ptr()) or not t.numel()
+    except RuntimeError:
+        return False
 
 
 def _without_overlap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

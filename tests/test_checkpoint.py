@@ -318,3 +318,14 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     load(path)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tensors_without_numbers_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Quantised and sharded tensors are wrappers around others."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    model = convert(randomize_norms(timm.create_model("test_resnet")))
+    model.fc.weight = nn.Parameter(TwoTensor(torch.zeros(3), torch.zeros(3)), requires_grad=False)
+    with pytest.raises(CheckpointError, match=r"fc.weight is a TwoTensor.*before it is quantised or sharded"):
+        save(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
