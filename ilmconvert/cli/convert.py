@@ -15,13 +15,14 @@ from ilmconvert.cli._common import (
     check_output,
     conversion_options,
     given,
-    one_line,
+    model_argument,
     output_options,
     print_json,
     progress,
     warn,
 )
 from ilmconvert.cli._convert_view import print_summary, warn_if_not_exact
+from ilmconvert.cli._exit import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +34,7 @@ PICTURES = 200
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @conversion_options
 @click.option(
     "--weights",
@@ -56,7 +57,14 @@ def convert(
     model_args: dict[str, Any],
     **settings: Any,
 ) -> None:
-    """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself."""
+    """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself.
+
+    \b
+    Examples:
+      ilmconvert resnet50  # the same as ilmconvert convert resnet50
+      ilmconvert convert timm/resnet50 --weights my.pth --model-arg num_classes=10
+      ilmconvert convert resnet50 --to ilm_ln --include 'layer4.*' -o out.safetensors
+    """
     output = output or Path(f"{_file_stem(model)}-{settings['to']}.safetensors")
     check_output(output, force)
     if data is not None and not robust:

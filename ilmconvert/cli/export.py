@@ -23,7 +23,10 @@ def export(
 ) -> None:
     """Write the converted checkpoint FILE for inference elsewhere, constant parts folded.
 
-    Example: ilmconvert export resnet50-ilm_gn.safetensors --format onnx
+    \b
+    Examples:
+      ilmconvert export resnet50-ilm_gn.safetensors --format onnx
+      ilmconvert export resnet50-ilm_gn.safetensors --format pt2 --static --size 224
     """
     output = output or file.with_suffix(f".{kind}")
     if output.exists() and not force:

@@ -41,7 +41,10 @@ def robustness(
     Counted is the class that the source gives the clean picture. The third column is the source behind a
     standardisation of each picture, which undoes every global change of contrast and brightness.
 
-    Example: ilmconvert robustness resnet50-ilm_gn.safetensors --data photos
+    \b
+    Examples:
+      ilmconvert robustness resnet50-ilm_gn.safetensors --data photos
+      ilmconvert robustness resnet50-ilm_gn.safetensors --data photos --severity 5 --plot plot.png
     """
     with progress() as say:
         say(f"loading {checkpoint}")
