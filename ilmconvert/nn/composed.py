@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import lcm, prod
 from typing import NamedTuple
 
 import torch
@@ -44,23 +44,16 @@ class Settings(NamedTuple):
     restore_bound: float | None
     restore_range: Range | None = None
 
-
-def finest(s: Settings) -> int:
-    """Number of groups of the finest partition, from whose moments those of both others follow.
-
-    Neither a property nor math.lcm: torch.compile of torch 2.6 and 2.7 can't trace these with dynamic shapes.
-    """
-    divisor, rest = s.num_groups, s.num_key_groups
-    while rest:
-        divisor, rest = rest, divisor % rest
-    return s.num_groups // divisor * s.num_key_groups
+    @property
+    def finest(self) -> int:
+        """Number of groups of the finest partition, from whose moments those of both others follow."""
+        return lcm(self.num_groups, self.num_key_groups)
 
 
 def composed(x: Tensor, t: Tensors, s: Settings) -> Tensor:
     """:func:`ilmconvert.nn.ilm_norm` for checked arguments."""
-    groups = finest(s)
-    mean, var = autograd.moments(x, groups)
-    count = prod(x.shape[2:]) * (x.shape[1] // groups)
+    mean, var = autograd.moments(x, s.finest)
+    count = prod(x.shape[2:]) * (x.shape[1] // s.finest)
     mu, var_g = _corrected(mean, var, s.num_groups, count, s.correction)
     sigma = (var_g + s.eps).sqrt()
     if t.encoder is None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ilmconvert.nn import kernels
-from ilmconvert.nn.composed import Settings, Tensors, finest
+from ilmconvert.nn.composed import Settings, Tensors
 from ilmconvert.nn.formulas import merge_moments
 
 
@@ -34,7 +34,7 @@ def eager_forward(
 ) -> tuple[Tensor, Tensor | None, Statistics]:
     """The output and, with ``keep``, what the gradient needs."""
     samples, channels = x.shape[:2]
-    mean, var = kernels.moments(x, finest(s))
+    mean, var = kernels.moments(x, s.finest)
     t = t.to(mean.dtype)
     mu, var_g = merge_moments(mean, var, s.num_groups)
     m, v = merge_moments(mean, var, s.num_key_groups)

@@ -7,7 +7,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ilmconvert.nn.composed import Settings, Tensors, composed, finest
+from ilmconvert.nn.composed import Settings, Tensors, composed
 from ilmconvert.nn.fused import can_fuse, fused
 from ilmconvert.nn.range import Range
 
@@ -75,7 +75,7 @@ def ilm_norm(
     """
     limits = None if restore_range is None else Range(*restore_range)
     settings = Settings(num_groups, 1 if encoder is None else encoder.shape[1], eps, correction, restore_bound, limits)
-    _check_input(x, weight, finest(settings))
+    _check_input(x, weight, settings.finest)
     if encoder is not None and (weight_decoder is None or bias_decoder is None):
         raise ValueError("an encoder needs both decoders")
     restoring = (restore_weight, restore_bias, ref_mean, ref_std)
@@ -88,10 +88,10 @@ def ilm_norm(
         return fused(x, tensors, settings) if by_hand else composed(x, tensors, settings)
 
 
-def _check_input(x: Tensor, weight: Tensor | None, groups: int) -> None:
+def _check_input(x: Tensor, weight: Tensor | None, finest: int) -> None:
     channels = x.shape[1] if x.dim() >= 2 else 0
-    if not channels or (channels % groups if weight is None else channels != weight.numel()):
-        expected = f"C a multiple of {groups}" if weight is None else f"C = {weight.numel()}"
+    if not channels or (channels % finest if weight is None else channels != weight.numel()):
+        expected = f"C a multiple of {finest}" if weight is None else f"C = {weight.numel()}"
         raise ValueError(f"expected input of shape (N, C, *) with {expected}, got {tuple(x.shape)}")
 
 
