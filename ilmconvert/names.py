@@ -1,12 +1,15 @@
-"""Names of models: which there are, and which ones are near a misspelt one."""
+"""Names of models: which there are, which hold norm layers, which ones are near a misspelt one."""
 
 from __future__ import annotations
 
+import csv
 import difflib
 import fnmatch
+from importlib import resources
 from types import ModuleType
 
 LIBRARIES = ("timm", "torchvision")
+COUNTS_FILE = "zoo_norms.csv"
 
 
 def zoo(library: str) -> ModuleType:
@@ -34,6 +37,19 @@ def list_models(pattern: str | None = None) -> list[str]:
         for name in names
         if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.removeprefix("torchvision/"), pattern)
     ]
+
+
+def stored_counts() -> dict[str, int]:
+    """How many layers of a model would be converted, for the libraries' versions named in the packaged file.
+
+    Needs neither torch nor a model library.
+
+    >>> stored_counts()["resnet50"]
+    53
+    """
+    text = resources.files("ilmconvert").joinpath(COUNTS_FILE).read_text(encoding="utf-8")
+    rows = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
+    return {name: int(count) for name, count in rows}
 
 
 def unknown(name: str) -> str:

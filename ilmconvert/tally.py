@@ -50,6 +50,10 @@ def paired_difference(gained: int, lost: int, count: int) -> Interval:
 class Tally:
     """What :class:`ilmconvert.evaluate.Evaluation` reports of the logits seen so far, which :meth:`add` adds to."""
 
+    count: int
+    labelled: int
+    not_finite: int
+
     def __init__(self) -> None:
         self.count = self.labelled = self.not_finite = 0
         self._hits = self._hits5 = self._same = self._other_hits = self._gained = self._lost = 0

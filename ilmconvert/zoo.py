@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-from importlib import resources
-
 import torch
 from torch import nn
 
 from ilmconvert.errors import ModelError
 from ilmconvert.models import ModelSpec, parse_name
+from ilmconvert.names import COUNTS_FILE, stored_counts
 from ilmconvert.surgery import plan
 
-COUNTS_FILE = "zoo_norms.csv"
+__all__ = ["COUNTS_FILE", "count_norms", "skeleton", "stored_counts"]
 
 
 def skeleton(spec: ModelSpec) -> nn.Module:
@@ -34,14 +32,3 @@ def count_norms(name: str) -> int:
     (15, 0)
     """
     return len(plan(skeleton(parse_name(name))).converted)
-
-
-def stored_counts() -> dict[str, int]:
-    """:func:`count_norms` for the models of the libraries' versions named in the packaged file.
-
-    >>> stored_counts()["resnet50"]
-    53
-    """
-    text = resources.files("ilmconvert").joinpath(COUNTS_FILE).read_text(encoding="utf-8")
-    rows = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
-    return {name: int(count) for name, count in rows}

@@ -23,6 +23,7 @@ import ilmconvert
 from ilmconvert.baselines import BASELINES
 from ilmconvert.cli import finetune as module
 from ilmconvert.cli import main
+from ilmconvert.cli._exit import EXIT_INTERRUPTED
 from ilmconvert.cli._finetune_view import bar, numbers, rows
 from ilmconvert.finetune import Progress
 from ilmconvert.finetune.data import open_data
@@ -280,7 +281,9 @@ def test_interrupted_runs_say_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("ilmconvert.finetune.engine.finetune", interrupt)
     monkeypatch.setattr("ilmconvert.finetune.finetune", interrupt, raising=False)
-    assert "--resume continues the run" in fails("test_resnet", "--data", "data", "-o", "run")
+    result = run("test_resnet", "--data", "data", "-o", "run")
+    assert result.exit_code == EXIT_INTERRUPTED
+    assert "--resume continues the run" in result.stderr
 
 
 @pytest.mark.parametrize(

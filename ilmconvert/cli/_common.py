@@ -1,10 +1,9 @@
-"""What the commands share: consoles, progress, arguments and the rule that an error is one line and exit code 2."""
+"""What the commands share: warnings, progress and options."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,17 +12,15 @@ from typing import Any, TypeVar
 
 import click
 
+from ilmconvert.cli._complete import models
+from ilmconvert.cli._exit import one_line
+from ilmconvert.cli._global import shows_progress, verbosity
+
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
 PLAIN_TARGETS = ("gn", "ln", "in")
 INITS = ("identity", "moments")
-EXIT_ERROR = 2
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def one_line(text: object) -> str:
-    """The text with every run of white space as one space."""
-    return " ".join(str(text).split())
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -42,17 +39,19 @@ def _finite(value: Any) -> Any:
 
 
 def warn(message: object, *, loud: bool = False) -> None:
-    """One line on stderr."""
+    """One line on stderr; after ``--quiet`` only a loud one."""
+    if verbosity() < 0 and not loud:
+        return
     click.echo(click.style(f"Warning: {one_line(message)}", fg="red" if loud else "yellow", bold=loud), err=True)
 
 
 @contextmanager
 def library_warnings() -> Iterator[None]:
-    """Show this library's warnings as one line each on stderr, and keep other libraries' warnings to themselves."""
+    """This library's warnings as one line each on stderr; those of other libraries only after ``--verbose``."""
     package = str(Path(__file__).parent.parent) + os.sep
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        if filename.startswith(package):
+        if filename.startswith(package) or verbosity() > 0:
             warn(message)
 
     with warnings.catch_warnings():
@@ -64,7 +63,7 @@ def library_warnings() -> Iterator[None]:
 @contextmanager
 def progress(enabled: bool = True) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr, only on a terminal; yields the function that says what is going on."""
-    if not (enabled and sys.stderr.isatty()):
+    if not (enabled and shows_progress()):
         yield lambda text: None
         return
     from rich.console import Console
@@ -85,6 +84,11 @@ def model_args(context: click.Context, parameter: click.Parameter, values: tuple
         except ValueError:
             result[key] = text
     return result
+
+
+def model_argument(command: Command) -> Command:
+    """``MODEL``, by name."""
+    return click.argument("model", shell_complete=models)(command)
 
 
 def conversion_options(command: Command) -> Command:

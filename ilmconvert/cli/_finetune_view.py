@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ilmconvert.cli._global import shows_progress
 
 if TYPE_CHECKING:
     from ilmconvert.finetune import Progress, Result
@@ -19,7 +20,7 @@ def bar(enabled: bool = True) -> Iterator[Callable[[Progress], None] | None]:
 
     Yields the function to call with every :class:`ilmconvert.finetune.Progress`; None where nothing is shown.
     """
-    if not (enabled and sys.stderr.isatty()):
+    if not (enabled and shows_progress()):
         yield None
         return
     from rich.console import Console

@@ -39,7 +39,10 @@ def calibrate(
 ) -> None:
     """Fit a checkpoint of the moments start, or a plain one, to its source on a few unlabelled pictures.
 
-    Example: ilmconvert calibrate resnet50-ln.safetensors --data pictures
+    \b
+    Examples:
+      ilmconvert calibrate resnet50-ln.safetensors --data pictures
+      ilmconvert calibrate resnet50-ln.safetensors --data pictures --pictures 256 -o fitted.safetensors
     """
     output = output or checkpoint.with_name(f"{checkpoint.stem}-calibrated.safetensors")
     check_output(output, force)

@@ -30,7 +30,10 @@ def collapse(
 ) -> None:
     """Write an ILM network whose rescaling no longer depends on the instance as a plain GroupNorm network.
 
-    Example: ilmconvert collapse run/best.safetensors --data pictures
+    \b
+    Examples:
+      ilmconvert collapse run/best.safetensors --data pictures
+      ilmconvert collapse run/best.safetensors --data pictures --tolerance 1e-2 --json
     """
     output = output or checkpoint.with_name(f"{checkpoint.stem}-plain.safetensors")
     check_output(output, force)

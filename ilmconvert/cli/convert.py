@@ -13,7 +13,7 @@ import click
 from ilmconvert.cli._common import (
     conversion_options,
     given,
-    one_line,
+    model_argument,
     output_options,
     print_json,
     progress,
@@ -21,6 +21,7 @@ from ilmconvert.cli._common import (
 )
 from ilmconvert.cli._convert_facts import facts
 from ilmconvert.cli._convert_view import print_summary, warn_if_not_exact
+from ilmconvert.cli._exit import one_line
 from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_place, push_options, write
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ PICTURES = 200
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @conversion_options
 @click.option(
     "--weights",
@@ -67,7 +68,14 @@ def convert(
     model_args: dict[str, Any],
     **settings: Any,
 ) -> None:
-    """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself."""
+    """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself.
+
+    \b
+    Examples:
+      ilmconvert resnet50  # the same as ilmconvert convert resnet50
+      ilmconvert convert timm/resnet50 --weights my.pth --model-arg num_classes=10
+      ilmconvert convert resnet50 --to ilm_ln --include 'layer4.*' -o out.safetensors
+    """
     output = output or default_place(f"{_file_stem(model)}-{settings['to']}", kind)
     check_place(output, kind, force)
     check_push(kind, push, private)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-from rich.console import Console
-from rich.table import Table
 
 from ilmconvert.cli._common import TARGETS, print_json, progress
-from ilmconvert.demo import DemoResult, run_demo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ilmconvert.demo import DemoResult
 
 SHOWN = ("source", "fresh", "copied", "identity")
 MOST_ROWS = 12
@@ -17,7 +21,17 @@ MOST_ROWS = 12
 @click.option("--to", type=click.Choice(TARGETS), default="ilm_gn", show_default=True, help="The new layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all pictures.")
 def demo(to: str, as_json: bool) -> None:
-    """Convert a real ImageNet network offline and classify sample photographs before and after."""
+    """Convert a real ImageNet network offline and classify sample photographs before and after.
+
+    \b
+    Examples:
+      ilmconvert demo
+      ilmconvert demo --to ilm_ln --json
+    """
+    from rich.console import Console
+
+    from ilmconvert.demo import run_demo
+
     with progress() as say:
         result = run_demo(to, progress=lambda title: say(f"EfficientNet-Lite0: {title}"))
     if as_json:
@@ -30,6 +44,8 @@ def demo(to: str, as_json: bool) -> None:
 
 def predictions(result: DemoResult) -> Table:
     """One row a whole photograph: the class that each network sees; where it is the source's, in green."""
+    from rich.table import Table
+
     table = Table(title="EfficientNet-Lite0 with real ImageNet weights: what each network sees")
     networks = [network for network in result.networks if network.name in SHOWN]
     table.add_column("photograph")
@@ -46,6 +62,8 @@ def predictions(result: DemoResult) -> Table:
 
 def summary(result: DemoResult) -> Table:
     """One row a network: agreement with the source and largest error of the logits, over all pictures."""
+    from rich.table import Table
+
     table = Table(title=f"Against the source, {len(result.pictures)} pictures, before any training")
     table.add_column("network")
     table.add_column("same class as the source", justify="right")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress
+from ilmconvert.cli._complete import models_and_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,7 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
 
 
 @click.command()
-@click.argument("checkpoint", metavar="CHECKPOINT|MODEL")
+@click.argument("checkpoint", metavar="CHECKPOINT|MODEL", shell_complete=models_and_files)
 @click.option(
     "--data",
     required=True,
@@ -64,7 +65,10 @@ def evaluate(
 ) -> None:
     """Measure accuracy, calibration and speed of a checkpoint, a run folder's best one, or a model by name.
 
-    Example: ilmconvert evaluate run/ --data pictures --against resnet50
+    \b
+    Examples:
+      ilmconvert evaluate run/ --data pictures --against resnet50
+      ilmconvert evaluate resnet50-ilm_gn.safetensors --data photos --unlabelled --against resnet50
     """
     with progress() as say:
         say(f"loading {checkpoint}")

@@ -42,7 +42,10 @@ RUNTIMES = ("onnx", "pt2")
 def export(file: Path, kind: str, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Write the converted checkpoint FILE for elsewhere: inference (onnx, pt2), timm and the hub, or as a delta.
 
-    Example: ilmconvert export resnet50-ilm_gn.safetensors --format onnx
+    \b
+    Examples:
+      ilmconvert export resnet50-ilm_gn.safetensors --format onnx
+      ilmconvert export resnet50-ilm_gn.safetensors --format pt2 --static --size 224
     """
     check_push(kind, options["push"], options["private"])
     if kind in RUNTIMES:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import INITS, print_json, warn
+from ilmconvert.cli._complete import models_and_files
+from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result
 from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, section_option
 from ilmconvert.finetune.recipe import Recipe, get_recipe
@@ -33,7 +35,7 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 @click.command(cls=SectionCommand)
-@click.argument("model", required=False, metavar="CHECKPOINT|MODEL")
+@click.argument("model", required=False, metavar="CHECKPOINT|MODEL", shell_complete=models_and_files)
 @section_option(_RUN, "--data", metavar="DATA", help="Folder with train/ and val/, of class folders, or torch/NAME.")
 @section_option(
     _RUN,
@@ -93,6 +95,7 @@ def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size:
     Examples:
       ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
       ilmconvert finetune resnet50-ilm_gn.safetensors --data photos --recipe distill --unlabelled -o run
+      ilmconvert finetune --config run.yaml resnet50 -o run
       accelerate launch -m ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
     """
     if not _is_main():
@@ -171,7 +174,7 @@ def _can_be_resumed(dry_run: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         cure = "" if dry_run else "; the same command with --resume continues the run"
-        raise click.ClickException(f"interrupted{cure}") from error
+        raise Interrupted(f"interrupted{cure}") from error
 
 
 def _is_main() -> bool:

@@ -16,7 +16,13 @@ from ilmconvert.cli._common import print_json
 @click.option("--layers", "with_layers", is_flag=True, help="List every layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record as one JSON object.")
 def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
-    """Show what the converted checkpoint FILE holds, without loading its tensors."""
+    """Show what the converted checkpoint FILE holds, without loading its tensors.
+
+    \b
+    Examples:
+      ilmconvert inspect resnet50-ilm_gn.safetensors
+      ilmconvert inspect resnet50-ilm_gn.safetensors --layers
+    """
     from ilmconvert.checkpoint import read_header
 
     header = read_header(file)

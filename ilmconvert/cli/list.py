@@ -18,6 +18,11 @@ def list_(pattern: str | None, show_all: bool, check: bool, as_json: bool) -> No
 
     PATTERN holds wildcards (resnet*, torchvision/*), or is any part of a name. The numbers were counted beforehand;
     models of a version of timm or torchvision that wasn't are built and counted now.
+
+    \b
+    Examples:
+      ilmconvert list 'efficientnet*'
+      ilmconvert list torchvision/ --all --json
     """
     from ilmconvert.models import list_models
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import conversion_options, given, print_json, progress, warn
+from ilmconvert.cli._common import conversion_options, given, model_argument, print_json, progress, warn
 from ilmconvert.cli._convert_facts import count_layers
 from ilmconvert.errors import ConversionError
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @conversion_options
 @click.option(
     "--weights",
@@ -23,7 +23,13 @@ from ilmconvert.errors import ConversionError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(model: str, weights: str, as_json: bool, model_args: dict[str, Any], **settings: Any) -> None:
-    """Show what would become of every norm layer of MODEL, without converting it. Exit code 2 if it can't be."""
+    """Show what would become of every norm layer of MODEL, without converting it. Exit code 2 if it can't be.
+
+    \b
+    Examples:
+      ilmconvert plan efficientnet_b0
+      ilmconvert plan resnet50 --exclude '*.downsample.*' --json
+    """
     import ilmconvert
     from ilmconvert.models import ModelSpec, create_model, parse_name
     from ilmconvert.zoo import skeleton

@@ -28,7 +28,10 @@ DEFAULT_NAME = "report.html"
 def report(run_dir: Path, html: str | None, as_json: bool) -> None:
     """Show what a run of `ilmconvert finetune` came to: before, right after, after, against its baselines.
 
-    Example: ilmconvert report run --html
+    \b
+    Examples:
+      ilmconvert report run --html
+      ilmconvert report run --json
     """
     from ilmconvert.report.run import read_run
 

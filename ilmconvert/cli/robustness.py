@@ -48,7 +48,10 @@ def robustness(
     Counted is the class that the source gives the clean picture. The third column is the source behind a
     standardisation of each picture, which undoes every global change of contrast and brightness.
 
-    Example: ilmconvert robustness resnet50-ilm_gn.safetensors --data photos
+    \b
+    Examples:
+      ilmconvert robustness resnet50-ilm_gn.safetensors --data photos
+      ilmconvert robustness resnet50-ilm_gn.safetensors --data photos --severity 5 --plot plot.png
     """
     if plot and not Path(plot).absolute().parent.is_dir():
         raise click.UsageError(f"--plot: there is no folder {Path(plot).parent}")

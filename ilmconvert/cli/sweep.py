@@ -6,19 +6,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ilmconvert.cli._common import TARGETS
+from ilmconvert.cli._exit import EXIT_BROKEN
+from ilmconvert.cli._global import shows_progress
 from ilmconvert.errors import ModelError
-from ilmconvert.models import list_models
-from ilmconvert.sweep import MAX_PARAMETERS, OUTCOMES, outcome, run_sweep, tally
 
-FAILED = 1
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def targets(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -45,9 +43,7 @@ def targets(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option(
     "--max-parameters",
     type=click.IntRange(min=0),
-    default=MAX_PARAMETERS,
-    show_default=True,
-    help="Larger models are converted without values and not run.",
+    help="Larger models are converted without values and not run.  [default: 400 million]",
 )
 @click.option("--one-per-family", is_flag=True, help="Only the smallest model of each source file of a library.")
 @click.option("--retry", is_flag=True, help="Run again what failed.")
@@ -58,7 +54,7 @@ def sweep(
     jobs: int,
     out: Path,
     timeout: float,
-    max_parameters: int,
+    max_parameters: int | None,
     one_per_family: bool,
     retry: bool,
     as_json: bool,
@@ -67,13 +63,23 @@ def sweep(
 
     Models are built with random weights and random running statistics; nothing is downloaded. The exit code is 1
     if a model failed.
+
+    \b
+    Examples:
+      ilmconvert sweep 'test_*'
+      ilmconvert sweep --to ilm_gn,ilm_ln --jobs 4 --out sweep.jsonl
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ilmconvert.models import list_models
+    from ilmconvert.sweep import MAX_PARAMETERS, outcome, run_sweep, tally
+
     names = list_models(pattern)
     if not names:
         raise ModelError(f"no model matches {pattern!r}; `ilmconvert list` shows the names")
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_errors()
-    ) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shows_progress()) as progress:
         looking, running = progress.add_task("looking", total=None), progress.add_task("running", total=None)
 
         def on_line(line: Mapping[str, Any], done: int, total: int) -> None:
@@ -87,7 +93,7 @@ def sweep(
             out,
             jobs=jobs,
             timeout=timeout,
-            max_parameters=max_parameters,
+            max_parameters=MAX_PARAMETERS if max_parameters is None else max_parameters,
             one_per_family=one_per_family,
             retry=retry,
             on_survey=lambda done, total: progress.update(looking, completed=done, total=total),
@@ -99,11 +105,15 @@ def sweep(
         click.echo(json.dumps({"counts": counts, "failures": failures}, indent=2))
     else:
         Console().print(summary(lines))
-    return FAILED if failures else 0
+    return EXIT_BROKEN if failures else 0
 
 
 def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
     """One row a target and library: how many models there are of each outcome."""
+    from rich.table import Table
+
+    from ilmconvert.sweep import OUTCOMES, tally
+
     table = Table(title="What became of the models")
     rows = tally(lines, lambda line: (line["to"], line["library"] or "?"))
     seen: Counter[str] = sum(rows.values(), Counter())
@@ -115,7 +125,3 @@ def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
     for (to, library), counts in rows.items():
         table.add_row(to, library, *(str(counts[name]) for name in shown))
     return table
-
-
-def _errors() -> Console:
-    return Console(stderr=True)

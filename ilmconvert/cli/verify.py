@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
+from ilmconvert.cli._exit import EXIT_BROKEN
 
 if TYPE_CHECKING:
     from ilmconvert.fidelity.sample import Sample
     from ilmconvert.fidelity.subject import Subject
     from ilmconvert.fidelity.verification import Verification
 
-EXIT_BROKEN = 1
 _SHARE = click.FloatRange(0, 1)
 _NOT_NEGATIVE = click.FloatRange(min=0)
 _WORST = 3
@@ -63,7 +63,10 @@ _WORST = 3
 def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -> None:
     """Compare a converted CHECKPOINT with its source, and exit with 1 if it doesn't keep its conversion's promise.
 
-    Example: ilmconvert verify resnet50-ilm_gn.safetensors --data photos --html report.html
+    \b
+    Examples:
+      ilmconvert verify resnet50-ilm_gn.safetensors --data photos --html report.html
+      ilmconvert verify resnet50-ilm_gn.safetensors --source resnet50 --layers all --json
     """
     if html is not None and not html.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {html.parent} to write {html.name} into; make it first")

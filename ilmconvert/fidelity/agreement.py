@@ -21,7 +21,7 @@ class OutputSums:
     def __init__(self, worst: int) -> None:
         from ilmconvert.tally import Tally
 
-        self.pictures = WorstPictures(worst)
+        self.pictures: WorstPictures = WorstPictures(worst)
         self._tally = Tally()
         self._largest = self._scale = self._error = self._kl = self._largest_kl = 0.0
         self._elements = self._near = self._count = 0

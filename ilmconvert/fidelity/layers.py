@@ -138,6 +138,11 @@ def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool
 class Difference:
     """Sums of one pair of tensors' squares and the largest values, over batches."""
 
+    signal: float
+    error: float
+    largest: float
+    scale: float
+
     def __init__(self) -> None:
         self.signal = self.error = self.largest = self.scale = 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +51,18 @@ class Learner:
         accelerator: puts everything where it belongs.
         steps_per_epoch: optimizer steps.
     """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    steps_per_epoch: int
+    annealing: Annealing
+    teacher: nn.Module | None
+    network: nn.Module
+    ema: ModelEmaV3 | None
+    schedule: Schedule
+    model: Any
+    optimizer: Any
+    lr: float
 
     def __init__(self, job: Job, accelerator: Accelerator, steps_per_epoch: int) -> None:
         recipe, network = job.recipe, job.network

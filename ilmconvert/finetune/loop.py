@@ -17,6 +17,7 @@ from ilmconvert.finetune.curves import plot_curves
 from ilmconvert.finetune.data import Data, loaders
 from ilmconvert.finetune.learner import Job, Learner
 from ilmconvert.finetune.meter import Meter, means
+from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress
 from ilmconvert.finetune.run_folder import RunFolder
 from ilmconvert.finetune.state import Position, StateFolder
@@ -35,6 +36,16 @@ class Trainer:
         name: "" for the run itself, else that of the baseline.
         progress: called after every batch, on the main process.
     """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    folder: RunFolder
+    batches: int
+    learner: Learner
+    steps: int
+    states: StateFolder
+    position: Position
+    meter: Meter
 
     def __init__(
         self,

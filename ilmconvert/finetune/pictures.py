@@ -32,6 +32,11 @@ class Pictures(Dataset[tuple[Any, int]]):
         mode: of the PIL images.
     """
 
+    source: Any
+    indices: Sequence[int]
+    labelled: bool
+    mode: str
+
     def __init__(
         self, source: Any, indices: Sequence[int] | None = None, *, labelled: bool = True, mode: str = "RGB"
     ) -> None:
@@ -91,6 +96,11 @@ class Augmented(Dataset[tuple[Any, int]]):
         transform: of the picture; None: as it is.
         seed: of the random choices.
     """
+
+    items: Dataset[Any]
+    transform: Callable[[Any], Any] | None
+    seed: int
+    epoch: int
 
     def __init__(self, items: Dataset[Any], transform: Callable[[Any], Any] | None, seed: int) -> None:
         self.items, self.transform, self.seed = items, transform, seed

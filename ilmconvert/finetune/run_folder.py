@@ -51,6 +51,17 @@ class RunFolder:
         main: whether this is the main process.
     """
 
+    path: Path
+    main: bool
+    config: Path
+    metrics: Path
+    best: Path
+    last: Path
+    summary: Path
+    curves: Path
+    states: Path
+    logs: Path
+
     def __init__(self, path: str | Path, *, main: bool = True) -> None:
         self.path = Path(path)
         self.main = main

@@ -97,6 +97,8 @@ def _check_input(x: Tensor, weight: Tensor | None, finest: int) -> None:
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # The usual two by name: torch.compile of torch 2.6 can't look into is_autocast_available.
+    available = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    if available and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ilmconvert.nn import cpu_channels_last, cpu_contiguous, formulas
+from ilmconvert.nn.cpu_contiguous import group_norm as group_norm
 from ilmconvert.nn.formulas import statistics_dtype
 
 
@@ -40,9 +41,6 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def prefers_group_norm(x: Tensor) -> bool:
     """Whether :func:`group_norm` is there for ``x`` and faster than :func:`scale_shift`."""
     return _has_positions_on_cpu(x) and x.is_contiguous() and cpu_contiguous.has_short_channels(x)
-
-
-group_norm = cpu_contiguous.group_norm
 
 
 def combine(grad: Tensor, scale: Tensor, x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:

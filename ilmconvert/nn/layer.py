@@ -103,7 +103,7 @@ class ILMNorm(nn.Module):
         self.correction = correction
         self.restore = restore
         self.restore_bound = restore_bound
-        self.restore_range = _checked_range(restore_range, restore)
+        self.restore_range: Range | None = _checked_range(restore_range, restore)
         self.affine = affine
 
         def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
@@ -113,9 +113,9 @@ class ILMNorm(nn.Module):
         width = max(2, key_groups // reduction)
         self.register_parameter("weight", parameter(num_channels) if affine else None)
         self.register_parameter("bias", parameter(num_channels) if affine else None)
-        self.encoder = parameter(width, key_groups)
-        self.weight_decoder = parameter(key_groups, width)
-        self.bias_decoder = parameter(key_groups, width)
+        self.encoder: nn.Parameter = parameter(width, key_groups)
+        self.weight_decoder: nn.Parameter = parameter(key_groups, width)
+        self.bias_decoder: nn.Parameter = parameter(key_groups, width)
         self.register_parameter("restore_weight", parameter(num_channels) if restore else None)
         self.register_parameter("restore_bias", parameter(num_channels) if restore else None)
         for name in ("ref_mean", "ref_std"):
@@ -227,8 +227,8 @@ class ILMNormAct(ILMNorm):
         **settings: Any,
     ) -> None:
         super().__init__(num_channels, num_groups, **settings)
-        self.drop = nn.Identity() if drop is None else drop
-        self.act = nn.Identity() if act is None else act
+        self.drop: nn.Module = nn.Identity() if drop is None else drop
+        self.act: nn.Module = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.act(self.drop(super().forward(x)))
