@@ -103,7 +103,7 @@ class ILMNorm(nn.Module):
         self.correction = correction
         self.restore = restore
         self.restore_bound = restore_bound
-        self.restore_range: Range | None = _checked_range(restore_range, restore)
+        self.restore_range: PictureRange | Range | None = _checked_range(restore_range, restore)
         self.affine = affine
 
         def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
