@@ -20,7 +20,10 @@ def apply(
 ) -> None:
     """Make a checkpoint of a DELTA and one's own copy of the base; refused if that isn't the delta's base.
 
-    Example: ilmconvert apply resnet50-ilm_gn.delta.safetensors --weights resnet50.safetensors
+    \b
+    Examples:
+      ilmconvert apply resnet50-ilm_gn.delta.safetensors
+      ilmconvert apply resnet50-ilm_gn.delta.safetensors --weights resnet50.safetensors -o mine.safetensors
     """
     output = output or delta.with_name(f"{delta.stem.removesuffix('.delta')}.safetensors")
     if output.absolute() == delta.absolute():

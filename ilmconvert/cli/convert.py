@@ -75,6 +75,8 @@ def convert(
       ilmconvert resnet50  # the same as ilmconvert convert resnet50
       ilmconvert convert timm/resnet50 --weights my.pth --model-arg num_classes=10
       ilmconvert convert resnet50 --to ilm_ln --include 'layer4.*' -o out.safetensors
+      ilmconvert convert resnet50 --robust --data photos
+      ilmconvert convert resnet50 --format hub --push me/resnet50-ilm_gn
     """
     output = output or default_place(f"{_file_stem(model)}-{settings['to']}", kind)
     check_place(output, kind, force)

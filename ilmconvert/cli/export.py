@@ -46,6 +46,7 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
     Examples:
       ilmconvert export resnet50-ilm_gn.safetensors --format onnx
       ilmconvert export resnet50-ilm_gn.safetensors --format pt2 --static --size 224
+      ilmconvert export resnet50-ilm_gn.safetensors --format hub -o resnet50-ilm_gn
     """
     check_push(kind, options["push"], options["private"])
     if kind in RUNTIMES:
