@@ -12,7 +12,7 @@ from torch import nn
 from ilmconvert import weights as weight_files
 from ilmconvert.errors import ModelError
 from ilmconvert.names import LIBRARIES, list_models, unknown, zoo
-from ilmconvert.spec import ModelSpec, json_args, label
+from ilmconvert.spec import ModelSpec, json_args, label_built
 
 __all__ = ["ModelSpec", "create_model", "infer_spec", "list_models", "parse_name"]
 
@@ -75,7 +75,8 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
         model, provenance = spec.build(), {"weights": "none"}
     elif weights == "default":
         model, found_args, provenance = library.build_pretrained(name, spec.architecture, dict(model_args))
-        model = label(model, ModelSpec(spec.library, spec.architecture, {**spec.model_args, **json_args(found_args)}))
+        found = ModelSpec(spec.library, spec.architecture, {**spec.model_args, **json_args(found_args)})
+        model = label_built(model, found)
     else:
         model, provenance = _from_file(library, spec, Path(weights))
     model.ilmconvert_provenance = provenance  # type: ignore[assignment]
@@ -107,7 +108,7 @@ def _from_file(library: ModuleType, spec: ModelSpec, path: Path) -> tuple[nn.Mod
         translated = library.build_from_foreign(spec.architecture, dict(spec.model_args), state)
         if translated is None:
             raise
-        model = label(translated, spec)
+        model = label_built(translated, spec)
     return model, {"weights": path.name, "sha256": weight_files.sha256(path)}
 
 

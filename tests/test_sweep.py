@@ -296,7 +296,7 @@ def test_command_prints_counts_and_tells_failures_by_its_exit_code(
     assert "exact" in result.output
 
     broken = {**read_lines(Path(out))[0], "error": "it broke"}
-    monkeypatch.setattr(command, "run_sweep", lambda *args, **settings: [broken])
+    monkeypatch.setattr("ilmconvert.sweep.run_sweep", lambda *args, **settings: [broken])
     result = _invoke("test_resnet", "--out", out, "--json")
     assert result.return_value == 1
     assert json.loads(result.stdout)["failures"] == [broken]
