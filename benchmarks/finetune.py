@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.finetune_arms import FROZEN, Task, ablations, arms, chosen_arms
+from benchmarks.finetune_arms import BUDGET, FROZEN, Task, ablations, arms, chosen_arms
 from benchmarks.finetune_data import SETS, write_set
 from benchmarks.finetune_tables import Run, accuracy_table, against_table, goals
 from benchmarks.report import environment, publish
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=DEFAULT_SETS)
     names = [*BASELINES, *arms(), *ablations()]
     parser.add_argument("--arms", nargs="+", choices=names, help="all but the ablations of anneal, unless given")
+    parser.add_argument("--lr", type=float, help=f"learning rate of all arms, {BUDGET['lr']:g} unless given")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="processes side by side")
     parser.add_argument("--quick", action="store_true", help="two pictures a class, one epoch: to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for finetune.jsonl, .md and .json")
@@ -112,7 +113,7 @@ def main() -> None:
     started = time.monotonic()
     # Seed by seed, so that a benchmark that is stopped early has something of everything.
     tasks = [
-        Task(arm, name, seed, arguments.quick)
+        Task(arm, name, seed, arguments.quick, arguments.lr)
         for seed in range(arguments.seeds)
         for name in arguments.sets
         for arm in chosen_arms(arguments.arms)

@@ -59,10 +59,13 @@ class Task:
     picture_set: str
     seed: int
     quick: bool = False
+    lr: float | None = None  # instead of the budget's
 
     def recipe(self) -> Recipe:
         budget = {**BUDGET, "seed": self.seed, "hflip": 0.0 if self.picture_set.startswith("digits") else 0.5}
         special = dict(self.arm.special)
+        if self.lr is not None:
+            budget["lr"] = self.lr
         if self.quick:
             budget |= {"epochs": 1, "warmup_epochs": 0.0}
             special = {key: 0.5 if key == "freeze_epochs" else value for key, value in special.items()}
