@@ -277,6 +277,7 @@ def test_func_transforms() -> None:
     torch.testing.assert_close(jacobian, torch.autograd.functional.jacobian(layer, small))
 
 
+@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")  # torch 2.6 of its own settings
 def test_compile_without_graph_breaks() -> None:
     layer = trained_layer(restore=True)
     # before torch 2.8 dynamic=True makes symbols of the numbers of groups, too, which math.lcm doesn't take
