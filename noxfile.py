@@ -35,7 +35,7 @@ def matrix(session: nox.Session, combination: str) -> None:
     venv = Path(session.create_tmp()) / "venv"
     inside = str(venv / "bin" / "python")
     session.run("uv", "venv", "--clear", "--python", python, str(venv), external=True)
-    packages = [".", *fixed, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "setuptools"]
+    packages = [".", *fixed, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "setuptools>=75"]
     session.run("uv", "pip", "install", "--python", inside, "--resolution", resolution, *packages, external=True)
     results = venv / "results.xml"
     tests = [f"tests/{name}.py" for name in TESTS]

@@ -277,7 +277,8 @@ def test_func_transforms() -> None:
     torch.testing.assert_close(jacobian, torch.autograd.functional.jacobian(layer, small))
 
 
-@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")  # torch 2.6 of its own settings
+# What torch 2.6 says of its own settings, and newer ones of Python 3.13.0.
+@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning", "ignore:Guards may run slower:RuntimeWarning")
 def test_compile_without_graph_breaks() -> None:
     layer = trained_layer(restore=True)
     # before torch 2.8 dynamic=True makes symbols of the numbers of groups, too, which math.lcm doesn't take
