@@ -27,9 +27,9 @@ from benchmarks.report import Cell, Table, environment, publish
 from ilmconvert import convert
 from ilmconvert.calibration import Calibration, calibrate
 from ilmconvert.calibration.score import run, score
-from ilmconvert.finetune.prepare import norm_parameters
-from ilmconvert.samples import Picture, load_lite0, preprocess, sample_pictures
-from ilmconvert.tally import paired_difference, wilson
+from ilmconvert.data.sample_photographs import Picture, load_lite0, preprocess, sample_pictures
+from ilmconvert.evaluation.metrics import paired_difference, wilson
+from ilmconvert.finetune.networks import norm_parameters
 
 TARGETS = ("ilm_ln", "ilm_gn", "ilm_in", "ln", "gn", "in")
 BATCH = 16

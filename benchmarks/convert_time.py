@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import ilmconvert
 from benchmarks.timing import Timing, interleaved
-from ilmconvert.models import create_model
+from ilmconvert.models.create import create_model
 
 BUILD, COPY, IN_PLACE = "build (random weights)", "copy.deepcopy", "convert, in place"
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ilmconvert import apply_delta, convert, load, save, save_delta
-from ilmconvert.digest import same_bits
-from ilmconvert.samples import load_lite0
+from ilmconvert.checkpoint.fingerprint import same_bits
+from ilmconvert.data.sample_photographs import load_lite0
 
 #: What training may change: only what the conversion made, the head too, or everything.
 STAGES = {"as converted": (), "head trained": ("classifier.",), "all trained": ("",)}

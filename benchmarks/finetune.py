@@ -26,9 +26,9 @@ from benchmarks.finetune_arms import BUDGET, FROZEN, Task, ablations, arms, chos
 from benchmarks.finetune_data import SETS, write_set
 from benchmarks.finetune_tables import Run, accuracy_table, against_table, goals
 from benchmarks.report import environment, publish
-from ilmconvert.baselines import BASELINES
+from ilmconvert.data.sample_photographs import load_lite0
 from ilmconvert.finetune import finetune
-from ilmconvert.samples import load_lite0
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 # About an hour on two cores.
 DEFAULT_SETS = ["digits", "photographs", "photographs-haze"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.finetune_data import SETS, SIZE
 from ilmconvert import __version__
-from ilmconvert.baselines import BASELINES
 from ilmconvert.finetune import Recipe, get_recipe
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 FROZEN, ANNEAL = "frozen-bn", "anneal"
 LEADER = "full"  # the recipe that the baselines are trained with

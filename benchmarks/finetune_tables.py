@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.finetune_arms import ANNEAL, FROZEN, IDENTITY, LAYERS, ablations, arms, order, title
 from benchmarks.finetune_data import SETS
 from benchmarks.report import Cell, Table
-from ilmconvert.baselines import BASELINES
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
 @dataclass(frozen=True)

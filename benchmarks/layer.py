@@ -32,8 +32,8 @@ from benchmarks.layer_cases import (
 from benchmarks.layer_memory import measure_memory
 from benchmarks.report import Series, Table, environment, publish
 from benchmarks.timing import Timing, finish, interleaved
-from ilmconvert.nn import kernels
-from ilmconvert.nn.formulas import statistics_dtype
+from ilmconvert.nn.kernels import dispatch
+from ilmconvert.nn.kernels.formulas import statistics_dtype
 
 FORWARD_BOUND, TRAINING_BOUND = 2.0, 1.7
 # What of the layer's time is spent on tensors of the size of x; the rest is small operations on (N, C).
@@ -52,11 +52,11 @@ def passes(x: Tensor, grad: Tensor | None, device: str) -> Callable[[], None]:
 
     def turn() -> None:
         with torch.no_grad():
-            kernels.moments(x, finest)
-            kernels.scale_shift(x, scale, shift)
+            dispatch.moments(x, finest)
+            dispatch.scale_shift(x, scale, shift)
             if grad is not None:
-                kernels.channel_sums(grad, x, scale.dtype)
-                kernels.combine(grad, scale, x, scale, shift)
+                dispatch.channel_sums(grad, x, scale.dtype)
+                dispatch.combine(grad, scale, x, scale, shift)
         finish(device)
 
     return turn

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import ilmconvert
 from benchmarks.report import Table, bounded, environment, publish
 from benchmarks.timing import Timing, finish, interleaved
-from ilmconvert.baselines import group_norm_baseline
-from ilmconvert.models import create_model
+from ilmconvert.models.create import create_model
+from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 MODELS = ("resnet50", "efficientnet_b0", "mobilenetv3_large_100", "densenet121")
 ILM, GROUP, BATCH = "converted", "GroupNorm", "BatchNorm"

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ilmconvert.samples import sample_pictures
+from ilmconvert.data.sample_photographs import sample_pictures
 
 SIDE = 512  # pictures are made no larger than this
 CALIBRATION_SHARE = 0.5

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from ilmconvert import convert
-from ilmconvert.demo import TARGETS, compare, group_norm_baseline, logits_of
-from ilmconvert.samples import load_lite0, preprocess, sample_pictures
+from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_pictures
+from ilmconvert.evaluation.demo import TARGETS, compare, group_norm_baseline, logits_of
 
 # The usual replacement that normalises over the same groups as the target.
 BASELINES: dict[str, tuple[str, int | None]] = {

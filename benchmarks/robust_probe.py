@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from benchmarks.finetune_data import Example, examples
 from benchmarks.report import Cell, Table, environment, publish
 from ilmconvert import calibrate_bound, convert
-from ilmconvert.samples import Picture, load_lite0, preprocess
-from ilmconvert.surgery.fold import fold
+from ilmconvert.data.sample_photographs import Picture, load_lite0, preprocess
+from ilmconvert.export.fold import fold
 
 SETS = ("photographs", "photographs-haze", "digits", "digits-noise")
 

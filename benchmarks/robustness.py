@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from benchmarks.report import environment, publish
 from benchmarks.robustness_tables import BASELINE, SOURCE, tables_of
 from ilmconvert import calibrate_bound, convert
-from ilmconvert.robustness.comparison import AFFINE, CLEAN, Condition, StandardizedInput, predicted
-from ilmconvert.robustness.corruptions import SEVERITIES
-from ilmconvert.robustness.figure import plot_agreement
-from ilmconvert.samples import load_lite0
-from ilmconvert.surgery.fold import fold
+from ilmconvert.data.corruptions import SEVERITIES
+from ilmconvert.data.sample_photographs import load_lite0
+from ilmconvert.evaluation.robustness import AFFINE, CLEAN, Condition, StandardizedInput, predicted
+from ilmconvert.evaluation.robustness_plot import plot_agreement
+from ilmconvert.export.fold import fold
 
 #: Of each family one or two; ``--corruptions`` takes others.
 CORRUPTIONS = (

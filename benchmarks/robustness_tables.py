@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Cell, Table
-from ilmconvert.robustness.comparison import CLEAN, Agreement, Condition, agreements, standard_error
+from ilmconvert.evaluation.robustness import CLEAN, Agreement, Condition, agreements, standard_error
 
 SOURCE, BASELINE = "source", "input standardised"
 Z = 1.96

@@ -13,9 +13,9 @@ from fnmatch import fnmatchcase
 
 from ilmconvert import convert
 from ilmconvert.errors import ILMConvertError
-from ilmconvert.models import ModelSpec
-from ilmconvert.plain import timm_arguments
-from ilmconvert.zoo import skeleton, stored_counts
+from ilmconvert.export.stock_timm import timm_arguments
+from ilmconvert.models.create import ModelSpec
+from ilmconvert.models.norm_counts import skeleton, stored_counts
 
 TARGETS = ("ln", "gn")
 PATTERNS = (

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ilmconvert.sweep import OUTCOMES, TOLERANCE, outcome, read_lines, tally
+from ilmconvert.testing import OUTCOMES, TOLERANCE, outcome, read_lines, tally
 
 Line = Mapping[str, Any]
 NOTHING = "nothing to convert"

@@ -14,9 +14,9 @@ import timm
 import torch
 import torchvision
 
-import ilmconvert
-from ilmconvert.models import list_models
-from ilmconvert.zoo import COUNTS_FILE, count_norms
+import ilmconvert.models
+from ilmconvert.models.create import list_models
+from ilmconvert.models.norm_counts import COUNTS_FILE, count_norms
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     counts = {name: count_norms(name) for name in list_models()}
     versions = f"timm {timm.__version__}, torchvision {torchvision.__version__.partition('+')[0]}"
     lines = [f"# norm layers that can be converted: {versions}", *(f"{name},{n}" for name, n in counts.items())]
-    path = Path(ilmconvert.__file__).with_name(COUNTS_FILE)
+    path = Path(ilmconvert.models.__file__).with_name(COUNTS_FILE)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     some = sum(n > 0 for n in counts.values())
     seconds = time.perf_counter() - start

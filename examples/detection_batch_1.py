@@ -28,7 +28,7 @@ from torchvision.ops import FeaturePyramidNetwork, box_iou
 from torchvision.transforms import v2
 
 from ilmconvert import convert
-from ilmconvert.samples import load_lite0
+from ilmconvert.data.sample_photographs import load_lite0
 
 HALF = 188  # pixels; the photograph is 303 x 384
 Sample = tuple[Tensor, dict[str, Tensor]]

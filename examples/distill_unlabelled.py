@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from ilmconvert import convert, load
-from ilmconvert.evaluate import evaluate
+from ilmconvert.data.open_data import open_data
+from ilmconvert.data.sample_photographs import load_lite0, sample_pictures
+from ilmconvert.evaluation.accuracy import evaluate
 from ilmconvert.finetune import finetune, get_recipe
-from ilmconvert.finetune.data import open_data, with_transforms
-from ilmconvert.samples import load_lite0, sample_pictures
+from ilmconvert.finetune.loaders import with_transforms
 
 SIZE = 128
 

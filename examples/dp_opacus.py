@@ -29,9 +29,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ilmconvert import ILMNorm, convert
-from ilmconvert.baselines import group_norm_baseline
-from ilmconvert.evaluate import evaluate
-from ilmconvert.samples import load_lite0
+from ilmconvert.data.sample_photographs import load_lite0
+from ilmconvert.evaluation.accuracy import evaluate
+from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 EPSILON, DELTA = 8.0, 5e-4  # delta: less than one over the number of pictures
 

@@ -25,8 +25,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ilmconvert import convert
-from ilmconvert.baselines import group_norm_baseline
-from ilmconvert.samples import load_lite0, sample_pictures
+from ilmconvert.data.sample_photographs import load_lite0, sample_pictures
+from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 SIDE, BATCH, DECAY = 96, 8, 0.95
 MEAN, STD = 0.5, 0.5  # of the network's input

@@ -28,9 +28,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ilmconvert import load
-from ilmconvert.baselines import BASELINES
+from ilmconvert.data.sample_photographs import load_lite0
 from ilmconvert.finetune import finetune
-from ilmconvert.samples import load_lite0
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
 def write_pictures(folder: Path, train: int, val: int) -> Path:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ilmconvert._constants import __version__ as __version__
 from ilmconvert.errors import CheckpointError, ConversionError, ILMConvertError, ModelError
-from ilmconvert.registration import register as _register_in_timm
+from ilmconvert.export.hub.timm_import_hook import register as _register_in_timm
 
 if TYPE_CHECKING:
-    from ilmconvert.checkpoint import load, save
-    from ilmconvert.delta import apply_delta, save_delta
-    from ilmconvert.hub import push_to_hub, save_pretrained
+    from ilmconvert.calibration.bound import calibrate_bound
+    from ilmconvert.checkpoint.delta import apply_delta, save_delta
+    from ilmconvert.checkpoint.save_load import load, save
+    from ilmconvert.export.hub import push_to_hub, save_pretrained
     from ilmconvert.nn import ILMNorm
-    from ilmconvert.robustness.bound import calibrate_bound
     from ilmconvert.surgery import NormDescription, Plan, PlanEntry, convert, plan, register_source
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
@@ -41,11 +40,11 @@ __all__ = [
 
 # Imported when first asked for, so that the command line's help doesn't wait for torch.
 _HOMES = {
-    **dict.fromkeys(("load", "save"), "ilmconvert.checkpoint"),
-    **dict.fromkeys(("apply_delta", "save_delta"), "ilmconvert.delta"),
-    **dict.fromkeys(("push_to_hub", "save_pretrained"), "ilmconvert.hub"),
+    **dict.fromkeys(("load", "save"), "ilmconvert.checkpoint.save_load"),
+    **dict.fromkeys(("apply_delta", "save_delta"), "ilmconvert.checkpoint.delta"),
+    **dict.fromkeys(("push_to_hub", "save_pretrained"), "ilmconvert.export.hub"),
     "ILMNorm": "ilmconvert.nn",
-    "calibrate_bound": "ilmconvert.robustness.bound",
+    "calibrate_bound": "ilmconvert.calibration.bound",
     **dict.fromkeys(
         ("NormDescription", "Plan", "PlanEntry", "convert", "plan", "register_source"), "ilmconvert.surgery"
     ),

@@ -22,3 +22,47 @@ class CheckpointError(ILMConvertError):
 
 class ModelError(ILMConvertError):
     """A model name, its weights or its constructor arguments can't be resolved."""
+
+
+class CalibrationError(ILMConvertError):
+    """A model can't be calibrated with this source or these batches; it is left as it was."""
+
+
+class FineTuneError(ILMConvertError):
+    """A run can't be started, continued or finished as asked."""
+
+
+class EvaluationError(ILMConvertError):
+    """A model can't be evaluated on these data as asked."""
+
+
+class RecipeError(ILMConvertError):
+    """A recipe that can't be: an unknown name or field, a value of another type or out of range."""
+
+
+class DataError(ILMConvertError):
+    """Pictures that can't be trained on as asked."""
+
+    def __init__(self, message: object = "") -> None:
+        # torch re-raises what a worker raised with the worker's whole traceback as the message.
+        marker = f"{type(self).__name__}: "
+        text = str(message)
+        if text.startswith("Caught ") and marker in text:
+            text = text.rpartition(marker)[2].splitlines()[0]
+        super().__init__(text)
+
+
+class ReportError(ILMConvertError):
+    """A folder doesn't hold a run that can be reported."""
+
+
+class HubError(ILMConvertError):
+    """The hub can't be reached, or refuses."""
+
+
+class ExportError(ILMConvertError):
+    """The model can't be exported as asked; no file was written."""
+
+
+class CollapseError(ILMConvertError):
+    """A layer still adapts to its instance, so that no plain layer equals it; the model is left as it was."""

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ilmconvert.data.open_data import Data
 from ilmconvert.finetune import Result, finetune
-from ilmconvert.finetune.data import Data
 
 CLASSES, SIZE = 4, 32
 # What makes a run depend on every kind of random number: order, augmentation, dropout, drop path, mixup.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ilmconvert.sweep import randomize_norms
+from ilmconvert.testing import randomize_norms
 
 __all__ = ["TOLERANCE", "randomize_norms", "relative_error", "save_trained"]
 

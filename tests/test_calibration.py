@@ -27,7 +27,7 @@ from ilmconvert.calibration.layers import pairs_of
 from ilmconvert.calibration.score import Score
 from ilmconvert.calibration.statistics import grouped, moments, source_moments, statistics
 from ilmconvert.calibration.walk import walk
-from ilmconvert.checkpoint import load, save
+from ilmconvert.checkpoint.save_load import load, save
 from ilmconvert.cli.calibrate import calibrate as command
 from ilmconvert.surgery.sources import describe_batch_norm, describe_group_norm
 from tests.helpers import randomize_norms, relative_error

@@ -18,8 +18,8 @@ from torch import nn
 
 import ilmconvert
 from ilmconvert import CheckpointError, ILMNorm, convert, load, save
-from ilmconvert.checkpoint import read_header
-from ilmconvert.models import ModelSpec, create_model
+from ilmconvert.checkpoint.save_load import read_header
+from ilmconvert.models.create import ModelSpec, create_model
 from tests.helpers import randomize_norms
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 import ilmconvert
-from ilmconvert.checkpoint import load, read_header
+from ilmconvert.checkpoint.save_load import load, read_header
 from ilmconvert.cli import COMMANDS, main
 
 
@@ -195,7 +195,7 @@ def test_models_that_do_not_run_are_converted_with_a_warning(trained: Path, monk
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr("ilmconvert.fidelity.output_error", fail)
+    monkeypatch.setattr("ilmconvert.evaluation.outputs.output_error", fail)
     result = run("test_resnet", "--weights", str(trained), "--json")
     assert json.loads(result.stdout)["error"] is None
     assert result.stderr == "Warning: not compared with the source, since running them failed: out of memory\n"
@@ -247,7 +247,7 @@ def test_list() -> None:
 
 
 def test_list_counts_models_that_the_file_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ilmconvert.zoo.stored_counts", lambda: {"test_vit": 0})
+    monkeypatch.setattr("ilmconvert.models.norm_counts.stored_counts", lambda: {"test_vit": 0})
     assert run("list", "test_resnet").stdout == "   15  test_resnet\n"
 
 
@@ -332,7 +332,7 @@ def test_push(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(options, folder=folder, repo_id=repo_id)
         return "https://huggingface.co/me/mine/commit/abc"
 
-    monkeypatch.setattr("ilmconvert.hub.push.upload", upload)
+    monkeypatch.setattr("ilmconvert.export.hub.push.upload", upload)
     options = ["--weights", str(trained), "--format", "hub", "--push", "me/mine", "--private"]
     result = run("test_resnet", *options)
     assert result.stdout.splitlines()[-1] == "Published: https://huggingface.co/me/mine/commit/abc"

@@ -20,16 +20,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ilmconvert
-from ilmconvert.baselines import BASELINES
 from ilmconvert.cli import finetune as module
 from ilmconvert.cli import main
 from ilmconvert.cli._exit import EXIT_INTERRUPTED
 from ilmconvert.cli._finetune_view import bar, numbers, rows
+from ilmconvert.data.open_data import open_data
 from ilmconvert.finetune import Progress
-from ilmconvert.finetune.data import open_data
-from ilmconvert.finetune.fields import settings_of
+from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 from tests.helpers import randomize_norms, save_trained
 
 SMALL = ["--input-size", "48", "-b", "4", "--epochs", "2", "-j", "0", "--lr", "1e-3", "--log-with", "none"]

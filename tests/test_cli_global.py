@@ -164,7 +164,7 @@ def test_verbose_shows_what_libraries_log_and_warn(monkeypatch: pytest.MonkeyPat
         logging.getLogger("timm.models").info("reading weights")
         warnings.warn_explicit("an odd thing", UserWarning, "/elsewhere/timm/x.py", 1)
 
-    monkeypatch.setattr("ilmconvert.checkpoint.read_header", speak)
+    monkeypatch.setattr("ilmconvert.checkpoint.save_load.read_header", speak)
     monkeypatch.setattr("ilmconvert.cli.inspect._rows", lambda header: [("a", "b")])
     assert run("inspect", "x").stderr == ""
     assert run("inspect", "x", "-v").stderr == "timm.models: reading weights\nWarning: an odd thing\n"
@@ -179,7 +179,7 @@ def test_quiet_and_verbose_exclude_each_other() -> None:
 def test_no_color_is_honoured(value: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", value)
     monkeypatch.setattr("click._compat.isatty", lambda stream: True)
-    monkeypatch.setattr("ilmconvert.checkpoint.read_header", lambda path: click.secho("red", fg="red"))
+    monkeypatch.setattr("ilmconvert.checkpoint.save_load.read_header", lambda path: click.secho("red", fg="red"))
     monkeypatch.setattr("ilmconvert.cli.inspect._rows", lambda header: [("a", "b")])
     result = CliRunner().invoke(main, ["inspect", "x"], color=True if coloured else None)
     assert ("\x1b[31m" in result.stdout) == coloured
@@ -267,7 +267,7 @@ def test_interrupting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ilmconvert.checkpoint.read_header", interrupt)
+    monkeypatch.setattr("ilmconvert.checkpoint.save_load.read_header", interrupt)
     result = run("inspect", "x.safetensors")
     assert result.exit_code == EXIT_INTERRUPTED
     assert result.stderr.strip() == "Error: interrupted"

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ilmconvert import load
+from ilmconvert.calibration.bound import DEFAULT_RANGE
 from ilmconvert.cli import main
-from ilmconvert.robustness.bound import DEFAULT_RANGE
 
 
 @pytest.fixture

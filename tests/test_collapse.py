@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 import ilmconvert
-from ilmconvert.checkpoint import load, save
+from ilmconvert.calibration.collapse import collapse
+from ilmconvert.checkpoint.save_load import load, save
 from ilmconvert.cli.collapse import collapse as command
-from ilmconvert.collapse import CollapseError, collapse
+from ilmconvert.errors import CollapseError
 from ilmconvert.nn import ILMNorm
 from tests.helpers import randomize_norms, relative_error
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilmconvert.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt, plasma
+from ilmconvert.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, plasma
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ilmconvert import load, save
-from ilmconvert.files import remove_leftovers, write_atomically
+from ilmconvert.checkpoint.atomic_write import remove_leftovers, write_atomically
 from tests import crash_jobs, finetune_jobs
 from tests.crash_jobs import duration, network, save_network, start, wait_and_kill
 from tests.helpers import save_trained

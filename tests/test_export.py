@@ -11,9 +11,10 @@ from torch import nn
 
 from ilmconvert import ILMNorm, convert, save
 from ilmconvert.cli import main
-from ilmconvert.export import ExportError, export
-from ilmconvert.models import create_model
-from ilmconvert.surgery.fold import _Affine, _WithoutMeta, fold
+from ilmconvert.errors import ExportError
+from ilmconvert.export.fold import _Affine, _WithoutMeta, fold
+from ilmconvert.export.formats import export
+from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms, relative_error
 
 
@@ -81,7 +82,7 @@ def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True])
 def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
-    from ilmconvert.samples import load_lite0, preprocess, sample_pictures
+    from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_pictures
 
     onnxruntime = pytest.importorskip("onnxruntime")
     source = load_lite0()

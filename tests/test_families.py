@@ -27,13 +27,13 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import ilmconvert
 from ilmconvert import ILMNorm
-from ilmconvert.fidelity import output_error
-from ilmconvert.models import ModelSpec, parse_name
-from ilmconvert.probe import outputs
-from ilmconvert.sweep import outcome, run_model, wake_parameters
-from ilmconvert.sweep.build import family, keep_boxes
-from ilmconvert.zoo import stored_counts
-from ilmconvert.zoo_torchvision import FROZEN_EPS
+from ilmconvert.evaluation import output_error
+from ilmconvert.models.create import ModelSpec, parse_name
+from ilmconvert.models.norm_counts import stored_counts
+from ilmconvert.models.torchvision_zoo import FROZEN_EPS
+from ilmconvert.surgery.outputs import outputs
+from ilmconvert.testing import outcome, run_model, wake_parameters
+from ilmconvert.testing.build_models import family, keep_boxes
 
 EXACT = TOLERANCE[torch.float32]
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")

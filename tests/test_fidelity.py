@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from ilmconvert import ILMNorm, convert
 from ilmconvert.errors import ModelError
-from ilmconvert.fidelity import common_layers, fidelity, implied_source, worst_layers
-from ilmconvert.fidelity.agreement import split_batch
-from ilmconvert.fidelity.lockstep import Call, run_in_lockstep
-from ilmconvert.fidelity.reference import differing_tensors
+from ilmconvert.evaluation import common_layers, fidelity, implied_source, worst_layers
+from ilmconvert.evaluation.output_metrics import split_batch
+from ilmconvert.evaluation.verify.find_source import differing_tensors
+from ilmconvert.surgery.paused_forward import Call, run_in_lockstep
 from tests.helpers import TOLERANCE, randomize_norms, relative_error
 
 SIZE = 64

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ilmconvert
+from ilmconvert.data.open_data import Data
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import FineTuneError, Progress, Recipe, find_batch_size
 from ilmconvert.finetune.anneal import without_restoring
-from ilmconvert.finetune.data import Data
-from ilmconvert.finetune.groups import Schedule, make_optimizer, parameter_groups, parameter_kinds
-from ilmconvert.finetune.prepare import norm_parameters, replace_head, set_trainable, start
+from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trainable, start
+from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery.rebuild import layers_of
+from ilmconvert.surgery.layer_configs import layers_of
 from tests.finetune_jobs import CLASSES, SIZE, bars, network, picture, run
 from tests.helpers import relative_error
 
@@ -374,7 +374,7 @@ def test_a_plain_network_is_distilled_from_its_source(tmp_path: Path) -> None:
 
 
 def test_a_torchvision_model_gets_a_head_and_loads_by_itself(tmp_path: Path) -> None:
-    from ilmconvert.models import create_model
+    from ilmconvert.models.create import create_model
 
     model = create_model("torchvision/mobilenet_v3_small", weights="none")
     with pytest.warns(UserWarning, match="never trained"):

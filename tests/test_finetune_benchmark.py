@@ -17,10 +17,10 @@ from benchmarks.finetune import measure, read
 from benchmarks.finetune_arms import Arm, Task, ablations, arms, chosen_arms
 from benchmarks.finetune_data import SETS, SIZE, examples, write_set
 from benchmarks.finetune_tables import Run, accuracy_table, against_table, goals
-from ilmconvert.baselines import BASELINES
+from ilmconvert.data.open_data import open_data
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import RECIPES
-from ilmconvert.finetune.data import open_data
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,9 +15,12 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ilmconvert.finetune.checks import DataError, check_head, check_recipe
-from ilmconvert.finetune.data import Data, loaders, open_data, transform_config, with_transforms
-from ilmconvert.finetune.pictures import Augmented, Pictures
+from ilmconvert.data.dataset import Augmented, Pictures
+from ilmconvert.data.open_data import Data, check_head, open_data
+from ilmconvert.data.transforms import transform_config
+from ilmconvert.errors import DataError
+from ilmconvert.finetune.engine import check_recipe
+from ilmconvert.finetune.loaders import loaders, with_transforms
 from ilmconvert.finetune.recipe import Recipe, RecipeError, get_recipe
 
 CLASSES = ("ant", "bee", "cat")
@@ -411,7 +414,7 @@ def test_transforms_are_those_of_the_model(classes: Path) -> None:
     assert torch.equal(data.val[0][0], expected(source[0][0]))
     assert data.train[0][0].shape == (3, 160, 160)
     assert data.description["input_size"] == [3, 160, 160]
-    small = transform_config(model, Recipe(input_size=64, crop_pct=1.0))
+    small = transform_config(model, 64, 1.0)
     assert (small["input_size"], small["crop_pct"], small["mean"]) == ((3, 64, 64), 1.0, config["mean"])
 
 

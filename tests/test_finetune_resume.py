@@ -13,7 +13,7 @@ import torch
 import ilmconvert
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import FineTuneError
-from ilmconvert.finetune.lock import alone_in
+from ilmconvert.finetune.run_folder import alone_in
 from tests.finetune_jobs import CLASSES, RANDOM, bars, finish, kill_when, launch, network, run
 from tests.helpers import relative_error
 
@@ -113,7 +113,7 @@ def test_a_folder_is_not_written_over(stopped: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ilmconvert.finetune.lock.WAIT", 0.0)
+    monkeypatch.setattr("ilmconvert.finetune.run_folder.WAIT", 0.0)
     first = launch(tmp_path / "run", epochs=200)
 
     def refused() -> bool:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from ilmconvert import ILMNorm, load
-from ilmconvert.checkpoint import read_header
-from ilmconvert.record import FORMAT_VERSION
+from ilmconvert.checkpoint.metadata import FORMAT_VERSION
+from ilmconvert.checkpoint.save_load import read_header
 from tests.golden.make import HERE, KINDS, OUTPUTS, Custom
 from tests.helpers import TOLERANCE, relative_error
 

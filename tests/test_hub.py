@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import ilmconvert
 from ilmconvert import CheckpointError, ILMNorm, ModelError, convert, load, push_to_hub, save, save_pretrained
-from ilmconvert.checkpoint import read_header
-from ilmconvert.hub import HubError
-from ilmconvert.models import create_model, list_models
-from ilmconvert.registration import ENTRYPOINT
+from ilmconvert._constants import ENTRYPOINT
+from ilmconvert.checkpoint.save_load import read_header
+from ilmconvert.export.hub import HubError
+from ilmconvert.models.create import create_model, list_models
 from tests.helpers import randomize_norms
 
 TINY = ["test_resnet", "test_byobnet", "test_efficientnet", "test_efficientnet_gn"]
@@ -259,9 +259,9 @@ def test_settings_are_in_timms_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "mobilenetv3_small_050.lamb_in1k", "convnext_atto_ols.a2_in1k"])
 def test_licence_and_origin_of_the_base_stay_and_the_tag_changes(tmp_path: Path, name: str) -> None:
     """On skeletons, whose settings alone matter here."""
-    from ilmconvert.hub.card import card_of
-    from ilmconvert.hub.config import config_of
-    from ilmconvert.record import Record
+    from ilmconvert.checkpoint.metadata import Record
+    from ilmconvert.export.hub.card import card_of
+    from ilmconvert.export.hub.config import config_of
 
     base = timm.create_model(name)
     model = base if "convnext" in name else convert(randomize_norms(base))

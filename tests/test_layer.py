@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, hessian, vmap
 
 from ilmconvert import ILMNorm
 from ilmconvert.nn import ILMNormAct, ilm_norm
-from ilmconvert.nn.groups import best_key_group_size, best_num_groups, divisors
+from ilmconvert.nn.group_sizes import best_key_group_size, best_num_groups, divisors
 from tests.helpers import TOLERANCE
 from tests.reference_layer import AuthorsLayer, paper_ilm_norm
 

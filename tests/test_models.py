@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ilmconvert import zoo_torchvision
+from ilmconvert.data.example_inputs import probe_batch
 from ilmconvert.errors import ModelError
-from ilmconvert.models import ModelSpec, create_model, infer_spec, list_models, parse_name
-from ilmconvert.probe import probe_batch
-from ilmconvert.skip_init import skip_init
-from ilmconvert.weights import read_state_dict
-from ilmconvert.zoo import count_norms, stored_counts
+from ilmconvert.models import torchvision_zoo
+from ilmconvert.models.create import ModelSpec, create_model, infer_spec, list_models, parse_name
+from ilmconvert.models.norm_counts import count_norms, stored_counts
+from ilmconvert.models.skip_init import skip_init
+from ilmconvert.models.weight_files import read_state_dict
 
 # Earlier versions don't note a model's arguments on it, so that it has to be given where it is loaded again.
 newest_timm = pytest.mark.skipif(Version(timm.__version__) < Version("1.0.31"), reason="of timm 1.0.31 and later")
@@ -385,13 +385,13 @@ def test_local_folder(tmp_path: Path) -> None:
     ("name", "args"),
     [
         ("deeplabv3_mobilenet_v3_large", {"aux_loss": True}),
-        ("fasterrcnn_mobilenet_v3_large_320_fpn", {zoo_torchvision.FROZEN_EPS: 1e-5}),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", {torchvision_zoo.FROZEN_EPS: 1e-5}),
     ],
 )
 def test_torchvision_weights_that_change_the_structure(
     name: str, args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = zoo_torchvision.build(name, dict(args))
+    published = torchvision_zoo.build(name, dict(args))
     url = torchvision.models.get_model_weights(name)["DEFAULT"].url
     (tmp_path / "checkpoints").mkdir()
     torch.save(published.state_dict(), tmp_path / "checkpoints" / url.rsplit("/", 1)[-1])

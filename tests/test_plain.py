@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import ilmconvert
-from ilmconvert.checkpoint import load, read_header, save
+from ilmconvert.checkpoint.save_load import load, read_header, save
 from ilmconvert.cli import main
 from ilmconvert.errors import CheckpointError, ConversionError
-from ilmconvert.plain import timm_arguments
-from ilmconvert.surgery.plain import is_plain_layer
+from ilmconvert.export.stock_timm import timm_arguments
+from ilmconvert.surgery.group_norm_target import is_plain_layer
 from tests.helpers import randomize_norms, relative_error
 
 PLAIN = ("gn", "ln", "in")

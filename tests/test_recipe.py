@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ilmconvert.errors import ILMConvertError
-from ilmconvert.finetune.fields import settings_of
+from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import RECIPES, Recipe, RecipeError, get_recipe
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ilmconvert import ILMNorm, convert, load
 from ilmconvert.calibration import CalibrationError, update_references
 from ilmconvert.finetune import get_recipe
-from ilmconvert.finetune.prepare import start
-from ilmconvert.finetune.references import take_references
+from ilmconvert.finetune.engine import take_references
+from ilmconvert.finetune.networks import start
 from tests.finetune_jobs import bars, network, run
 from tests.helpers import randomize_norms, relative_error
 
@@ -111,6 +111,6 @@ def test_a_run_takes_them_from_its_pictures(tmp_path: Path) -> None:
 
 
 def _tensors():  # type: ignore[no-untyped-def]
-    from ilmconvert.finetune.data import with_transforms
+    from ilmconvert.finetune.loaders import with_transforms
 
     return with_transforms(bars(), get_recipe("full", input_size=32), network())

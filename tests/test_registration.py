@@ -18,8 +18,8 @@ def run(code: str) -> str:
 @pytest.mark.parametrize(
     "imports",
     [
-        "import ilmconvert; from timm.models import resnet; import timm; ilmconvert.registration.register()",
-        "import timm, ilmconvert; ilmconvert.registration.register()",
+        "import ilmconvert; from timm.models import resnet; import timm; ilmconvert.export.hub.timm_import_hook.register()",
+        "import timm, ilmconvert; ilmconvert.export.hub.timm_import_hook.register()",
     ],
 )
 def test_either_order(imports: str) -> None:
@@ -29,7 +29,7 @@ def test_either_order(imports: str) -> None:
 def test_the_import_is_cheap_and_leaves_timm_alone() -> None:
     code = (
         "import sys, ilmconvert\n"
-        "ilmconvert.registration.register()\n"
+        "ilmconvert.export.hub.timm_import_hook.register()\n"
         "print(sum('ilmconvert' in type(f).__module__ for f in sys.meta_path), {'torch', 'timm'} & set(sys.modules))\n"
         "import timm, importlib.resources, inspect\n"
         "print(type(timm.models.__loader__).__name__, type(timm.models.__spec__.loader).__name__)\n"

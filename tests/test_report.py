@@ -20,14 +20,14 @@ from PIL import Image
 
 import ilmconvert
 from ilmconvert.cli import COMMANDS, main
-from ilmconvert.fidelity import LayerFidelity
+from ilmconvert.evaluation import LayerFidelity
+from ilmconvert.evaluation.metrics import wilson
 from ilmconvert.finetune.run_folder import RunFolder
-from ilmconvert.models import create_model
+from ilmconvert.models.create import create_model
 from ilmconvert.report import ReportError, read_run, write_run
 from ilmconvert.report.axes import ticks
 from ilmconvert.report.figures import Share, curves_figure, layers_figure, shares_figure
 from ilmconvert.report.run import arms
-from ilmconvert.tally import wilson
 from tests.helpers import save_trained
 
 CHROMIUM = next(

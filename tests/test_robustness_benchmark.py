@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import robust_probe, robustness
 from benchmarks.robustness_tables import mean_table, tables_of
-from ilmconvert.robustness.comparison import CLEAN, Condition
+from ilmconvert.evaluation.robustness import CLEAN, Condition
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.robustness.comparison import (
+from ilmconvert.evaluation.robustness import (
     AFFINE,
     CLEAN,
     Agreement,

@@ -17,11 +17,10 @@ from torch import nn
 import ilmconvert
 from benchmarks.sweep_table import document
 from ilmconvert.cli import sweep as command
-from ilmconvert.models import list_models
-from ilmconvert.sweep import (
+from ilmconvert.models.create import list_models
+from ilmconvert.testing import (
     OUTCOMES,
     choose,
-    driver,
     outcome,
     randomize_norms,
     read_lines,
@@ -30,8 +29,8 @@ from ilmconvert.sweep import (
     survey,
     wake_parameters,
 )
-from ilmconvert.sweep import comparison as checks
-from ilmconvert.sweep.pool import Task, run_tasks
+from ilmconvert.testing import check_conversion as checks
+from ilmconvert.testing.process_pool import Task, run_tasks
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
 
@@ -54,7 +53,8 @@ def test_layers_that_stay_are_counted_by_reason() -> None:
     line = run_model("test_coatnet", "ilm_gn")
     assert outcome(line) == "exact"
     assert sum(line["skipped"].values()) == sum(
-        isinstance(m, nn.LayerNorm) for m in ilmconvert.models.create_model("test_coatnet", weights="none").modules()
+        isinstance(m, nn.LayerNorm)
+        for m in ilmconvert.models.create.create_model("test_coatnet", weights="none").modules()
     )
 
 
@@ -272,7 +272,7 @@ def test_a_process_that_dies_hangs_or_takes_too_much_memory_ends_its_own_task_on
 
 
 def test_a_dead_process_is_the_error_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_run_known", _die)
+    monkeypatch.setattr("ilmconvert.testing.sweep._run_known", _die)
     (line,) = run_sweep(["test_resnet"], ["ilm_gn"], tmp_path / "sweep.jsonl")
     assert outcome(line) == "failed"
     assert "exit code 7" in line["error"]
@@ -296,7 +296,7 @@ def test_command_prints_counts_and_tells_failures_by_its_exit_code(
     assert "exact" in result.output
 
     broken = {**read_lines(Path(out))[0], "error": "it broke"}
-    monkeypatch.setattr("ilmconvert.sweep.run_sweep", lambda *args, **settings: [broken])
+    monkeypatch.setattr("ilmconvert.testing.run_sweep", lambda *args, **settings: [broken])
     result = _invoke("test_resnet", "--out", out, "--json")
     assert result.return_value == 1
     assert json.loads(result.stdout)["failures"] == [broken]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ilmconvert import convert, load, save
-from ilmconvert.models import create_model
+from ilmconvert.models.create import create_model
 from tests.fuzz.cases import SLIM
 from tests.helpers import randomize_norms
 

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ilmconvert
+from ilmconvert.calibration.collapse import collapse
 from ilmconvert.cli import COMMANDS, main
-from ilmconvert.collapse import collapse
 from ilmconvert.errors import ModelError
-from ilmconvert.fidelity.reference import find_reference
-from ilmconvert.fidelity.sample import Sample
-from ilmconvert.fidelity.subject import open_subject
-from ilmconvert.fidelity.verification import verify
-from ilmconvert.models import create_model
+from ilmconvert.evaluation.verify.find_source import find_reference
+from ilmconvert.evaluation.verify.inputs import Sample
+from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
+from ilmconvert.evaluation.verify.verification import verify
+from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms, save_trained
 
 FAST = ["--batch-size", "2", "--random-batches", "1", "--input-size", "48"]
@@ -186,7 +186,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("test_resnet", weights="trained.safetensors")
     model.ilmconvert_provenance = {"weights": "default"}  # type: ignore[assignment]
     ilmconvert.save(ilmconvert.convert(model), "default.safetensors")
-    monkeypatch.setattr("ilmconvert.fidelity.reference.create_model", no_network)
+    monkeypatch.setattr("ilmconvert.evaluation.verify.find_source.create_model", no_network)
     found = read("default.safetensors")
     assert found["reference"]["kind"] == "implied"
     assert "no network" in found["caveats"][0]

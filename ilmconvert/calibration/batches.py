@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ilmconvert.calibration.errors import CalibrationError
 from ilmconvert.calibration.walk import Inputs
+from ilmconvert.errors import CalibrationError
 
 
 class Part(NamedTuple):

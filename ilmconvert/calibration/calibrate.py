@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.calibration.batches import divide, prepared
-from ilmconvert.calibration.errors import CalibrationError
 from ilmconvert.calibration.fit import Values, fit_meta, match_constants, relative_error, rescaling, respread
-from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot
+from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot, source_targets
 from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
-from ilmconvert.calibration.targets import source_targets
 from ilmconvert.calibration.walk import Inputs, walk
-from ilmconvert.fidelity.outputs import evaluating
-from ilmconvert.surgery.wrappers import refuse_wrapped
+from ilmconvert.errors import CalibrationError
+from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
 START, CONSTANTS, DAMPED, META_NETWORK = "start", "constants", "damped constants", "meta-network"
 RIDGE = 0.1  # the start counts like a tenth of the pictures

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.calibration.errors import CalibrationError
 from ilmconvert.calibration.fit import META, Values
-from ilmconvert.calibration.statistics import Moments, Statistics, statistics
+from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments, source_moments, statistics
+from ilmconvert.calibration.walk import Inputs
+from ilmconvert.errors import CalibrationError
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery import rebuild
+from ilmconvert.surgery import layer_configs
 from ilmconvert.surgery.sources import NormDescription, find_source
 
 HAS_PATH = "has a restoring path: what it needs of an instance it takes from the instance"
@@ -69,7 +73,7 @@ def pairs_of(model: nn.Module, source: nn.Module) -> tuple[dict[str, Pair], dict
     modules = dict(source.named_modules(remove_duplicate=False))
     found: dict[str, Pair] = {}
     skipped: dict[str, str] = {}
-    for entry in rebuild.layers_of(model):
+    for entry in layer_configs.layers_of(model):
         name, layer = entry["name"], model.get_submodule(entry["name"])
         assert isinstance(layer, ILMNorm | nn.GroupNorm)
         other = modules.get(name)
@@ -97,3 +101,21 @@ def restore(pairs: Mapping[str, Pair], values: Mapping[str, Values]) -> None:
     """Put a :func:`snapshot` back."""
     for name, pair in pairs.items():
         pair.write(values[name])
+
+
+def source_targets(
+    source: nn.Module, pairs: Mapping[str, Pair], batches: list[Inputs]
+) -> tuple[dict[str, Moments], Counter[str]]:
+    """Of every layer, the moments of what the source's makes in the source; and how often it runs in a pass."""
+    seen: dict[str, list[Moments]] = {name: [] for name in pairs}
+
+    def recorder(name: str, pair: Pair) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, args: seen[name].append(source_moments(pair.source, moments(args[0])))
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, pair in pairs.items():
+            stack.callback(pair.source_layer.register_forward_pre_hook(recorder(name, pair)).remove)
+        for inputs in batches:
+            source(*inputs)
+    calls = Counter({name: -(-len(found) // len(batches)) for name, found in seen.items()})
+    return {name: joined(found) for name, found in seen.items() if len(found) == len(batches)}, calls

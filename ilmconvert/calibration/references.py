@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.calibration.batches import prepared
-from ilmconvert.calibration.errors import CalibrationError
-from ilmconvert.fidelity.outputs import evaluating
-from ilmconvert.nn import ILMNorm, kernels
+from ilmconvert.errors import CalibrationError
+from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.nn import ILMNorm
+from ilmconvert.nn.kernels import dispatch
 
 
 def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
@@ -75,7 +76,7 @@ def _movable(layer: ILMNorm) -> bool:
 
 def _group_statistics(layer: ILMNorm, x: Tensor) -> Tensor:
     """mu and sigma of every instance: (2, N, G), float64."""
-    mu, var = kernels.moments(x, layer.num_groups)
+    mu, var = dispatch.moments(x, layer.num_groups)
     count = x[0].numel() // layer.num_groups
     if layer.correction and count > 1:
         var = var * (count / (count - 1))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.probe import outputs
+from ilmconvert.surgery.outputs import outputs
 
 
 class Score(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ilmconvert.nn.formulas import merge_moments
+from ilmconvert.nn.kernels.formulas import merge_moments
 from ilmconvert.surgery.sources import NormDescription
 
 _NO_SPREAD = 1e-10

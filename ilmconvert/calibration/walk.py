@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.calibration.errors import CalibrationError
+from ilmconvert.errors import CalibrationError
 
 Inputs = tuple[Any, ...]
 

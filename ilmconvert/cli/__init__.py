@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ilmconvert import __version__
+from ilmconvert._constants import __version__
 from ilmconvert.cli._exit import EXIT_CODES
 from ilmconvert.cli._group import CommandGroup
 

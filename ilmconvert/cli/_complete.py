@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
-from ilmconvert.names import stored_counts
+from ilmconvert.models.names import stored_counts
 
 
 def models(context: click.Context, parameter: click.Parameter | None, incomplete: str) -> list[CompletionItem]:

@@ -72,21 +72,21 @@ def write(
     say(f"writing {output}")
     published = None
     if kind == "hub":
-        from ilmconvert.hub import save_pretrained
+        from ilmconvert.export.hub import save_pretrained
 
         save_pretrained(model, output, source=source, name=None if push is None else f"hf-hub:{push}")
         if push is not None:
-            from ilmconvert.hub.push import upload
+            from ilmconvert.export.hub.push import upload
 
             say(f"publishing {push}")
             published = upload(output, push, private=private or None)
     elif kind == "delta":
-        from ilmconvert.delta import save_delta
+        from ilmconvert.checkpoint.delta import save_delta
 
         assert source is not None
         save_delta(model, output, base=source)
     else:
-        from ilmconvert.checkpoint import save
+        from ilmconvert.checkpoint.save_load import save
 
         save(model, output)
     return {"format": kind, "output": str(output), "share": _share(model, output, kind), "published": published}

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from ilmconvert.finetune.fields import RecipeError, Setting, checked, settings_of
+from ilmconvert.errors import RecipeError
+from ilmconvert.finetune.field_checks import Setting, checked, settings_of
 from ilmconvert.finetune.recipe import RECIPES, Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])

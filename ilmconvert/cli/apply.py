@@ -33,10 +33,10 @@ def apply(
         say(f"reading {delta}")
         from torch import nn
 
-        from ilmconvert.checkpoint import save
-        from ilmconvert.delta import apply_delta, read_delta
-        from ilmconvert.fidelity.reference import find_base
-        from ilmconvert.fidelity.subject import Subject
+        from ilmconvert.checkpoint.delta import apply_delta, read_delta
+        from ilmconvert.checkpoint.save_load import save
+        from ilmconvert.evaluation.verify.find_source import find_base
+        from ilmconvert.evaluation.verify.opened_checkpoint import Subject
 
         found, _ = read_delta(delta)
         header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}

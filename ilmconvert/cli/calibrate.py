@@ -10,6 +10,8 @@ import click
 from ilmconvert.cli._common import check_output, output_options, print_json, progress
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from ilmconvert.calibration import Calibration
 
 
@@ -47,10 +49,9 @@ def calibrate(
     output = output or checkpoint.with_name(f"{checkpoint.stem}-calibrated.safetensors")
     check_output(output, force)
     from ilmconvert.calibration import calibrate as fit
-    from ilmconvert.checkpoint import save
-    from ilmconvert.cli._batches import picture_batches
-    from ilmconvert.fidelity.reference import find_reference
-    from ilmconvert.fidelity.subject import open_subject
+    from ilmconvert.checkpoint.save_load import save
+    from ilmconvert.evaluation.verify.find_source import find_reference
+    from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
 
     with progress() as say:
         say(f"loading {checkpoint}")
@@ -84,3 +85,15 @@ def _print(found: Calibration, source: str) -> None:
     for reason in sorted(set(found.skipped.values())):
         count = sum(each == reason for each in found.skipped.values())
         click.echo(f"{count} layers not fitted: {reason}")
+
+
+def picture_batches(
+    model: nn.Module, data: str, *, pictures: int, batch_size: int, seed: int, input_size: int | None = None
+) -> list[Tensor]:
+    """Up to so many training pictures of ``data`` in random order, behind the model's evaluation transform."""
+    import torch
+
+    from ilmconvert.data.transforms import unit_pictures
+
+    chosen, normalize = unit_pictures(model, data, at_most=pictures, input_size=input_size, seed=seed, training=True)
+    return list(normalize(torch.stack(chosen)).split(batch_size))

@@ -37,10 +37,10 @@ def collapse(
     """
     output = output or checkpoint.with_name(f"{checkpoint.stem}-plain.safetensors")
     check_output(output, force)
-    from ilmconvert.checkpoint import load, save
-    from ilmconvert.cli._batches import picture_batches
-    from ilmconvert.collapse import collapse as collapsed
-    from ilmconvert.plain import timm_arguments
+    from ilmconvert.calibration.collapse import collapse as collapsed
+    from ilmconvert.checkpoint.save_load import load, save
+    from ilmconvert.cli.calibrate import picture_batches
+    from ilmconvert.export.stock_timm import timm_arguments
 
     with progress() as say:
         say(f"loading {checkpoint}")

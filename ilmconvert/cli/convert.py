@@ -19,8 +19,7 @@ from ilmconvert.cli._common import (
     progress,
     warn,
 )
-from ilmconvert.cli._convert_facts import facts
-from ilmconvert.cli._convert_view import print_summary, warn_if_not_exact
+from ilmconvert.cli._convert_view import facts, print_summary, warn_if_not_exact
 from ilmconvert.cli._exit import one_line
 from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_place, push_options, write
 
@@ -113,8 +112,8 @@ def _convert(
     data: str | None,
 ) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """The source, the converted model, and what there is to tell."""
-    import ilmconvert
-    from ilmconvert.models import create_model, parse_name
+    from ilmconvert import surgery
+    from ilmconvert.models.create import create_model, parse_name
 
     say(f"looking at {name}")
     parse_name(name)  # a misspelt name is told before anything slow; also, the time below has no imports in it
@@ -126,8 +125,8 @@ def _convert(
     built = time.perf_counter()
     say("converting")
     try:
-        plan = ilmconvert.plan(source, **settings)
-        converted = ilmconvert.convert(source, **settings)
+        plan = surgery.plan(source, **settings)
+        converted = surgery.convert(source, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     done = time.perf_counter()
@@ -146,12 +145,12 @@ def _convert(
 
 def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Bound the first norm, by pictures where there are some: its name and the limits."""
+    from ilmconvert.calibration.bound import calibrate_bound
     from ilmconvert.nn import ILMNorm
-    from ilmconvert.robustness.bound import calibrate_bound
 
     batches = None
     if data is not None:
-        from ilmconvert.cli._batches import picture_batches
+        from ilmconvert.cli.calibrate import picture_batches
 
         say(f"measuring pictures of {data}")
         batches = picture_batches(model, data, pictures=PICTURES, batch_size=8, seed=0)
@@ -164,26 +163,26 @@ def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> di
 
 def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise what ``ilmconvert.convert`` would for a model without convertible layers, before any download."""
-    import ilmconvert
-    from ilmconvert.models import ModelSpec, parse_name
-    from ilmconvert.zoo import skeleton
+    from ilmconvert import surgery
+    from ilmconvert.models.create import ModelSpec, parse_name
+    from ilmconvert.models.norm_counts import skeleton
 
     spec = parse_name(name)
     model = skeleton(ModelSpec(spec.library, spec.architecture, {**spec.model_args, **model_args}))
     try:
-        plan = ilmconvert.plan(model, **settings)
+        plan = surgery.plan(model, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if not plan.converted:
-        ilmconvert.convert(model, **settings)
+        surgery.convert(model, **settings)
 
 
 def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:
     """The converted model's error on a probe batch; None, with a warning, where the models can't be run."""
     from dataclasses import asdict
 
-    from ilmconvert.fidelity import output_error
-    from ilmconvert.probe import probe_batch
+    from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.evaluation.outputs import output_error
 
     # detection models enlarge every image, and look at each one by itself
     detection = type(source).__module__.startswith("torchvision.models.detection")

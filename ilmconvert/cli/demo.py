@@ -11,7 +11,7 @@ from ilmconvert.cli._common import TARGETS, print_json, progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ilmconvert.demo import DemoResult
+    from ilmconvert.evaluation.demo import DemoResult
 
 SHOWN = ("source", "fresh", "copied", "identity")
 MOST_ROWS = 12
@@ -30,7 +30,7 @@ def demo(to: str, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from ilmconvert.demo import run_demo
+    from ilmconvert.evaluation.demo import run_demo
 
     with progress() as say:
         result = run_demo(to, progress=lambda title: say(f"EfficientNet-Lite0: {title}"))

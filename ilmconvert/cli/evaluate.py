@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
-    from ilmconvert.evaluate import Evaluation
+    from ilmconvert.evaluation.accuracy import Evaluation
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
 
@@ -82,7 +82,7 @@ def evaluate(
         def show(done: int, total: int | None) -> None:
             say(f"{done} of {total} pictures" if total else f"{done} pictures")
 
-        from ilmconvert.evaluate import evaluate as measure
+        from ilmconvert.evaluation.accuracy import evaluate as measure
 
         result = measure(
             model,
@@ -102,8 +102,8 @@ def evaluate(
 
 def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
     """A checkpoint file, the best checkpoint of a run folder, or a model by name."""
-    from ilmconvert.finetune.prepare import BEST, open_model
-    from ilmconvert.models import create_model
+    from ilmconvert.finetune.networks import BEST, open_model
+    from ilmconvert.models.create import create_model
 
     path = Path(name)
     if path.is_dir() and not (path / BEST).is_file():
@@ -120,17 +120,13 @@ def _pictures(
 
     Also which of the two, and whether they have labels.
     """
-    from dataclasses import replace
-
-    from ilmconvert.finetune.data import open_data, with_transforms
-    from ilmconvert.finetune.recipe import get_recipe
+    from ilmconvert.data.open_data import open_data
+    from ilmconvert.data.transforms import for_evaluation, transform_config
 
     found = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
     share = "all pictures" if found.val is None else "validation pictures"
-    recipe = get_recipe("full", **({} if input_size is None else {"input_size": input_size}))
-    ready = with_transforms(replace(found, val=found.train if found.val is None else found.val), recipe, model)
-    assert ready.val is not None
-    return ready.val, share, found.labelled or found.val is not None
+    items = for_evaluation(found.train if found.val is None else found.val, transform_config(model, input_size))
+    return items, share, found.labelled or found.val is not None
 
 
 def _device() -> str:

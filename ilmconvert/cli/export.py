@@ -13,7 +13,7 @@ from ilmconvert.cli._formats import check_place, check_push, default_place, push
 if TYPE_CHECKING:
     from torch import nn
 
-    from ilmconvert.fidelity.subject import Subject
+    from ilmconvert.evaluation.verify.opened_checkpoint import Subject
 
 
 RUNTIMES = ("onnx", "pt2")
@@ -82,7 +82,7 @@ def _for_people(
     check_place(output, kind, force)
     with progress() as say:
         say(f"loading {file}")
-        from ilmconvert.fidelity.subject import open_subject
+        from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
 
         subject = open_subject(file)
         say("looking for the source")
@@ -94,7 +94,7 @@ def _for_people(
 def _base(subject: Subject, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
     """The source: for a delta there must be one; a card does without, and of a trained network compares nothing."""
     from ilmconvert.errors import ILMConvertError
-    from ilmconvert.fidelity.reference import find_base, find_reference
+    from ilmconvert.evaluation.verify.find_source import find_base, find_reference
 
     if kind == "delta":
         return find_base(subject, source=source, weights=weights).model
@@ -118,8 +118,8 @@ def _for_runtime(
         raise click.UsageError("--source and --weights are for hub and delta; leave them out")
     if output.exists() and not force:
         raise click.UsageError(f"{output} exists already; replace it with --force or name another file with -o")
-    from ilmconvert.checkpoint import load
-    from ilmconvert.export import export as write_program
+    from ilmconvert.checkpoint.save_load import load
+    from ilmconvert.export.formats import export as write_program
 
     with progress() as say:
         say(f"loading {file}")
@@ -137,7 +137,8 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     """Largest difference over the largest output, run from the file; None without onnxruntime."""
     import torch
 
-    from ilmconvert.probe import outputs, probe_batch
+    from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.surgery.outputs import outputs
 
     inputs = probe_batch(model, batch_size=2, size=size, seed=1)
     with torch.no_grad():

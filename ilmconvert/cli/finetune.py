@@ -19,7 +19,7 @@ from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, se
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 
 if TYPE_CHECKING:
-    from ilmconvert.finetune.data import Data
+    from ilmconvert.data.open_data import Data
 
 BASELINES = ("train-bn", "frozen-bn", "group-norm")
 _RUN, _MODEL, _DATA = "Run", "Model", "Data"
@@ -148,7 +148,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
 
 
 def _open_data(options: dict[str, Any], seed: int) -> Data:
-    from ilmconvert.finetune.data import open_data
+    from ilmconvert.data.open_data import open_data
 
     keys = {key: options[key] for key in ("input_key", "target_key") if options[key] is not None}
     return open_data(
@@ -183,13 +183,16 @@ def _is_main() -> bool:
 
 
 def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
+    from ilmconvert.data.transforms import transform_config
     from ilmconvert.finetune import find_batch_size
-    from ilmconvert.finetune.data import transform_config
     from ilmconvert.finetune.devices import process
-    from ilmconvert.finetune.prepare import start
+    from ilmconvert.finetune.networks import start
 
     keys = ("num_classes", "weights", "init")
     network = start(model, recipe, **{key: options[key] for key in keys}).network
-    found = find_batch_size(network, recipe, transform_config(network, recipe)["input_size"]) * process().num_processes
+    found = (
+        find_batch_size(network, recipe, transform_config(network, recipe.input_size)["input_size"])
+        * process().num_processes
+    )
     if _is_main():
         print_json({"batch_size": found}) if options["as_json"] else click.echo(f"--batch-size {found}")

@@ -23,7 +23,7 @@ def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
       ilmconvert inspect resnet50-ilm_gn.safetensors
       ilmconvert inspect resnet50-ilm_gn.safetensors --layers
     """
-    from ilmconvert.checkpoint import read_header
+    from ilmconvert.checkpoint.save_load import read_header
 
     header = read_header(file)
     if as_json:

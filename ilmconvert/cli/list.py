@@ -24,7 +24,7 @@ def list_(pattern: str | None, show_all: bool, check: bool, as_json: bool) -> No
       ilmconvert list 'efficientnet*'
       ilmconvert list torchvision/ --all --json
     """
-    from ilmconvert.models import list_models
+    from ilmconvert.models.create import list_models
 
     if pattern and not set(pattern) & set("*?["):
         pattern = f"*{pattern}*"
@@ -44,7 +44,7 @@ def list_(pattern: str | None, show_all: bool, check: bool, as_json: bool) -> No
 
 
 def _counts(names: list[str], check: bool) -> dict[str, int]:
-    from ilmconvert.zoo import count_norms, stored_counts
+    from ilmconvert.models.norm_counts import count_norms, stored_counts
 
     stored = {} if check else stored_counts()
     counts = {}

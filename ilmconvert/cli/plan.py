@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ilmconvert.cli._common import conversion_options, given, model_argument, print_json, progress, warn
-from ilmconvert.cli._convert_facts import count_layers
+from ilmconvert.cli._convert_view import count_layers
 from ilmconvert.errors import ConversionError
 
 
@@ -30,9 +30,9 @@ def plan(model: str, weights: str, as_json: bool, model_args: dict[str, Any], **
       ilmconvert plan efficientnet_b0
       ilmconvert plan resnet50 --exclude '*.downsample.*' --json
     """
-    import ilmconvert
-    from ilmconvert.models import ModelSpec, create_model, parse_name
-    from ilmconvert.zoo import skeleton
+    from ilmconvert import surgery
+    from ilmconvert.models.create import ModelSpec, create_model, parse_name
+    from ilmconvert.models.norm_counts import skeleton
 
     with progress() as say:
         say(f"building {model}")
@@ -42,7 +42,7 @@ def plan(model: str, weights: str, as_json: bool, model_args: dict[str, Any], **
         else:
             source = create_model(model, weights=weights, **model_args)
     try:
-        found = ilmconvert.plan(source, **given(**settings))
+        found = surgery.plan(source, **given(**settings))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if as_json:

@@ -11,7 +11,7 @@ from ilmconvert.cli._common import print_json, progress
 from ilmconvert.errors import ILMConvertError
 
 if TYPE_CHECKING:
-    from ilmconvert.robustness.comparison import Agreement
+    from ilmconvert.evaluation.robustness import Agreement
 
 
 @click.command()
@@ -57,10 +57,10 @@ def robustness(
         raise click.UsageError(f"--plot: there is no folder {Path(plot).parent}")
     with progress() as say:
         say(f"loading {checkpoint}")
-        from ilmconvert.checkpoint import load
-        from ilmconvert.robustness import sources
-        from ilmconvert.robustness.bound import bound
-        from ilmconvert.robustness.comparison import all_conditions, compare_networks
+        from ilmconvert.calibration.bound import bound
+        from ilmconvert.checkpoint.save_load import load
+        from ilmconvert.evaluation import robustness_images
+        from ilmconvert.evaluation.robustness import all_conditions, compare_networks
 
         model = load(checkpoint)
         if limits:
@@ -68,16 +68,18 @@ def robustness(
                 bound(model, limits)
             except ValueError as error:
                 raise click.UsageError(f"--limits: {error}") from error
-        elif not sources.is_bounded(model):
+        elif not robustness_images.is_bounded(model):
             raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
-        found, normalize = sources.unit_pictures(model, data, at_most=pictures, input_size=input_size, seed=seed)
+        found, normalize = robustness_images.unit_pictures(
+            model, data, at_most=pictures, input_size=input_size, seed=seed
+        )
         conditions = all_conditions(severities or (1, 3, 5))
         rows = []
-        for row in compare_networks(sources.networks(model, normalize, found), found, normalize, conditions):
+        for row in compare_networks(robustness_images.networks(model, normalize, found), found, normalize, conditions):
             say(f"{row.condition.name} {row.condition.severity or ''}")
             rows.append(row)
     if plot:
-        from ilmconvert.robustness.figure import plot_agreement
+        from ilmconvert.evaluation.robustness_plot import plot_agreement
 
         plot_agreement(rows, Path(plot))
     if as_json:

@@ -72,8 +72,10 @@ def sweep(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ilmconvert.models import list_models
-    from ilmconvert.sweep import MAX_PARAMETERS, outcome, run_sweep, tally
+    from ilmconvert.models.create import list_models
+    from ilmconvert.testing.summary import outcome, tally
+    from ilmconvert.testing.sweep import run_sweep
+    from ilmconvert.testing.sweep_model import MAX_PARAMETERS
 
     names = list_models(pattern)
     if not names:
@@ -112,7 +114,7 @@ def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
     """One row a target and library: how many models there are of each outcome."""
     from rich.table import Table
 
-    from ilmconvert.sweep import OUTCOMES, tally
+    from ilmconvert.testing.summary import OUTCOMES, tally
 
     table = Table(title="What became of the models")
     rows = tally(lines, lambda line: (line["to"], line["library"] or "?"))

@@ -11,9 +11,9 @@ from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
 from ilmconvert.cli._exit import EXIT_BROKEN
 
 if TYPE_CHECKING:
-    from ilmconvert.fidelity.sample import Sample
-    from ilmconvert.fidelity.subject import Subject
-    from ilmconvert.fidelity.verification import Verification
+    from ilmconvert.evaluation.verify.inputs import Sample
+    from ilmconvert.evaluation.verify.opened_checkpoint import Subject
+    from ilmconvert.evaluation.verify.verification import Verification
 
 _SHARE = click.FloatRange(0, 1)
 _NOT_NEGATIVE = click.FloatRange(min=0)
@@ -87,9 +87,9 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
 def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
     with progress() as say:
         say(f"loading {checkpoint}")
-        from ilmconvert.fidelity.reference import find_reference
-        from ilmconvert.fidelity.subject import open_subject
-        from ilmconvert.fidelity.verification import verify as run
+        from ilmconvert.evaluation.verify.find_source import find_reference
+        from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
+        from ilmconvert.evaluation.verify.verification import verify as run
 
         subject = open_subject(checkpoint)
         say("looking for the source")
@@ -114,7 +114,7 @@ def _layers(given: tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _sample(subject: Subject, options: dict[str, Any]) -> Sample:
-    from ilmconvert.fidelity.sample import folder_sample, random_sample
+    from ilmconvert.evaluation.verify.inputs import folder_sample, random_sample
 
     size, batch_size = options["input_size"], options["batch_size"]
     if options["data"] is None:
@@ -160,7 +160,7 @@ _VERDICTS = {
 
 def rows(result: Verification) -> list[tuple[str, str]]:
     """What the table shows: a label and a text each, without what wasn't measured."""
-    from ilmconvert.fidelity import worst_layers
+    from ilmconvert.evaluation.layer_metrics import worst_layers
     from ilmconvert.report.text import decibels, duration, share
 
     found, cost = result.fidelity, result.fidelity.cost

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ilmconvert.errors import FineTuneError
     from ilmconvert.finetune.batch_size import find_batch_size
     from ilmconvert.finetune.engine import finetune
-    from ilmconvert.finetune.errors import FineTuneError
     from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
     from ilmconvert.finetune.result import Progress, Result
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery.rebuild import layers_of, replace_layers
+from ilmconvert.surgery.layer_configs import layers_of, replace_layers
 
 _OF_THE_PATH = frozenset({"restore_weight", "restore_bias", "ref_mean", "ref_std"})
 

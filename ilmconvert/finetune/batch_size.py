@@ -12,9 +12,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from ilmconvert.finetune.devices import process
-from ilmconvert.finetune.groups import make_optimizer, parameter_groups
-from ilmconvert.finetune.prepare import number_of_classes, set_trainable, training_mode
+from ilmconvert.finetune.networks import set_trainable, training_mode
+from ilmconvert.finetune.optimizer import make_optimizer, parameter_groups
 from ilmconvert.finetune.recipe import Recipe
+from ilmconvert.models.head import number_of_classes
 
 _SHARE = 0.5  # of the free memory on a CPU, where asking for too much stops the whole machine
 _LARGEST = 4096

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ilmconvert.files import write_atomically
+from ilmconvert.checkpoint.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, parse_flag_from_env
 
-from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.run_folder import RunFolder
 

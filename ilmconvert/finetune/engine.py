@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ilmconvert.baselines import BASELINES
-from ilmconvert.finetune.checks import check_head, check_recipe
-from ilmconvert.finetune.data import Data, open_data, with_transforms
-from ilmconvert.finetune.errors import FineTuneError
-from ilmconvert.finetune.identity import describe
-from ilmconvert.finetune.prepare import Start, number_of_classes, open_teacher, start
+from ilmconvert.calibration.references import update_references
+from ilmconvert.data.open_data import Data, check_head, open_data
+from ilmconvert.errors import FineTuneError, RecipeError
+from ilmconvert.finetune.loaders import with_transforms
+from ilmconvert.finetune.networks import Guide, Start, open_teacher, start
 from ilmconvert.finetune.recipe import Recipe, get_recipe
-from ilmconvert.finetune.references import take_references
 from ilmconvert.finetune.result import Progress, Result
-from ilmconvert.finetune.runs import Guide, Run
+from ilmconvert.finetune.runs import Run, describe
 from ilmconvert.finetune.seeding import deterministic_algorithms, keep_random_state, seed_all
+from ilmconvert.models.head import number_of_classes
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
 def finetune(
@@ -46,8 +48,8 @@ def finetune(
     nothing, and the inputs of both classifiers are compared instead. The module that is passed stays as it is.
 
     Args:
-        model: a checkpoint, a run folder, a model's name (:func:`ilmconvert.models.create_model`) or a module.
-        data: what :func:`ilmconvert.finetune.data.open_data` takes or gives; items of tensors are taken as they are.
+        model: a checkpoint, a run folder, a model's name (:func:`ilmconvert.models.create.create_model`) or a module.
+        data: what :func:`ilmconvert.data.open_data.open_data` takes or gives; items of tensors are taken as they are.
         recipe: a name in ``RECIPES``, a YAML file, or a recipe; ``overrides`` change its fields.
         output: the run folder.
         num_classes: replace the head by a new one of so many classes.
@@ -59,7 +61,7 @@ def finetune(
         init: of a conversion.
         progress: called on the main process after every batch.
         log_with: accelerate's trackers; None is TensorBoard where it is installed.
-        baselines: of ``ilmconvert.baselines.BASELINES``: run these, too, in the same way, under OUTPUT/baselines.
+        baselines: of ``ilmconvert.surgery.group_norm_baseline.BASELINES``: run these, too, in the same way, under OUTPUT/baselines.
 
     Raises:
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
@@ -115,3 +117,32 @@ def _guide(teacher: nn.Module | str | Path | None, first: Start, recipe: Recipe,
     if not features and ours != theirs:
         raise FineTuneError(f"the teacher has {theirs} classes and the network {ours}; they have to be the same")
     return Guide(network, features)
+
+
+_BATCH = 16
+
+
+def take_references(network: nn.Module, data: Data, recipe: Recipe) -> None:
+    """Apply :func:`ilmconvert.calibration.update_references` with as many training pictures as the recipe says.
+
+    The pictures depend on the recipe's seed only, so that every process, and a resumed run, takes the same.
+    """
+    count = len(data.train)  # type: ignore[arg-type]
+    chosen = random.Random(recipe.seed).sample(range(count), min(recipe.reference_pictures, count))
+    if chosen:
+        pictures = [data.train[index][0] for index in chosen]
+        update_references(network, [torch.stack(pictures[i : i + _BATCH]) for i in range(0, len(pictures), _BATCH)])
+
+
+def check_recipe(data: Data, recipe: Recipe) -> None:
+    """Refuse a recipe that needs labels for data without.
+
+    Raises:
+        RecipeError: says which setting doesn't fit.
+    """
+    if data.labelled:
+        return
+    if recipe.distill < 1:
+        raise RecipeError(
+            f"distill is {recipe.distill:g} and the data have no labels; use --recipe distill (distill: 1)"
+        )

@@ -12,13 +12,14 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.anneal import Annealing, check_annealing, restoring_parameters, without_restoring
-from ilmconvert.finetune.errors import FineTuneError
-from ilmconvert.finetune.groups import Schedule, make_optimizer, parameter_groups
 from ilmconvert.finetune.losses import Objective
-from ilmconvert.finetune.prepare import number_of_classes, set_trainable, training_mode
+from ilmconvert.finetune.networks import set_trainable, training_mode
+from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.seeding import seed_all
+from ilmconvert.models.head import number_of_classes
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilmconvert.finetune.errors import FineTuneError
-from ilmconvert.finetune.prepare import classifier
+from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
+from ilmconvert.models.head import classifier
 
 
 def label_loss(recipe: Recipe) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ilmconvert.finetune.errors import FineTuneError
+from ilmconvert.errors import FineTuneError
 
 _EVERY = 10  # batches between two looks at a device that has to be waited for
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ilmconvert.finetune.fields import RecipeError, checked, describe, settings_of, unknown
-from ilmconvert.finetune.settings import Settings
+from ilmconvert.errors import RecipeError
+from ilmconvert.finetune.field_checks import checked, describe, settings_of, unknown
+from ilmconvert.finetune.recipe_fields import Settings
 
 __all__ = ["RECIPES", "Recipe", "RecipeError", "get_recipe"]
 

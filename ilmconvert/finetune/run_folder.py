@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-import ilmconvert
-from ilmconvert.checkpoint import save
-from ilmconvert.files import remove_leftovers, write_atomically
-from ilmconvert.finetune.errors import FineTuneError
-from ilmconvert.finetune.lock import alone_in
-from ilmconvert.surgery.rebuild import layers_of
+from ilmconvert._constants import __version__
+from ilmconvert.checkpoint.atomic_write import remove_leftovers, write_atomically
+from ilmconvert.checkpoint.save_load import save
+from ilmconvert.errors import FineTuneError
+from ilmconvert.surgery.layer_configs import layers_of
+
+if sys.platform != "win32":
+    import fcntl
 
 COLUMNS = (
     "epoch",
@@ -92,7 +97,7 @@ class RunFolder:
             )
 
     def alone(self) -> AbstractContextManager[None]:
-        """Keeps other processes' runs out, see :func:`ilmconvert.finetune.lock.alone_in`."""
+        """Keeps other processes' runs out, see :func:`ilmconvert.finetune.run_folder.alone_in`."""
         return alone_in(self.path) if self.main else nullcontext()
 
     def clear(self) -> None:
@@ -163,7 +168,7 @@ def versions() -> dict[str, str]:
     """Of Python, this library and those that compute."""
     found = {name: metadata.version(name) for name in _PACKAGES}
     python = platform.python_version()
-    return {"ilmconvert": ilmconvert.__version__, "python": python, "torch": str(torch.__version__), **found}
+    return {"ilmconvert": __version__, "python": python, "torch": str(torch.__version__), **found}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -196,3 +201,40 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+WAIT = 10.0  # seconds: processes of a killed launcher may take a moment to end
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes' runs out of ``folder``. The lock ends with the process, also if that is killed.
+
+    Raises:
+        FineTuneError: another process is at work there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FineTuneError(f"can't write into {folder}: {error.strerror}; name another folder") from error
+    try:
+        _take(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            # unlike flock, not inherited by the processes that read pictures
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise FineTuneError(f"another process is running in {folder}; wait for it, or end it") from error
+        time.sleep(0.1)

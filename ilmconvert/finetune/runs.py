@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from ilmconvert.baselines import baseline
+from ilmconvert.data.open_data import Data
 from ilmconvert.finetune.curves import plot_curves
-from ilmconvert.finetune.data import Data
 from ilmconvert.finetune.devices import accelerator_for, process, track
 from ilmconvert.finetune.learner import Job
-from ilmconvert.finetune.loop import Trainer
-from ilmconvert.finetune.prepare import Start
+from ilmconvert.finetune.networks import Guide, Start
 from ilmconvert.finetune.recipe import Recipe
-from ilmconvert.finetune.report import outcome, plan
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_folder import FINISHED, RUNNING, RunFolder, versions
+from ilmconvert.finetune.trainer import Trainer
+from ilmconvert.models.head import number_of_classes
+from ilmconvert.surgery.group_norm_baseline import baseline
 
-
-@dataclass(frozen=True)
-class Guide:
-    """The teacher, and whether it is followed by features."""
-
-    network: nn.Module | None = None
-    compare_features: bool = False
+if TYPE_CHECKING:
+    from ilmconvert.finetune.state import Position
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Run:
         data: with transforms.
         recipe: for the run and its baselines.
         guide: for distillation.
-        config: what is written down, see :func:`ilmconvert.finetune.identity.describe`.
+        config: what is written down, see :func:`ilmconvert.finetune.runs.describe`.
         progress, log_with: as in ``finetune``.
     """
 
@@ -133,3 +131,75 @@ class Run:
         job = Job(network, recipe, self.first.head_replaced, teacher, self.guide.compare_features)
         with accelerator_for(recipe, folder, log_with) as accelerator:
             yield Trainer(job, self.data, accelerator, folder, name=name, progress=self.progress)
+
+
+def plan(trainer: Trainer) -> dict[str, Any]:
+    """How long the run is, and which parameters train; for a dry run."""
+    groups: dict[str, dict[str, Any]] = defaultdict(lambda: {"parameters": 0, "learning_rates": []})
+    for group in trainer.learner.optimizer.param_groups:
+        kind = groups[group["kind"]]
+        kind["parameters"] += sum(p.numel() for p in group["params"])
+        kind["learning_rates"].append(trainer.recipe.learning_rate * group["lr_scale"])
+    for kind in groups.values():
+        kind["learning_rates"] = sorted(set(kind["learning_rates"]))
+    return {
+        "device": str(trainer.accelerator.device),
+        "processes": trainer.accelerator.num_processes,
+        "batches_per_epoch": trainer.batches,
+        "steps": trainer.steps,
+        "parameters": sum(p.numel() for p in trainer.learner.network.parameters()),
+        "trained": dict(groups),
+    }
+
+
+def outcome(position: Position, before: dict[str, Any] | None, epochs: int) -> dict[str, Any]:
+    """Accuracy of the source, right after the conversion and in the end; the best and the last row."""
+    best = next((r for r in position.rows if r["epoch"] == position.best_epoch), position.rows[-1])
+    start = before or {}
+    return {
+        "accuracy": {
+            "source": start.get("against_top1"),
+            "converted": start.get("top1"),
+            "fine_tuned": best["val_top1"],
+        },
+        "best": best,
+        "last": position.rows[-1],
+        "epochs": position.epoch,
+        "steps": position.step,
+        "stopped_early": position.epoch < epochs,
+        "seconds": round(position.seconds, 3),
+    }
+
+
+def describe(
+    first: Start,
+    data: Data,
+    recipe: Recipe,
+    guide: Guide,
+    teacher: nn.Module | str | Path | None,
+    init: str,
+) -> dict[str, Any]:
+    """Recipe, model and data as JSON values: what ``config.yaml`` holds, and a resumed run has to agree with."""
+    model = {
+        "name": first.name,
+        "num_classes": number_of_classes(first.network),
+        "head_replaced": first.head_replaced,
+        "converted_here": first.source is not None,
+        "init": init if first.source is not None else None,
+        "digest": digest(first.source if first.source is not None else first.network),
+        "teacher": None if teacher is None or guide.network is None else digest(guide.network),
+    }
+    return {"recipe": recipe.to_dict(), "model": model, "data": dict(data.description)}
+
+
+def digest(model: nn.Module) -> str:
+    """A SHA-256 over all tensors, by which a resumed run knows that it has the same weights.
+
+    >>> digest(nn.ReLU())[:8]
+    'e3b0c442'
+    """
+    total = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

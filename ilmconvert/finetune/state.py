@@ -17,9 +17,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from ilmconvert.files import failed_writes, sync_folder
-from ilmconvert.finetune.errors import FineTuneError
-from ilmconvert.weights import sha256
+from ilmconvert.checkpoint.atomic_write import failed_writes, sync_folder
+from ilmconvert.errors import FineTuneError
+from ilmconvert.models.weight_files import sha256
 
 KEPT = 2
 _MANIFEST, _POSITION, _EMA = "manifest.json", "position.json", "ema.safetensors"

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilmconvert.nn import kernels
-from ilmconvert.nn.composed import Settings, Tensors
+from ilmconvert.nn.arguments import Settings, Tensors
 from ilmconvert.nn.forward import Statistics, deviations, group_size, grouped, halves, unbiased_factor
+from ilmconvert.nn.kernels import dispatch
 
 _aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ def eager_backward(
     samples, channels = x.shape[:2]
     by_group = (samples, s.num_groups, channels // s.num_groups)
     by_key = (samples, s.num_key_groups, channels // s.num_key_groups)
-    d_scale, d_beta = kernels.channel_sums(grad, x, scale.dtype)
+    d_scale, d_beta = dispatch.channel_sums(grad, x, scale.dtype)
     g_beta, g_scale = d_beta.view(by_group), scale.view(by_group)
     # scale = omega / sigma and shift = beta - scale * mu
     g_omega = torch.addcmul(d_scale.view(by_group), g_beta, stats.mu.unsqueeze(2), value=-1)
@@ -51,7 +51,7 @@ def eager_backward(
             p_key, q_key = _moment_coefficients(d_v, d_m, stats.m, s.num_key_groups, x, s)
             p, q = (_add_partitions(a, b, channels) for a, b in ((p, p_key), (q, q_key)))
         p, q = (_repeat(a, channels) for a in (p, q))
-        grads["x"] = kernels.combine(grad, scale, x, p, q)
+        grads["x"] = dispatch.combine(grad, scale, x, p, q)
     names = ("x", *Tensors._fields)
     values = zip(names, (x, *original), needs, strict=True)
     return [_like(grads.get(name), tensor) if need else None for name, tensor, need in values]

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilmconvert.nn import kernels
-from ilmconvert.nn.composed import Settings, Tensors
-from ilmconvert.nn.formulas import merge_moments
+from ilmconvert.nn.arguments import Settings, Tensors
+from ilmconvert.nn.kernels import dispatch
+from ilmconvert.nn.kernels.formulas import merge_moments
 
 
 class Statistics(NamedTuple):
@@ -34,7 +34,7 @@ def eager_forward(
 ) -> tuple[Tensor, Tensor | None, Statistics]:
     """The output and, with ``keep``, what the gradient needs."""
     samples, channels = x.shape[:2]
-    mean, var = kernels.moments(x, s.finest)
+    mean, var = dispatch.moments(x, s.finest)
     t = t.to(mean.dtype)
     mu, var_g = merge_moments(mean, var, s.num_groups)
     m, v = merge_moments(mean, var, s.num_key_groups)
@@ -50,13 +50,13 @@ def eager_forward(
         omega.addcmul_(grouped(t.restore_weight, sigma), z_sigma.unsqueeze(2))
         beta.addcmul_(grouped(t.restore_bias, sigma), z_mu.unsqueeze(2))
     stats = Statistics(mu, sigma, m, v, codes)
-    if not s.correction and kernels.prefers_group_norm(x):
-        y = kernels.group_norm(x, omega, beta, s.num_groups, s.eps)
+    if not s.correction and dispatch.prefers_group_norm(x):
+        y = dispatch.group_norm(x, omega, beta, s.num_groups, s.eps)
         return y, omega.div_(sigma.unsqueeze(2)).view(samples, channels) if keep else None, stats
     scale = omega.div_(sigma.unsqueeze(2))
     shift = beta.addcmul_(scale, mu.unsqueeze(2), value=-1)
     scale = scale.view(samples, channels)
-    return kernels.scale_shift(x, scale, shift.view(samples, channels)), scale, stats
+    return dispatch.scale_shift(x, scale, shift.view(samples, channels)), scale, stats
 
 
 def _meta_network(m: Tensor, v: Tensor, t: Tensors) -> tuple[Tensor, Tensor, Tensor]:

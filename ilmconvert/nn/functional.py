@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilmconvert.nn.composed import Settings, Tensors, composed
+from ilmconvert.nn.arguments import Settings, Tensors
+from ilmconvert.nn.composed import composed
 from ilmconvert.nn.fused import can_fuse, fused
-from ilmconvert.nn.range import to_range
+from ilmconvert.nn.restore_range import to_range
 
 
 def ilm_norm(
@@ -58,9 +59,9 @@ def ilm_norm(
         restore_weight, restore_bias: (C,), both or neither.
         ref_mean, ref_std: (G,), with the former.
         restore_bound: tau > 0; each deviation z becomes tau * tanh(z / tau).
-        restore_range: limits of an instance's contrast and colour, as :class:`ilmconvert.nn.range.PictureRange` has
+        restore_range: limits of an instance's contrast and colour, as :class:`ilmconvert.nn.restore_range.PictureRange` has
             them. Within them nothing changes; on the restoring path an instance outside counts as if it had been
-            brought to the limit. (Four numbers are those of the older :class:`ilmconvert.nn.range.Range`.)
+            brought to the limit. (Four numbers are those of the older :class:`ilmconvert.nn.restore_range.Range`.)
 
     Returns:
         (N, C, *), type and memory format of ``x``.

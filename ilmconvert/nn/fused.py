@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ilmconvert.nn.arguments import Settings, Tensors
 from ilmconvert.nn.backward import eager_backward
-from ilmconvert.nn.composed import Settings, Tensors, composed
+from ilmconvert.nn.composed import composed
 from ilmconvert.nn.forward import Statistics, eager_forward
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.errors import NoRunningStatistics
+from ilmconvert.nn.authors_checkpoint import read_authors_layer
 from ilmconvert.nn.functional import ilm_norm
-from ilmconvert.nn.groups import check_divides
-from ilmconvert.nn.range import PictureRange, Range, to_range
+from ilmconvert.nn.group_sizes import check_divides
+from ilmconvert.nn.restore_range import PictureRange, Range, to_range
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
@@ -42,7 +43,7 @@ class ILMNorm(nn.Module):
         restore: add the restoring path, with which the layer can compute any per-channel affine function exactly.
         restore_bound: tau; deviations z on that path become ``tau * tanh(z / tau)``. None: no bound.
         restore_range: instances whose contrast or colour lies outside these limits (see
-            :class:`ilmconvert.nn.range.PictureRange`) are normalised to the limit on that path, and those inside pass
+            :class:`ilmconvert.nn.restore_range.PictureRange`) are normalised to the limit on that path, and those inside pass
             as they are. None: all pass.
         affine: learn ``weight`` and ``bias`` per channel.
         device, dtype: of the parameters.
@@ -181,7 +182,7 @@ class ILMNorm(nn.Module):
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], num_groups: int, *, eps: float = 1e-5) -> ILMNorm:
-        """The layer of the authors' code, from its state dict; see :func:`ilmconvert.nn.reference.from_reference`.
+        """The layer of the authors' code, from its state dict; see ``nn/authors_checkpoint.py``.
 
         Args:
             state_dict: ``fc_embed.0.weight`` and the rest of one layer of the authors' networks.
@@ -190,9 +191,11 @@ class ILMNorm(nn.Module):
         Raises:
             ValueError: keys or shapes aren't those of one such layer.
         """
-        from ilmconvert.nn.reference import from_reference
-
-        return from_reference(cls, state_dict, num_groups, eps)
+        arguments, tensors = read_authors_layer(state_dict)
+        layer = cls(num_groups=num_groups, eps=eps, **arguments)
+        for name, tensor in tensors.items():
+            setattr(layer, name, nn.Parameter(tensor))
+        return layer
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_BATCH_NORM:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ilmconvert.report.run import ReportError, Run, read_run
+from ilmconvert.errors import ReportError
+from ilmconvert.report.run import Run, read_run
 from ilmconvert.report.run_page import write_run
 from ilmconvert.report.verification_page import write_verification
 

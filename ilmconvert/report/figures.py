@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ilmconvert.fidelity.layers import LayerFidelity, worst_layers
+from ilmconvert.evaluation.layer_metrics import LayerFidelity, worst_layers
 from ilmconvert.report.axes import Frame, dot, path, segment, text, ticks
 from ilmconvert.report.text import decibels
 

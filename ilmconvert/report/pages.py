@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-import ilmconvert
-from ilmconvert.files import write_atomically
+from ilmconvert._constants import __version__
+from ilmconvert.checkpoint.atomic_write import write_atomically
 from ilmconvert.report import text
 
 JPEG_QUALITY = 82
@@ -26,7 +26,7 @@ def write_page(template: str, path: str | Path, **values: Any) -> Path:
         CheckpointError: the file can't be written.
     """
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    page = _environment().get_template(template).render(now=now, version=ilmconvert.__version__, **values)
+    page = _environment().get_template(template).render(now=now, version=__version__, **values)
 
     def write(temporary: Path) -> None:
         temporary.write_text(page, encoding="utf-8")

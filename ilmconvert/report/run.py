@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilmconvert.errors import ILMConvertError
-
-
-class ReportError(ILMConvertError):
-    """A folder doesn't hold a run that can be reported."""
+from ilmconvert.errors import ReportError
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def _arm(run: Run, source: float | None) -> Arm:
     count = run.validation_pictures
     interval = None
     if end is not None and count is not None:
-        from ilmconvert.tally import wilson
+        from ilmconvert.evaluation.metrics import wilson
 
         interval = wilson(round(end * count), count)
     return Arm(run.name, source, run.start, end, interval, best, len(run.rows))

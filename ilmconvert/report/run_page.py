@@ -9,11 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ilmconvert.baselines import BASELINES
 from ilmconvert.report.figures import Share, curves_figure, shares_figure
 from ilmconvert.report.pages import write_page
 from ilmconvert.report.run import Arm, Run, arms
 from ilmconvert.report.text import NONE, TIMES, duration, share, small
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 _RECIPE = (
     "train", "epochs", "batch_size", "grad_accum", "lr", "lr_base", "sched", "warmup_epochs", "opt", "momentum",

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from ilmconvert.fidelity.layers import worst_layers
-from ilmconvert.fidelity.verification import Verification
+from ilmconvert.evaluation.layer_metrics import worst_layers
+from ilmconvert.evaluation.verify.verification import Verification
 from ilmconvert.report.figures import layers_figure, shows_rounding
 from ilmconvert.report.pages import picture_url, write_page
 from ilmconvert.report.text import TIMES, decibels, duration, share, small
@@ -16,7 +16,7 @@ Card = tuple[str, str, str]
 
 
 def write_verification(result: Verification, path: str | Path) -> Path:
-    """Write what :func:`ilmconvert.fidelity.verification.verify` found as one HTML file.
+    """Write what :func:`ilmconvert.evaluation.verify.verification.verify` found as one HTML file.
 
     Raises:
         CheckpointError: the file can't be written.

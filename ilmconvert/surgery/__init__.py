@@ -1,8 +1,8 @@
 """Model surgery: which layers are norms, what becomes of them, and the replacement itself."""
 
 from ilmconvert.surgery.apply import convert
-from ilmconvert.surgery.entries import PlanEntry
 from ilmconvert.surgery.plan import Plan, plan
+from ilmconvert.surgery.plan_entry import PlanEntry
 from ilmconvert.surgery.sources import NormDescription, register_source
 
 __all__ = ["NormDescription", "Plan", "PlanEntry", "convert", "plan", "register_source"]

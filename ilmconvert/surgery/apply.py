@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm, ILMNormAct
-from ilmconvert.surgery import plain
-from ilmconvert.surgery.entries import ALREADY_CONVERTED, PlanEntry
-from ilmconvert.surgery.hooks import adopt_hooks
+from ilmconvert.surgery import group_norm_target
 from ilmconvert.surgery.initialization import beyond, initial_values
 from ilmconvert.surgery.plan import Plan, plan, seen
+from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 from ilmconvert.surgery.sources import NormDescription, find_source
 
@@ -112,7 +111,9 @@ def _check(the_plan: Plan) -> None:
     if not the_plan.converted:
         if any(e.reason == ALREADY_CONVERTED for e in the_plan):
             if the_plan.settings.plain:
-                raise ConversionError("the norm layers are ILM Norms: convert their source, or use ilmconvert.collapse")
+                raise ConversionError(
+                    "the norm layers are ILM Norms: convert their source, or use ilmconvert.calibration.collapse"
+                )
             warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
             return
         raise ConversionError(f"nothing to convert; the model holds: {seen(the_plan.skipped)}")
@@ -136,9 +137,9 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
     device, dtype = fallback if like is None else (like.device, like.dtype)
     trainable = _trainable(source)
     layer: nn.Module
-    if plain.is_plain(entry.target):
-        layer = plain.new_layer(entry.target, fused=fused, dtype=dtype)
-        values = plain.values(source, entry.target)
+    if group_norm_target.is_plain(entry.target):
+        layer = group_norm_target.new_layer(entry.target, fused=fused, dtype=dtype)
+        values = group_norm_target.values(source, entry.target)
     else:
         layer = (ILMNormAct if fused else ILMNorm)(**entry.target, device="meta", dtype=dtype)
         values = initial_values(source, entry.target, seed, dtype)
@@ -205,3 +206,29 @@ def _replace_children(model: nn.Module, layers: dict[int, nn.Module]) -> nn.Modu
             if id(child) in layers:
                 parent._modules[name] = layers[id(child)]
     return model
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def adopt_hooks(layer: nn.Module, module: nn.Module, take: Callable[[Any], Any] = lambda value: value) -> None:
+    """Give ``layer`` the forward and backward hooks of ``module``: what ``take`` makes of them, by default themselves.
+
+    >>> old, new = nn.Identity(), nn.Identity()
+    >>> handle = old.register_forward_hook(lambda module, args, result: result + 1)
+    >>> adopt_hooks(new, old)
+    >>> new(1)
+    2
+    """
+    for name in _HOOKS:
+        if getattr(module, name, None):
+            setattr(layer, name, take(getattr(module, name)))
+    layer._is_full_backward_hook = module._is_full_backward_hook

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery import wrappers
-from ilmconvert.surgery.entries import PlanEntry, decide
-from ilmconvert.surgery.plain import is_plain
+from ilmconvert.surgery import refuse_wrapped
+from ilmconvert.surgery.group_norm_target import is_plain
+from ilmconvert.surgery.plan_entry import PlanEntry, decide
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings, as_patterns, default_init
 from ilmconvert.surgery.sources import find_source, reason_to_skip
 
@@ -122,7 +122,7 @@ def plan(
 
 def make_plan(model: nn.Module, settings: Settings) -> Plan:
     """:func:`plan` for checked settings."""
-    wrappers.refuse_wrapped(model)
+    refuse_wrapped.refuse_wrapped(model)
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in _norm_like(model):

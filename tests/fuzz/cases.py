@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ilmconvert import CheckpointError, convert, load, save
-from ilmconvert.models import create_model
+from ilmconvert.models.create import create_model
 from tests.fuzz.mutations import mutate
 from tests.fuzz.watch import watching
 from tests.helpers import randomize_norms

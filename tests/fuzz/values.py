@@ -6,7 +6,7 @@ import functools
 from random import Random
 from typing import Any
 
-from ilmconvert.names import list_models
+from ilmconvert.models.names import list_models
 
 NUMBERS = (0, 1, -1, 2, 3, 7, 10_000, 2**31, 2**63, 10**9, 10**30, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"))
 TEXTS = ("", "x", "weight", "conv1", "..", "/etc/passwd", "\n", "\x00", "ü" * 100, "a" * 100_000, "__class__", "F32")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ilmconvert import convert, save
+from ilmconvert.calibration.bound import bound
+from ilmconvert.checkpoint.metadata import FORMAT_VERSION
 from ilmconvert.finetune.anneal import restoring_parameters, without_restoring
-from ilmconvert.models import create_model
+from ilmconvert.models.create import create_model
 from ilmconvert.nn import ILMNorm
-from ilmconvert.record import FORMAT_VERSION
-from ilmconvert.robustness.bound import bound
 from tests.helpers import randomize_norms
 
 HERE = Path(__file__).parent

@@ -1,0 +1,148 @@
+"""A bound on the restoring path of the first norm: a converted network that is sturdier than its source.
+
+The statistics of the first norm's input say how a picture was taken: its contrast and its light. Those of later layers
+say what is on it, too; bounding them costs agreement on clean pictures. So the first ILM Norm alone gets a range
+(:class:`ilmconvert.nn.restore_range.PictureRange`): within it the network computes what its source computes, and outside a
+picture is normalised to the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.errors import ConversionError
+from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.nn import ILMNorm
+from ilmconvert.nn.kernels import dispatch
+from ilmconvert.nn.restore_range import PictureRange, picture_deviations, to_range
+
+#: Without pictures: about what calibration gives for photographs on a network whose input they centre.
+DEFAULT_RANGE = PictureRange(-0.6, 0.5, 1.3)
+QUANTILE = 0.1
+# Mean and standard deviation of photographs from 0 to 1. A normalisation that takes less than the mean away leaves the
+# first norm running statistics of which grey is the larger part.
+_GREY, _SPREAD = 0.45, 0.25
+
+
+def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
+    """Give the first ILM Norm of a converted network a range, in place; returns its name.
+
+    First in the order of registration, which is that of execution for the networks of timm and torchvision.
+
+    Raises:
+        ConversionError: no ILM Norm with a restoring path, or ``DEFAULT_RANGE`` for a network whose pictures aren't
+            centred.
+        ValueError: the range is empty.
+
+    >>> from ilmconvert import convert
+    >>> source = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)).eval()
+    >>> _ = source[1].running_mean.normal_()
+    >>> model = convert(source, "ilm_ln")
+    >>> bound(model)
+    '1'
+    >>> model[1].restore_range.contrast_high
+    0.5
+    """
+    name, layer = next(_restoring(model), (None, None))
+    if name is None or layer is None:
+        raise ConversionError("there is no restoring path to bound; convert with init='identity'")
+    if limits is DEFAULT_RANGE:
+        _check_centred(model)
+    layer.restore_range = to_range(limits)
+    return name
+
+
+def _check_centred(model: nn.Module) -> None:
+    """An error where ``DEFAULT_RANGE`` can't hold, as far as the model says what pictures it takes."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean = tuple(config.get("mean") or ())
+    if any(abs(m - _GREY) > _SPREAD for m in mean):
+        raise ConversionError(
+            f"this network takes pictures that aren't centred (mean {mean}), for which no range is known: take it "
+            "from pictures, by convert --robust --data DIR or calibrate_bound(model, batches)"
+        )
+
+
+def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *, quantile: float = QUANTILE) -> str:
+    """Make a converted network sturdier: bound its first norm by the range that unlabelled pictures take, in place.
+
+    The low limit of the contrast and the radius of the means are quantiles; the high limit is the largest contrast
+    that was seen, since little is gained by weakening a strong picture. The layer that runs first is bounded.
+
+    Args:
+        model: a converted network.
+        batches: (N, C, H, W) each, prepared as for the network; some fifty pictures or more. None: :func:`bound` with
+            ``DEFAULT_RANGE``.
+        quantile: share of the pictures that may lie beyond each of these two limits; 0 to below 1/2.
+
+    Returns:
+        The name of the bounded layer.
+
+    Raises:
+        ConversionError: no restoring path, or pictures that don't differ.
+        ValueError: ``quantile`` is out of its range.
+
+    >>> from ilmconvert import convert
+    >>> source = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 5)).eval()
+    >>> _ = source[0].running_mean.normal_()
+    >>> model, pictures = convert(source), torch.linspace(0.5, 1, 64).view(64, 1, 1, 1) * torch.randn(64, 3, 8, 8)
+    >>> calibrate_bound(model, pictures.split(16), quantile=0.0)
+    '0'
+    >>> torch.allclose(model(pictures), source(pictures), atol=1e-5)
+    True
+    """
+    if not 0 <= quantile < 0.5:
+        raise ValueError(f"quantile={quantile} must be at least 0 and below 1/2")
+    if batches is None:
+        return bound(model)
+    seen = _Deviations(dict(_restoring(model)))
+    with evaluating(model), torch.no_grad(), seen:
+        for batch in batches:
+            model(batch)
+    if seen.first is None or len(seen.values) < 2:
+        raise ConversionError(
+            "the bound needs a restoring path that runs and at least two pictures; give more pictures"
+        )
+    contrast, radius = seen.values.unbind(1)
+    low, far = torch.quantile(contrast, quantile), torch.quantile(radius, 1 - quantile)
+    if not low < contrast.max():
+        raise ConversionError("all these pictures have the same contrast, which leaves no range; give various pictures")
+    seen.layers[seen.first].restore_range = PictureRange(low.item(), contrast.max().item(), far.item()).checked()
+    return seen.first
+
+
+def _restoring(model: nn.Module) -> Iterator[tuple[str, ILMNorm]]:
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, ILMNorm) and m.restore_weight is not None)
+
+
+class _Deviations:
+    """While entered, keeps the deviations (pictures, 2) of whichever layer runs first."""
+
+    def __init__(self, layers: dict[str, ILMNorm]) -> None:
+        self.layers = layers
+        self.first: str | None = None
+        self.values = torch.empty(0, 2)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> _Deviations:
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(partial(self._keep, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.first = name if self.first is None else self.first
+        if name == self.first:
+            assert isinstance(layer, ILMNorm)
+            assert layer.ref_mean is not None
+            assert layer.ref_std is not None
+            means, variances = dispatch.moments(inputs[0], layer.num_channels)
+            found = picture_deviations(means, variances, layer.ref_mean, layer.ref_std, layer.eps)
+            self.values = torch.cat((self.values, found.float().cpu()))

@@ -1,0 +1,164 @@
+"""A conversion without its base: the tensors that the base doesn't have, for whoever has the base."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.checkpoint import safetensors_io, save_load
+from ilmconvert.checkpoint.fingerprint import digest, same_bits
+from ilmconvert.checkpoint.metadata import Record, parse
+from ilmconvert.checkpoint.safetensors_io import Entry
+from ilmconvert.errors import CheckpointError
+from ilmconvert.models.create import ModelSpec, infer_spec
+
+DELTA_KEY = "ilmconvert_delta"
+DELTA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a delta file says of itself.
+
+    Attributes:
+        record: of the converted model, as in a checkpoint.
+        sha256: of the base's tensors, see :func:`digest`.
+        base: how the base is built, if that is known.
+        without: tensors of the base that the converted model lacks, beside those of its norms.
+    """
+
+    record: Record
+    sha256: str
+    base: ModelSpec | None
+    without: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """JSON text, the same for the same content."""
+        data = {
+            "format_version": DELTA_VERSION,
+            "record": self.record.to_dict(),
+            "sha256": self.sha256,
+            "base": None if self.base is None else self.base.to_dict(),
+            "without": list(self.without),
+        }
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Delta:
+        """Parse and check; raises a ValueError or ModelError that says what is wrong."""
+        data = parse(text)
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or not 1 <= version <= DELTA_VERSION:
+            raise ValueError(f"delta format {version!r} isn't known to this ilmconvert, which knows {DELTA_VERSION}")
+        base, without = data.get("base"), data.get("without")
+        if not isinstance(data.get("sha256"), str) or not isinstance(without, list):
+            raise ValueError("its metadata is damaged; write the delta again")
+        spec = None if base is None else ModelSpec.from_dict(base)
+        return cls(Record.from_json(json.dumps(data.get("record"))), data["sha256"], spec, tuple(map(str, without)))
+
+
+def save_delta(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    base: nn.Module,
+    spec: ModelSpec | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write what distinguishes a converted model from its base: ILM Norms, and every other tensor that differs.
+
+    Right after a conversion that is a few per cent of the whole; after fine-tuning all layers it is nearly the whole.
+
+    Args:
+        model: the converted model.
+        path: the file; an existing one is replaced.
+        base: the model before its conversion, with the weights that everybody has.
+        spec, provenance: see :func:`ilmconvert.save`.
+
+    Raises:
+        CheckpointError: see :func:`ilmconvert.save`.
+
+    >>> import tempfile
+    >>> from ilmconvert import convert
+    >>> base = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)).eval()
+    >>> _ = base[1].running_mean.normal_()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = save_delta(convert(base), Path(folder) / "small.safetensors", base=base)
+    ...     again = apply_delta(base, file)
+    >>> x = torch.randn(1, 3, 8, 8)
+    >>> torch.equal(again(x), convert(base)(x))
+    True
+    """
+    tensors, record = save_load.contents(model, spec, provenance)
+    theirs = base.state_dict()
+    unchanged = {k for k, t in _of_base(theirs, record).items() if k in tensors and same_bits(tensors[k], t)}
+    changed = {k: t for k, t in tensors.items() if k not in unchanged}
+    without = [k for k in _of_base(theirs, record) if k not in tensors]
+    delta = Delta(record, digest(base), infer_spec(base), tuple(without))
+    return safetensors_io.write(path, changed, {DELTA_KEY: delta.to_json()})
+
+
+def apply_delta(
+    base: nn.Module, path: str | os.PathLike[str], *, device: torch.device | str | None = None
+) -> nn.Module:
+    """The converted model that :func:`save_delta` was given, from one's own copy of the base, bit for bit.
+
+    Args:
+        base: the model before the conversion; it isn't changed, and shares no memory with the result.
+        path: the delta.
+        device: of the result; by default that of ``base``.
+
+    Returns:
+        The model in evaluation mode. One of timm or torchvision is built anew, as :func:`ilmconvert.load` does,
+        another one is a copy of ``base``, converted.
+
+    Raises:
+        CheckpointError: not a delta, or one for another base.
+    """
+    delta, changed = read_delta(path)
+    theirs = base.state_dict()
+    found = digest(base)
+    if found != delta.sha256:
+        raise CheckpointError(
+            f"{path} is for another base{_named(delta)}: its tensors have SHA-256 {delta.sha256[:12]}..., "
+            f"these {found[:12]}...; give the model and weights that it was made from"
+        )
+    kept = {k: t for k, t in _of_base(theirs, delta.record).items() if k not in delta.without and k not in changed}
+    like = next((t.device for t in theirs.values()), torch.device("cpu"))
+    tensors = {k: t.detach().to(device or like, copy=True) for k, t in {**kept, **changed}.items()}
+    record = delta.record
+    with save_load.damage(path):
+        source = copy.deepcopy(base) if record.spec is None else ModelSpec.from_dict(record.spec)
+        save_load.check(source, record, {k: Entry(tuple(t.shape), t.dtype) for k, t in tensors.items()})
+        return save_load.filled(source, record, tensors).to(device or like).eval()
+
+
+def read_delta(path: str | os.PathLike[str]) -> tuple[Delta, dict[str, Tensor]]:
+    """What a delta file says of itself, and its tensors.
+
+    Raises:
+        CheckpointError: not such a file.
+    """
+    metadata, tensors = safetensors_io.read_all(path)
+    if DELTA_KEY not in metadata:
+        raise CheckpointError(f"{path} isn't a delta; a whole checkpoint is read with ilmconvert.load")
+    with save_load.damage(path):
+        return Delta.from_json(metadata[DELTA_KEY]), tensors
+
+
+def _of_base(state: Mapping[str, Tensor], record: Record) -> dict[str, Tensor]:
+    """The base's tensors that may stay: not those of converted norms (their names mean others), one name for each."""
+    layers = {name for entry in record.layers for name in (entry["name"], *entry["aliases"])}
+    return {k: t for k, t in state.items() if k.rpartition(".")[0] not in layers and k not in record.aliases}
+
+
+def _named(delta: Delta) -> str:
+    return "" if delta.base is None else f" ({delta.base.library} {delta.base.architecture})"

@@ -1,0 +1,172 @@
+"""What a checkpoint says of its model: a versioned record, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ilmconvert.checkpoint.build_budget import Budget, build_outline
+from ilmconvert.checkpoint.safetensors_io import Entry
+from ilmconvert.errors import CheckpointError, ModelError
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery import layer_configs
+
+if TYPE_CHECKING:
+    from ilmconvert.models.create import ModelSpec
+
+METADATA_KEY = "ilmconvert"
+FORMAT_VERSION = 1
+#: Characters of JSON; a layer takes about 250.
+LARGEST_RECORD = 1 << 20
+_DEEPEST = 64
+
+
+@dataclass(frozen=True)
+class Record:
+    """The JSON metadata of a checkpoint.
+
+    Attributes:
+        spec: library, architecture and constructor arguments; None for a model of no zoo.
+        layers: name, aliases and settings of every ILM Norm.
+        aliases: second names of tensors, each with the name under which the tensor is stored.
+        settings: the ``to`` and ``init`` of the conversion, where known.
+        provenance: of the weights.
+        ilmconvert: the version that wrote the file.
+    """
+
+    spec: dict[str, Any] | None
+    layers: tuple[dict[str, Any], ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    ilmconvert: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"format_version": FORMAT_VERSION, **vars(self), "layers": list(self.layers)}
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Parse and check; raises a ValueError that says what is wrong."""
+        data = parse(text)
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if type(version) is not int or version < 1:
+            raise ValueError("its metadata names no format version; convert the model again")
+        if version > FORMAT_VERSION:
+            raise ValueError(f"format {version} is newer than this ilmconvert's {FORMAT_VERSION}; upgrade ilmconvert")
+        kinds = {"layers": list, "aliases": dict, "settings": dict, "provenance": dict, "ilmconvert": str}
+        wrong = [key for key, kind in kinds.items() if not isinstance(data.get(key), kind)]
+        if wrong or not isinstance(data.get("spec", 0), dict | None):
+            raise ValueError(f"its metadata is damaged at {', '.join(wrong) or 'spec'}; convert the model again")
+        if not all(isinstance(v, str) for v in data["aliases"].values()):
+            raise ValueError("its metadata is damaged at aliases; convert the model again")
+        layers = tuple(layer_configs.check_layer(entry) for entry in data.pop("layers"))
+        return cls(data["spec"], layers, **{k: data[k] for k in kinds if k != "layers"})
+
+
+def parse(text: str) -> Any:
+    """JSON of bounded length and depth; raises a ValueError that says what is wrong."""
+    if len(text) > LARGEST_RECORD:
+        raise ValueError(f"its metadata takes {len(text)} characters, of at most {LARGEST_RECORD}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"its metadata isn't JSON ({e}); copy or convert it again") from e
+    level = [data]
+    for _ in range(_DEEPEST):
+        level = [v for parent in level if isinstance(parent, dict | list) for v in _children(parent)]
+    if level:
+        raise ValueError(f"its metadata is nested deeper than {_DEEPEST} levels; convert the model again")
+    return data
+
+
+def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return parent.values() if isinstance(parent, dict) else parent
+
+
+def describe(
+    model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None, aliases: dict[str, str]
+) -> Record:
+    """The record of ``model``; raises CheckpointError if there is none to make."""
+    from ilmconvert._constants import __version__
+
+    layers = layer_configs.layers_of(model)
+    if not layers:
+        raise CheckpointError("the model holds no ILM Norm layer and no plain one of a conversion; convert it first")
+    fitting = _fitting_spec(model, spec, layers)
+    if provenance is None:
+        provenance = getattr(model, "ilmconvert_provenance", {})
+    return Record(
+        spec=fitting.to_dict() if fitting else None,
+        layers=layers,
+        aliases=aliases,
+        settings=dict(getattr(model, "ilmconvert_settings", {})),
+        provenance=dict(provenance),
+        ilmconvert=__version__,
+    )
+
+
+def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[dict[str, Any], ...]) -> ModelSpec | None:
+    """The given spec, which must build this very structure; or the one found on the model, if it does."""
+    if spec is not None:
+        problem = _difference(model, spec, layers)
+        if problem:
+            raise CheckpointError(f"{spec.library}/{spec.architecture} with these arguments isn't the model: {problem}")
+        return spec
+    problem = None
+    for candidate in _candidates(model):
+        problem = _difference(model, candidate, layers)
+        if problem is None:
+            return candidate
+    if problem:
+        warnings.warn(
+            f"the model isn't what its architecture's name builds ({problem}): the file needs load(path, into=model)",
+            stacklevel=4,
+        )
+    return None
+
+
+def _candidates(model: nn.Module) -> list[ModelSpec]:
+    """Ways in which the model may have been built: as noted on it, with a head of another size, as timm tells."""
+    noted = getattr(model, "ilmconvert_spec", None)
+    if noted is None and not hasattr(model, "pretrained_cfg"):
+        return []
+    from ilmconvert.models.create import ModelSpec, infer_spec
+
+    candidates = [noted] if isinstance(noted, ModelSpec) else []
+    inferred = infer_spec(model)
+    if inferred is not None and inferred not in candidates:
+        candidates.append(inferred)
+    num_classes = getattr(model, "num_classes", None)
+    if candidates and isinstance(num_classes, int):
+        args = {**candidates[0].model_args, "num_classes": num_classes}
+        candidates.append(replace(candidates[0], model_args=args))
+    return candidates
+
+
+def _difference(model: nn.Module, spec: ModelSpec, layers: tuple[dict[str, Any], ...]) -> str | None:
+    """How what ``spec`` builds differs from ``model`` in its modules, their settings or tensors; None if it doesn't."""
+    entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    try:
+        # As it will be when the file is loaded.
+        built = layer_configs.replace_layers(build_outline(spec, Budget.of(entries)), layers)
+    except (ModelError, ValueError) as e:
+        return str(e)
+    ours, theirs = dict(_structure(model)), dict(_structure(built))
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            return f"{name or 'the root'} is {ours.get(name, 'absent')}, not {theirs.get(name, 'absent')}"
+    return None
+
+
+def _structure(model: nn.Module) -> list[tuple[str, str]]:
+    modules = [
+        (name, f"{type(m).__name__}({'' if isinstance(m, ILMNorm) else m.extra_repr()})")
+        for name, m in model.named_modules(remove_duplicate=False)
+    ]
+    return modules + [(name, f"of shape {tuple(t.shape)}") for name, t in model.state_dict().items()]

@@ -1,0 +1,195 @@
+"""One safetensors file with everything needed to rebuild a converted model, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.checkpoint import metadata as records
+from ilmconvert.checkpoint import restore, safetensors_io
+from ilmconvert.checkpoint.build_budget import Budget, build_outline
+from ilmconvert.checkpoint.metadata import LARGEST_RECORD, METADATA_KEY, Record
+from ilmconvert.checkpoint.safetensors_io import Entry
+from ilmconvert.errors import CheckpointError, ModelError
+
+if TYPE_CHECKING:
+    from ilmconvert.models.create import ModelSpec
+
+_LONGEST_MESSAGE = 1000
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    spec: ModelSpec | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a converted model to one safetensors file that :func:`load` turns into the model again.
+
+    The file holds the tensors and, as metadata, how to build the model: library, architecture, constructor
+    arguments, each ILM Norm layer's settings, and the provenance of the weights. The same model gives the same
+    bytes. The file appears under its name when it is complete.
+
+    Args:
+        model: a model with ILM Norm layers.
+        path: the file; its folder must exist. An existing file is replaced.
+        spec: how the model was built. By default what :func:`ilmconvert.models.create.create_model` noted on it, or what
+            timm did; it is checked against the model. A model that is in no zoo is saved without: give that one
+            to ``load(path, into=...)``.
+        provenance: where the weights come from; JSON values. By default what ``create_model`` noted.
+
+    Raises:
+        CheckpointError: no ILM Norm in the model, ``spec`` builds something else, or the file can't be written.
+    """
+    tensors, record = contents(model, spec, provenance)
+    text = json.dumps(record.to_dict(), sort_keys=True, separators=(",", ":"))
+    if len(text) > LARGEST_RECORD:
+        raise CheckpointError(f"the metadata takes {len(text)} characters, of {LARGEST_RECORD}; shorten the provenance")
+    return safetensors_io.write(path, tensors, {METADATA_KEY: text})
+
+
+def load(
+    path: str | os.PathLike[str], *, into: nn.Module | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The model that :func:`save` wrote, in evaluation mode, ready to use. Never unpickles, never downloads.
+
+    Args:
+        path: the file, or a folder with a ``model.safetensors``, as :func:`ilmconvert.save_pretrained` writes it.
+        into: for a model that is in no zoo: the same model before (or after) its conversion, which is then
+            converted by the stored plan, in place, and filled. If anything fails it stays as it was.
+        device: where the model goes.
+
+    Returns:
+        The model; ``into`` itself unless its root is a norm.
+
+    Raises:
+        CheckpointError: not such a file, a newer format, truncated, tensors missing or left over, an unknown
+            architecture, or ``into`` isn't the model that was saved.
+    """
+    with safetensors_io.opened(path) as f:
+        record, entries = _record(f.metadata(), path), safetensors_io.entries(f, path)
+        source = _spec(record, path) if into is None else into
+        with damage(path, "" if into is None else "; pass the model that was saved, before its conversion"):
+            check(source, record, entries)
+        tensors = safetensors_io.read(f, path, device)
+    with damage(path):
+        return filled(source, record, tensors).to(device).eval()
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint says of itself, without its tensors: the record, and ``tensors`` (count and bytes).
+
+    Raises:
+        CheckpointError: see :func:`load`.
+    """
+    with safetensors_io.opened(path) as f:
+        record, entries = _record(f.metadata(), path), safetensors_io.entries(f, path)
+    tensors = {"count": len(entries), "bytes": safetensors_io.total_bytes(entries)}
+    return {**record.to_dict(), "tensors": tensors}
+
+
+def contents(
+    model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None
+) -> tuple[dict[str, Tensor], Record]:
+    """The tensors and the record that :func:`save` writes."""
+    tensors, aliases = _tensors(model)
+    return tensors, records.describe(model, spec, provenance, aliases)
+
+
+def check(source: nn.Module | ModelSpec, record: Record, entries: Mapping[str, Entry]) -> None:
+    """Whether :func:`filled` will do; nothing is allocated before all shapes are known to fit.
+
+    Raises:
+        ModelError, ValueError: says what doesn't fit.
+    """
+    outline = restore.skeleton(source) if isinstance(source, nn.Module) else build_outline(source, Budget.of(entries))
+    restore.check(outline, record.layers, entries, record.aliases)
+
+
+def filled(source: nn.Module | ModelSpec, record: Record, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The model of a record: ``source`` itself or what it builds, converted, with these tensors."""
+    model = source if isinstance(source, nn.Module) else source.build(initialize=False)
+    model = restore.restore(model, record.layers, tensors, record.aliases)
+    model.ilmconvert_settings = dict(record.settings)  # type: ignore[assignment]
+    model.ilmconvert_provenance = dict(record.provenance)  # type: ignore[assignment]
+    return model
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict without second names of one tensor, and those second names."""
+    kept: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, t in model.state_dict().items():
+        if not isinstance(t, Tensor):
+            raise CheckpointError(f"{name} is a {type(t).__name__}, not a tensor; only tensors can be saved")
+        if t.is_meta:
+            raise CheckpointError(f"{name} is on the meta device and has no values; load weights first")
+        if type(t) is not Tensor and not _has_numbers(t):
+            raise CheckpointError(
+                f"{name} is a {type(t).__name__}, not a plain tensor; save the model before it is quantised or sharded"
+            )
+        key = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride()) if t.numel() else (name,)
+        if key in kept:
+            aliases[name] = kept[key]
+        else:
+            kept[key] = name
+            tensors[name] = t.detach()
+    return _without_overlap(tensors), aliases
+
+
+def _has_numbers(t: Tensor) -> bool:
+    """Whether ``t`` has its numbers in memory of its own; wrappers (quantised, sharded tensors) have them elsewhere."""
+    try:
+        return bool(t.data_ptr()) or not t.numel()
+    except RuntimeError:
+        return False
+
+
+def _without_overlap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors; views into a storage that another tensor uses, too, become copies."""
+    storages: set[int] = set()
+    result = {}
+    for name, t in tensors.items():
+        storage = t.untyped_storage().data_ptr()
+        result[name] = t.clone(memory_format=torch.contiguous_format) if storage in storages else t.contiguous()
+        storages.add(storage)
+    return result
+
+
+def _record(metadata: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Record:
+    if f"{METADATA_KEY}_delta" in (metadata or {}):
+        raise CheckpointError(f"{path} is a delta: apply it to its base with ilmconvert.apply_delta(base, path)")
+    if METADATA_KEY not in (metadata or {}):
+        raise CheckpointError(f"{path} wasn't written by ilmconvert; as weights of a source model use --weights {path}")
+    assert metadata is not None
+    with damage(path):
+        return Record.from_json(metadata[METADATA_KEY])
+
+
+def _spec(record: Record, path: str | os.PathLike[str]) -> ModelSpec:
+    from ilmconvert.models.create import ModelSpec
+
+    if record.spec is None:
+        raise CheckpointError(f"{path} holds a model of no zoo: build it yourself and use load(path, into=model)")
+    with damage(path):
+        return ModelSpec.from_dict(record.spec)
+
+
+@contextmanager
+def damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
+    """Turn what is wrong with a file's record or shapes into a CheckpointError of one line."""
+    try:
+        yield
+    except (ModelError, ValueError) as e:
+        text = " ".join(str(e).split())
+        text = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+        raise CheckpointError(f"{path}: {text}{cure}") from e

@@ -1,0 +1,124 @@
+"""Pictures to train on: folders and timm's datasets, their transforms, and loaders that can be resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from ilmconvert.data.dataset import Pictures
+from ilmconvert.data.folders import open_folder, open_named, split
+from ilmconvert.errors import DataError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Data", "DataError", "open_data"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation pictures.
+
+    Attributes:
+        train: map-style dataset of (picture, label); label -1: unlabelled.
+        val: the same for validation, or None.
+        class_names: in the order of the labels, where they are known.
+        num_classes: None: no labels.
+        description: where the pictures come from and how many there are, as JSON values.
+        labelled: whether the training pictures have labels.
+    """
+
+    train: Dataset[Any]
+    val: Dataset[Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    description: Mapping[str, Any] = field(default_factory=dict)
+    labelled: bool = True
+
+
+def open_data(
+    source: str | Path,
+    *,
+    val_split: float | str | None = None,
+    unlabelled: bool = False,
+    num_classes: int | None = None,
+    seed: int = 0,
+    train_split: str = "train",
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    **dataset_args: Any,
+) -> Data:
+    """Pictures from a folder or a dataset that timm knows by name.
+
+    Args:
+        source: a folder with train/ and val/ (or validation/, test/), each of class folders; one folder of class
+            folders; a folder of pictures (unlabelled); or ``torch/NAME`` or ``hfds/NAME``, also ``NAME:ROOT``.
+        val_split: the fraction of the training pictures that becomes the validation set, of every class alike; or
+            the name of the split or folder that is the validation set.
+        unlabelled: ignore all labels. A flat train/ beside a val/ of class folders needs no such word.
+        num_classes: outputs of the head that the labels have to match.
+        seed: of the choice of validation pictures.
+        train_split: name of the split to train on.
+        data_dir: where a named dataset lies (timm's ``root``).
+        download: let torchvision fetch a missing ``torch/`` dataset.
+        **dataset_args: for ``timm.data.create_dataset``, such as ``input_key`` and ``target_key``.
+
+    Raises:
+        DataError: no pictures, an empty class folder, an unreadable picture, one class only, classes that differ
+            between training and validation or from the head.
+    """
+    fraction = None if val_split is None or isinstance(val_split, str) else float(val_split)
+    if fraction is not None and not 0 < fraction < 1:
+        raise DataError(f"val_split is a fraction between 0 and 1 or the name of a split, not {fraction:g}")
+    val_name = val_split if isinstance(val_split, str) else None
+    path = Path(source)
+    if path.is_dir():
+        train, val, names = open_folder(path, train_split, val_name, unlabelled)
+    else:
+        kwargs = {"root": data_dir, "download": download, **dataset_args}
+        train, val, names = open_named(str(source), train_split, val_name, fraction is None, unlabelled, kwargs)
+    if fraction is not None:
+        if val is not None:
+            raise DataError(f"{source} has its own validation pictures; leave out the fraction {fraction:g}")
+        train, val = split(train, fraction, seed, names)
+    check_readable(train)
+    if val is not None:
+        check_readable(val)
+    description: dict[str, Any] = {"source": str(source), "train": len(train), "val": None if val is None else len(val)}
+    description |= {"labelled": train.labelled, "classes": None if names is None else list(names)}
+    if fraction is not None:
+        description |= {"val_split": fraction, "seed": seed}
+    data = Data(train, val, names, None if names is None else len(names), description, train.labelled)
+    if num_classes is not None:
+        check_head(data, num_classes)
+    return data
+
+
+_VERIFIED = 32
+
+
+def check_readable(pictures: Pictures) -> None:
+    """Read a few pictures, evenly spread, to find damage early; each is checked again when it is used.
+
+    Raises:
+        DataError: names the file.
+    """
+    count = min(len(pictures), _VERIFIED)
+    for i in range(count):
+        pictures[i * len(pictures) // count]
+
+
+def check_head(data: Data, num_classes: int) -> None:
+    """Refuse labelled data that don't have a class for every output of the head.
+
+    Raises:
+        DataError: fewer or more classes than outputs.
+    """
+    if data.num_classes is not None and data.num_classes != num_classes:
+        fewer = "fewer" if data.num_classes < num_classes else "more"
+        counts = f"the data have {data.num_classes} classes, {fewer} than the {num_classes} outputs of the model's head"
+        raise DataError(f"{counts}; replace it with --num-classes {data.num_classes} (num_classes={data.num_classes})")

@@ -1,0 +1,93 @@
+"""What a model wants an image to be: size, crop, interpolation, mean and standard deviation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ilmconvert.data.dataset import Augmented, Pictures
+
+#: From an image in [0, 1], or a batch of them, to a model's input.
+Normalize = Callable[[Tensor], Tensor]
+
+
+def transform_config(model: nn.Module, input_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
+    """What ``timm.data.create_transform`` takes from the model: input size, interpolation, mean, deviation, crop.
+
+    Args:
+        model: of timm, torchvision or any other kind.
+        input_size: height and width in place of the model's own.
+        crop_pct: the share of an image's side that a centre crop keeps, in place of the model's own.
+    """
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    if input_size is not None:
+        config["input_size"] = (config["input_size"][0], input_size, input_size)
+    if crop_pct is not None:
+        config["crop_pct"] = crop_pct
+    if not hasattr(model, "pretrained_cfg"):
+        config["interpolation"] = "bilinear"  # torchvision's
+    return config
+
+
+def create_transform(**settings: Any) -> Callable[[Any], Tensor]:
+    """``timm.data.create_transform``, imported late and typed."""
+    from timm.data import create_transform as create
+
+    transform: Callable[[Any], Tensor] = create(**settings)
+    return transform
+
+
+def in_channels(items: Dataset[Any], config: dict[str, Any]) -> Dataset[Any]:
+    """The images in grey for a model of one channel."""
+    if config["input_size"][0] == 1 and isinstance(items, Pictures):
+        return Pictures(items.source, items.indices, labelled=items.labelled, mode="L")
+    return items
+
+
+def for_evaluation(items: Dataset[Any], config: dict[str, Any]) -> Augmented:
+    """Images behind the evaluation transform of a :func:`transform_config`: resized, centre-cropped, normalised."""
+    return Augmented(in_channels(items, config), create_transform(**config, is_training=False), seed=0)
+
+
+def unit_pictures(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    at_most: int,
+    input_size: int | None = None,
+    seed: int = 0,
+    training: bool = False,
+) -> tuple[list[Tensor], Normalize]:
+    """Up to so many pictures as the model wants them, but from 0 to 1, and the normalisation that is left to do.
+
+    Args:
+        model: whose size, crop, mean and standard deviation they are for.
+        source: see :func:`ilmconvert.data.open_data.open_data`; labels aren't used.
+        at_most: so many, chosen at random by ``seed``.
+        input_size: height and width; None: the model's.
+        training: those to train on, rather than those set apart for validation.
+
+    Returns:
+        (3, H, W) each, RGB from 0 to 1, and a function from such a picture, or a batch of them, to the model's input.
+
+    Raises:
+        DataError: no pictures, or one that can't be read.
+    """
+    from ilmconvert.data.open_data import open_data
+
+    data = open_data(source, unlabelled=True, seed=seed)
+    items = data.train if training or data.val is None else data.val
+    config = transform_config(model, input_size)
+    transform = create_transform(**config, is_training=False, normalize=False)
+    count = len(items)  # type: ignore[arg-type]
+    chosen = random.Random(seed).sample(range(count), min(at_most, count))
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    return [transform(items[i][0]).float() / 255 for i in chosen], lambda x: (x - mean) / std

@@ -1,0 +1,142 @@
+"""The pictures that a checkpoint is verified on: a folder's, or random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.models.head import number_of_classes
+
+RANDOM_CAVEAT = (
+    "Random numbers instead of pictures. They show whether the arithmetic is right; they can't show how often the "
+    "classes of your pictures agree (a network gives noise the same few classes), nor how a bound or a start from "
+    "moments does in use. Give pictures with --data DIR."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Batches for :func:`ilmconvert.evaluation.fidelity`, and what is known about them.
+
+    Attributes:
+        batches: the batches.
+        description: what they are, for people.
+        random: whether they are random numbers.
+        names: of the pictures, in order; empty where they have none.
+        class_names: of the logits; empty where unknown.
+        caveats: what these pictures can't show.
+    """
+
+    batches: Iterable[Any] = field(repr=False)
+    description: str
+    random: bool = False
+    names: Sequence[str] = ()
+    class_names: Sequence[str] = ()
+    caveats: tuple[str, ...] = ()
+
+
+def random_sample(
+    model: nn.Module, *, batches: int = 4, batch_size: int = 2, size: int | None = None, seed: int = 0
+) -> Sample:
+    """Random inputs of the kind that the model takes, see :func:`ilmconvert.data.example_inputs.probe_batch`.
+
+    >>> sample = random_sample(nn.Sequential(nn.Flatten()).requires_grad_(False), batches=0)
+    >>> sample.random, len(sample.caveats)
+    (True, 1)
+    """
+    made = (probe_batch(model, batch_size=batch_size, size=size, seed=seed + i) for i in range(batches))
+    text = f"{batches * batch_size} random inputs, seed {seed}"
+    return Sample(made, text, random=True, class_names=class_names(model), caveats=(RANDOM_CAVEAT,))
+
+
+def folder_sample(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    at_most: int | None = None,
+    batch_size: int = 8,
+    input_size: int | None = None,
+    workers: int = 0,
+) -> Sample:
+    """The validation pictures of a folder or named dataset, or all where none are set apart, as the model wants them.
+
+    Labels are used where there are as many classes as logits.
+
+    Args:
+        model: whose transform and logits they are for.
+        source: see :func:`ilmconvert.data.open_data.open_data`.
+        at_most: so many pictures, spread evenly over all of them.
+        batch_size, workers: of the loader.
+        input_size: height and width; None: the model's.
+
+    Raises:
+        DataError: no pictures, or one that can't be read.
+    """
+    from ilmconvert.data.open_data import open_data
+    from ilmconvert.data.transforms import for_evaluation, transform_config
+
+    data = open_data(source)
+    items = data.train if data.val is None else data.val
+    ready = for_evaluation(items, transform_config(model, input_size))
+    count = len(ready)
+    wanted = min(count, at_most or count)
+    chosen = [i * count // wanted for i in range(wanted)]
+    fits = data.num_classes is not None and data.num_classes == number_of_classes(model)
+    caveats = [] if fits or data.num_classes is None else [_no_labels(data.num_classes, number_of_classes(model))]
+    dataset = _Unlabelled(Subset(ready, chosen), keep=fits)
+    which = "pictures" if wanted == count else f"of {count} pictures, evenly spread,"
+    part = "" if data.val is None else " (validation part)"
+    name_of = getattr(items, "name", None)
+    return Sample(
+        DataLoader(dataset, batch_size, num_workers=workers),
+        f"{wanted} {which} of {source}{part}",
+        names=[_short(name_of(i), source) for i in chosen] if name_of else (),
+        class_names=(data.class_names or ()) if fits else class_names(model),
+        caveats=tuple(caveats),
+    )
+
+
+def class_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the logits of a model with the classes of ImageNet; empty for others."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(model) if hasattr(model, "pretrained_cfg") else None
+    if subset is None and number_of_classes(model) == 1000:
+        subset = "imagenet-1k"
+    if not subset:
+        return ()
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(i).split(",")[0] for i in range(info.num_classes()))
+
+
+class _Unlabelled(Dataset[tuple[Any, int]]):
+    """A dataset with its labels, or with -1 in their place."""
+
+    def __init__(self, items: Dataset[Any], keep: bool) -> None:
+        self.items, self.keep = items, keep
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        picture, label = self.items[index]
+        return picture, label if self.keep else -1
+
+
+def _no_labels(classes: int, logits: int | None) -> str:
+    return (
+        f"The folder has {classes} classes and the model {logits} logits, so that no accuracy can be told: only "
+        "whether both models give the same answers."
+    )
+
+
+def _short(name: str, source: str | Path) -> str:
+    """The file below the folder that was named."""
+    path, folder = Path(name).absolute(), Path(source).absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else name

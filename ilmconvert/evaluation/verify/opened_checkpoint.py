@@ -1,0 +1,110 @@
+"""A checkpoint that is to be verified: the model, and what the file says of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ilmconvert.checkpoint.save_load import load, read_header
+from ilmconvert.models.weight_files import sha256
+from ilmconvert.surgery import group_norm_target as plain_layers
+from ilmconvert.surgery import plan
+from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
+
+LEFT_OUT = "left out when the model was converted (include, exclude)"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A norm that stayed: its place, its class and why."""
+
+    name: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint that was read.
+
+    Attributes:
+        path: the file.
+        model: what it holds, in evaluation mode.
+        header: see :func:`ilmconvert.checkpoint.save_load.read_header`.
+        sha256: of the file.
+    """
+
+    path: Path
+    model: nn.Module
+    header: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The architecture, or the class of a model of no zoo."""
+        spec = self.header["spec"]
+        return str(spec["architecture"]) if spec else type(self.model).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first parameter."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether the file says that it was trained after its conversion."""
+        return "finetuned" in self.header["provenance"]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a layer limits its restoring path."""
+        configs = [layer["config"] for layer in self.header["layers"]]
+        return any(config.get(key) is not None for config in configs for key in ("restore_bound", "restore_range"))
+
+    @property
+    def plain(self) -> bool:
+        """Whether every converted layer is a plain GroupNorm."""
+        return all(plain_layers.is_plain(layer["config"]) for layer in self.header["layers"])
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether some converted layer is a plain GroupNorm."""
+        return any(plain_layers.is_plain(layer["config"]) for layer in self.header["layers"])
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the file says that its norms were fitted to pictures after the conversion."""
+        return "calibrated" in self.header["settings"]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the file says that its plain layers were ILM Norms."""
+        return "collapsed" in self.header["settings"]
+
+    @property
+    def converted(self) -> list[str]:
+        """Names of the layers that the conversion made."""
+        return [entry["name"] for entry in self.header["layers"]]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The norms that stayed, and why."""
+        made = set(self.converted)
+        entries = [e for e in plan(self.model) if e.reason != ALREADY_CONVERTED and e.name not in made]
+        return [Skipped(e.name, e.source.rsplit(".", 1)[-1], e.reason or e.error or LEFT_OUT) for e in entries]
+
+
+def open_subject(path: str | Path, into: nn.Module | None = None) -> Subject:
+    """Read a checkpoint; ``into`` is the source of a model that is in no zoo, and stays as it is.
+
+    Raises:
+        CheckpointError: see :func:`ilmconvert.load`.
+    """
+    model = load(path) if into is None else load(path, into=copy.deepcopy(into))
+    return Subject(Path(path), model, read_header(path), sha256(path))

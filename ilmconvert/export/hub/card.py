@@ -1,0 +1,107 @@
+"""``README.md`` of a published folder: the model card, with nothing in it that isn't known or measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import timm
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ilmconvert.checkpoint.metadata import Record
+from ilmconvert.surgery.settings import PLAIN_TARGETS
+
+if TYPE_CHECKING:
+    from ilmconvert.evaluation.outputs import OutputError
+
+#: What the hub's ``license`` may be; others are "other" with a name.
+_LICENSES = frozenset(
+    ["apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0", "apple-amlr", "apple-ascl", "gemma", "other", "unknown"]
+)
+_KINDS = {"ilm_gn": "ILM-GN", "ilm_ln": "ILM-LN", "ilm_in": "ILM-IN", **dict.fromkeys(PLAIN_TARGETS, "GroupNorm")}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A comparison with the source, made while the folder was written.
+
+    Attributes:
+        error: of the outputs.
+        inputs: how many, of which shape and kind, for people.
+    """
+
+    error: OutputError
+    inputs: str
+
+
+def card_of(config: Mapping[str, Any], record: Record, name: str, measured: Measured | None) -> str:
+    """The text of the card.
+
+    Args:
+        config: the content of the ``config.json`` beside it.
+        record: of the checkpoint beside it.
+        name: what ``timm.create_model`` takes, ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
+        measured: None where there was no source to compare with.
+    """
+    assert record.spec is not None
+    base, cfg = record.spec["architecture"], config["pretrained_cfg"]
+    registered = base_cfg(base)
+    text: str = _template().render(
+        front=_front_matter(cfg, registered).to_yaml(),
+        name=name,
+        base=base,
+        kind=_KINDS.get(str(record.settings.get("to")), "ILM Norm"),
+        settings=record.settings,
+        provenance=record.provenance,
+        version=record.ilmconvert,
+        cfg=cfg,
+        hub_id=registered.get("hf_hub_id"),
+        plan=_plan(record),
+        measured=measured,
+    )
+    return text
+
+
+def base_cfg(architecture: str) -> dict[str, Any]:
+    """timm's own settings of the base, {} where it has none under this name and tag."""
+    if architecture not in timm.models.get_arch_pretrained_cfgs(architecture):
+        return {}
+    cfg = timm.models.get_pretrained_cfg(architecture)
+    return {} if cfg is None else cfg.to_dict()
+
+
+def _front_matter(cfg: Mapping[str, Any], registered: Mapping[str, Any]) -> ModelCardData:
+    license = cfg.get("license")
+    known = license is None or license in _LICENSES
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification" if cfg["num_classes"] else "image-feature-extraction",
+        tags=["timm", "ilmconvert", "instance-level-meta-normalization"],
+        license=license if known else "other",
+        license_name=None if known else license,
+        base_model=registered.get("hf_hub_id"),
+    )
+
+
+def _plan(record: Record) -> list[tuple[str, int, bool, int]]:
+    """Kind of layer, groups, whether there is a restoring path, and how many of these."""
+    configs = [entry["config"] for entry in record.layers]
+    kinds = Counter(
+        ("GroupNorm" if "kind" in c else "ILM Norm", c["num_groups"], bool(c.get("restore"))) for c in configs
+    )
+    return [(*kind, count) for kind, count in kinds.most_common()]
+
+
+def _template() -> Any:
+    made = Environment(
+        loader=PackageLoader("ilmconvert.export.hub", "templates"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return made.get_template("card.md")

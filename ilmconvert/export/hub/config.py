@@ -1,0 +1,81 @@
+"""``config.json`` of a published folder: what ``timm.create_model`` reads."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from ilmconvert._constants import ENTRYPOINT
+from ilmconvert.checkpoint.metadata import Record
+from ilmconvert.errors import CheckpointError
+from ilmconvert.models.timm_zoo import SOURCE_FIELDS
+
+_CURE = "write it with ilmconvert.save, and load it with ilmconvert.load"
+
+
+def check_publishable(record: Record) -> None:
+    """Raise a CheckpointError for a model that timm can't build by a ``config.json``."""
+    spec = record.spec
+    if spec is None or spec["library"] != "timm":
+        what = "a model of no zoo" if spec is None else f"{spec['library']}'s {spec['architecture']}"
+        raise CheckpointError(f"the hub layout is timm's, and this is {what}; {_CURE}")
+    if spec["model_args"].get("features_only"):
+        raise CheckpointError(
+            "a feature extractor lacks a part of its network: convert and publish the whole one, "
+            "and load it with features_only=True"
+        )
+
+
+def config_of(model: nn.Module, record: Record) -> dict[str, Any]:
+    """The content of ``config.json``: by timm's own writer, with our entrypoint, the layers and the changed tag.
+
+    Raises:
+        CheckpointError: see :func:`check_publishable`, or timm can't describe the model.
+    """
+    check_publishable(record)
+    assert record.spec is not None
+    base, args = record.spec["architecture"], record.spec["model_args"]
+    own: dict[str, Any] = {"base": base, "layers": list(record.layers)}
+    if record.aliases:
+        own["aliases"] = record.aliases
+    own.update({key: value for key, value in args.items() if key != "pretrained_cfg"})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.json"
+            save_config_for_hf(model, path, model_args=own)
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"timm can't describe the model ({error}); {_CURE}") from error
+    config["architecture"] = ENTRYPOINT
+    config["pretrained_cfg"]["tag"] = changed_tag(model, record)
+    _correct(config, in_chans=args.get("in_chans"))
+    config["ilmconvert"] = {
+        "version": record.ilmconvert,
+        "settings": record.settings,
+        "provenance": record.provenance,
+    }
+    return config
+
+
+def changed_tag(model: nn.Module, record: Record) -> str:
+    """timm's tag of the weights with what became of the norms: these aren't the weights that the tag stands for."""
+    kind = str(record.settings.get("to", "ilm"))
+    tag = str(model.pretrained_cfg.get("tag") or "")  # type: ignore[union-attr, operator]
+    return tag if tag.endswith(kind) else f"{tag}_{kind}".lstrip("_")
+
+
+def _correct(config: dict[str, Any], in_chans: int | None) -> None:
+    """What older versions of timm leave in that is true of the base's file alone."""
+    cfg = config["pretrained_cfg"]
+    for key in (*SOURCE_FIELDS, "label_offset"):
+        cfg.pop(key, None)
+    cfg.update(custom_load=False, num_classes=config["num_classes"])
+    if in_chans is not None:
+        for key in ("input_size", "test_input_size", "min_input_size"):
+            if cfg.get(key):
+                cfg[key] = [in_chans, *cfg[key][1:]]

@@ -1,0 +1,180 @@
+"""From a name, a file or a module to the networks of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ilmconvert.checkpoint.save_load import load
+from ilmconvert.errors import FineTuneError
+from ilmconvert.finetune.recipe import Recipe
+from ilmconvert.finetune.seeding import seed_all
+from ilmconvert.models.create import create_model, infer_spec
+from ilmconvert.models.head import classifier
+from ilmconvert.models.spec import label
+from ilmconvert.surgery import convert
+from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.sources import find_source
+
+BEST = "best.safetensors"
+_REFERENCES = ("ref_mean", "ref_std")
+_RESTORING = ("restore_weight", "restore_bias")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The networks that a run starts from, in evaluation mode.
+
+    Attributes:
+        name: what the model is called.
+        network: the one that is trained; it holds what a conversion made, ILM Norms or plain layers.
+        source: what it was converted from, with the same head; None for a network that came converted.
+        exact: whether the conversion gave it its source's function; one from moments, plain ones too, only comes near.
+        head_replaced: whether the head is new and knows nothing yet.
+    """
+
+    name: str
+    network: nn.Module
+    source: nn.Module | None
+    exact: bool
+    head_replaced: bool
+
+
+def open_model(model: nn.Module | str | Path, weights: str | Path = "default") -> tuple[str, nn.Module]:
+    """A model and what it is called. A module is copied, so that the caller's stays as it is.
+
+    A path of a checkpoint or of a run folder (its ``best.safetensors``) is loaded; other strings are names, see
+    :func:`ilmconvert.models.create.create_model`, which ``weights`` is for.
+
+    Raises:
+        ILMConvertError: there is no such model or file.
+    """
+    if isinstance(model, nn.Module):
+        spec = infer_spec(model)
+        return spec.architecture if spec else type(model).__name__, copy.deepcopy(model).eval()
+    path = Path(model)
+    if (path / BEST).is_file():
+        return str(model), load(path / BEST)
+    if path.suffix == ".safetensors" or path.is_file():
+        return str(model), load(path)
+    return str(model), create_model(str(model), weights=weights)
+
+
+def start(
+    model: nn.Module | str | Path,
+    recipe: Recipe,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path = "default",
+    init: str = "identity",
+) -> Start:
+    """The network to train: converted if it isn't, and with a new head where ``num_classes`` is given.
+
+    Raises:
+        ILMConvertError: there is no such model, nothing to convert, or no head that can be replaced.
+    """
+    name, network = open_model(model, weights)
+    if num_classes is not None:
+        replace_head(network, num_classes, recipe.seed)
+    source = None
+    if not layers_of(network):
+        # a bound belongs to the restoring path, which the moments start lacks
+        bound = recipe.restore_bound if init == "identity" else None
+        source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
+    exact = getattr(network, "ilmconvert_settings", {}).get("init") != "moments"
+    return Start(name, network, source, exact, num_classes is not None)
+
+
+def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
+    """Give ``model`` a new, random head, in place, the same for the same seed.
+
+    Raises:
+        FineTuneError: ``num_classes`` isn't at least 2, or there is no head that can be replaced.
+    """
+    if num_classes < 2:
+        raise FineTuneError(f"num_classes has to be at least 2, not {num_classes}")
+    spec, like = infer_spec(model), next(model.parameters())
+    with torch.random.fork_rng(devices=[]):
+        seed_all(seed)
+        if hasattr(model, "reset_classifier"):
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+        else:
+            name, old = classifier(model)
+            parent, _, child = name.rpartition(".")
+            new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+            model.get_submodule(parent)._modules[child] = new
+    model.to(like.device, like.dtype)
+    if spec is not None:
+        label(model, replace(spec, model_args={**spec.model_args, "num_classes": num_classes}))
+
+
+def norm_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that a conversion made, ILM Norms or plain; of a baseline the norms that could be converted."""
+    found = [model.get_submodule(entry["name"]) for entry in layers_of(model)]
+    return found or [m for m in model.modules() if find_source(m) is not None]
+
+
+def norm_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The norms' own parameters that can train, with their last names."""
+    for layer in norm_layers(model):
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and name not in _REFERENCES:
+                yield name, parameter
+
+
+def set_trainable(model: nn.Module, recipe: Recipe, *, with_head: bool) -> None:
+    """Freeze what the recipe doesn't train. What is frozen already stays so.
+
+    Raises:
+        FineTuneError: nothing would train.
+    """
+    norm = {id(p) for name, p in norm_parameters(model)}
+    head = {id(p) for p in classifier(model)[1].parameters()} if with_head else set()
+    for name, parameter in model.named_parameters():
+        if recipe.train == "norm" and id(parameter) not in norm | head:
+            parameter.requires_grad_(False)
+        if recipe.anneal != "none" and name.rpartition(".")[2] in _RESTORING:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise FineTuneError(f"no parameter of the model trains with train: {recipe.train}; unfreeze some")
+
+
+def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Training mode, in which BatchNorm modules, where any are left, may keep their statistics."""
+    model.train()
+    if freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: str | Path = "default") -> nn.Module:
+    """A frozen teacher: the one given, or a copy of the network as it starts, or of its source where they differ.
+
+    Raises:
+        ILMConvertError: there is no such model, or none was given and the source isn't there.
+    """
+    if teacher is not None:
+        found = open_model(teacher, weights)[1]
+    elif first.exact or (first.head_replaced and first.source is None):
+        found = copy.deepcopy(first.network)
+    elif first.source is not None:
+        found = copy.deepcopy(first.source)
+    else:
+        raise FineTuneError(
+            f"{first.name} started from moments and can't teach itself; name its source with --teacher (teacher=)"
+        )
+    return found.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The teacher, and whether it is followed by features."""
+
+    network: nn.Module | None = None
+    compare_features: bool = False

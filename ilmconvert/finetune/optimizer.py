@@ -1,0 +1,123 @@
+"""Parameter groups: factors on the learning rate, weight decay where it belongs; and the optimizer and schedule."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from ilmconvert.errors import FineTuneError
+from ilmconvert.finetune.networks import norm_parameters
+from ilmconvert.finetune.recipe import Recipe
+from ilmconvert.models.head import classifier
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters that train, by kind (norm, restore, head, backbone), factor and weight decay.
+
+    Each group has ``params``, ``kind``, ``weight_decay`` and ``lr_scale``, the factor that timm's schedulers apply:
+    the recipe's for the kind times that of the layer. Parameters of one dimension, and those that the model names
+    in ``no_weight_decay()``, aren't decayed.
+
+    Raises:
+        FineTuneError: layer decay for a model whose layers timm doesn't know.
+    """
+    scales = {
+        "norm": recipe.norm_lr_scale,
+        "restore": recipe.restore_lr_scale,
+        "head": recipe.head_lr_scale,
+        "backbone": 1.0,
+    }
+    kinds = parameter_kinds(model)
+    sorted_out: dict[tuple[str, float, float], list[nn.Parameter]] = defaultdict(list)
+    for group in _timm_groups(model, recipe):
+        for parameter in group["params"]:
+            kind = kinds.get(id(parameter), "backbone")
+            key = kind, scales[kind] * group.get("lr_scale", 1.0), group["weight_decay"]
+            sorted_out[key].append(parameter)
+    return [
+        {"params": parameters, "kind": kind, "lr_scale": scale, "weight_decay": decay}
+        for (kind, scale, decay), parameters in sorted_out.items()
+    ]
+
+
+def parameter_kinds(model: nn.Module) -> dict[int, str]:
+    """The kind of each parameter by its ``id``, where that isn't the backbone."""
+    kinds = {id(p): "restore" if name.startswith("restore_") else "norm" for name, p in norm_parameters(model)}
+    try:
+        head = classifier(model)[1]
+    except FineTuneError:
+        return kinds
+    return {**kinds, **{id(p): "head" for p in head.parameters()}}
+
+
+def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    exempt: Iterable[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    if recipe.layer_decay is None:
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            model, recipe.weight_decay, no_weight_decay_list=set(exempt)
+        )
+        return groups
+    if not hasattr(model, "group_matcher"):
+        raise FineTuneError(
+            f"layer_decay needs to know the layers' order, which {type(model).__name__} doesn't tell; "
+            "take the model from timm or leave layer_decay out"
+        )
+    groups = param_groups_layer_decay(
+        model, recipe.weight_decay, no_weight_decay_list=set(exempt), layer_decay=recipe.layer_decay
+    )
+    return groups
+
+
+def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    """timm's optimizer of the recipe over :func:`parameter_groups`."""
+    optimizer: Optimizer = create_optimizer_v2(
+        groups, opt=recipe.opt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
+    return optimizer
+
+
+class Schedule:
+    """The learning rate of every optimizer step: timm's schedule, applied per update."""
+
+    def __init__(self, optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> None:
+        self._optimizer = optimizer
+        self._highest = recipe.learning_rate
+        self._scheduler: Scheduler | None = None
+        if recipe.sched != "constant" or recipe.warmup_epochs:
+            self._scheduler = _timm_schedule(optimizer, recipe, steps_per_epoch)
+
+    def apply(self, step: int) -> float:
+        """Set the learning rates of step ``step`` (from 0); returns the one of a group without a factor."""
+        if self._scheduler is not None:
+            self._scheduler.step_update(step)
+        else:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._highest * group["lr_scale"]
+        for group in self._optimizer.param_groups:
+            if group["lr_scale"]:
+                return float(group["lr"]) / float(group["lr_scale"])
+        return 0.0
+
+
+def _timm_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    constant = recipe.sched == "constant"
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        # one stair at the very end is a constant with timm's warm-up
+        sched="step" if constant else recipe.sched,
+        decay_epochs=recipe.epochs + 1,
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler

@@ -1,0 +1,116 @@
+"""A model by name: timm, torchvision, a hub id or a local folder; with pretrained, random or a file's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ilmconvert.errors import ModelError
+from ilmconvert.models import weight_files as weight_files
+from ilmconvert.models.names import LIBRARIES, list_models, unknown, zoo
+from ilmconvert.models.spec import ModelSpec, json_args, label_built
+
+__all__ = ["ModelSpec", "create_model", "infer_spec", "list_models", "parse_name"]
+
+HUB_SOURCES = ("hf-hub", "hf_hub", "local-dir")
+
+
+def parse_name(name: str) -> ModelSpec:
+    """The model that a name means.
+
+    ``resnet50`` and ``timm/resnet50`` are timm's (torchvision's, for a bare name that timm lacks),
+    ``torchvision/resnet50`` is torchvision's, ``hf-hub:org/name`` and ``local-dir:path`` are timm models on the
+    Hugging Face hub and in a folder with ``config.json``; their settings are copied into the spec.
+
+    Raises:
+        ModelError: there is no such model (the message holds names that are near).
+
+    >>> parse_name("torchvision/resnet18")
+    ModelSpec(library='torchvision', architecture='resnet18', model_args={})
+    """
+    from ilmconvert.models import timm_zoo
+
+    if ":" in name:
+        if name.partition(":")[0] not in HUB_SOURCES:
+            raise ModelError(f"{name!r} is no model name; with a colon it starts with hf-hub: or local-dir:")
+        return ModelSpec("timm", *_with_json_args(timm_zoo.resolve_hub(name)))
+    library, slash, bare = name.partition("/")
+    if slash and library not in LIBRARIES:
+        raise ModelError(f"{unknown(name)} (for a model on the hub write hf-hub:{name}, for a folder local-dir:{name})")
+    for candidate in (library,) if slash else LIBRARIES:
+        library_zoo, architecture = zoo(candidate), bare if slash else name
+        if library_zoo.is_known(architecture):
+            return ModelSpec(candidate, library_zoo.canonical(architecture))
+    raise ModelError(unknown(name))
+
+
+def create_model(name: str, *, weights: str | Path = "default", **model_args: Any) -> nn.Module:
+    """A model by name in evaluation mode, with weights.
+
+    Args:
+        name: see :func:`parse_name`.
+        weights: "default" (the library's pretrained ones, downloaded where they aren't cached), "none" (random
+            ones), or a file that :func:`ilmconvert.models.weight_files.read_state_dict` reads and that fits the model.
+        **model_args: passed to the library's constructor, such as ``num_classes=10``; JSON values only.
+
+    The model carries ``ilmconvert_spec`` (:class:`ModelSpec`) and ``ilmconvert_provenance`` (a dict of where the
+    weights come from).
+
+    Raises:
+        ModelError: unknown name, arguments that the library refuses, weights that can't be had or don't fit.
+
+    >>> model = create_model("test_resnet", weights="none", num_classes=10)
+    >>> model.ilmconvert_provenance
+    {'weights': 'none'}
+    """
+    spec = parse_name(name)
+    spec = ModelSpec(spec.library, spec.architecture, {**spec.model_args, **json_args(model_args)})
+    library = zoo(spec.library)
+    provenance: dict[str, Any]
+    if weights == "none":
+        model, provenance = spec.build(), {"weights": "none"}
+    elif weights == "default":
+        model, found_args, provenance = library.build_pretrained(name, spec.architecture, dict(model_args))
+        found = ModelSpec(spec.library, spec.architecture, {**spec.model_args, **json_args(found_args)})
+        model = label_built(model, found)
+    else:
+        model, provenance = _from_file(library, spec, Path(weights))
+    model.ilmconvert_provenance = provenance  # type: ignore[assignment]
+    return model.eval()
+
+
+def infer_spec(model: nn.Module) -> ModelSpec | None:
+    """The spec of a model that timm's or this library's ``create_model`` made; None where that can't be told."""
+    spec = getattr(model, "ilmconvert_spec", None)
+    if isinstance(spec, ModelSpec):
+        return spec
+    if not isinstance(getattr(model, "pretrained_cfg", None), Mapping):
+        return None
+    from ilmconvert.models import timm_zoo
+
+    try:
+        found = timm_zoo.infer(model)
+        return ModelSpec("timm", *_with_json_args(found)) if found else None
+    except ModelError:
+        return None
+
+
+def _from_file(library: ModuleType, spec: ModelSpec, path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    state = weight_files.read_state_dict(path)
+    model = spec.build(initialize=False)
+    try:
+        weight_files.load_strict(model, state, str(path))
+    except ModelError:
+        translated = library.build_from_foreign(spec.architecture, dict(spec.model_args), state)
+        if translated is None:
+            raise
+        model = label_built(translated, spec)
+    return model, {"weights": path.name, "sha256": weight_files.sha256(path)}
+
+
+def _with_json_args(found: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return found[0], json_args(found[1])

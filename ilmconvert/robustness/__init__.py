@@ -1,1 +1,0 @@
-"""How a network holds out against corrupted pictures."""

@@ -1,0 +1,32 @@
+"""The tensors in whatever a model returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def outputs(result: Any) -> list[Tensor]:
+    """All tensors in what a model returned: a tensor, or tuples, lists, dicts and dataclasses of them.
+
+    >>> [t.shape[0] for t in outputs({"out": torch.ones(1), "aux": (torch.ones(2), None)})]
+    [1, 2]
+    """
+    return list(_tensors(result))
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping):
+        for value in result.values():
+            yield from _tensors(value)
+    elif isinstance(result, (tuple, list)):
+        for value in result:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        for item in dataclasses.fields(result):
+            yield from _tensors(getattr(result, item.name))

@@ -1,0 +1,143 @@
+"""The decision for one norm-like module: what replaces it, why it stays, or why it can't be converted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert.nn import ILMNorm
+from ilmconvert.nn.group_sizes import best_key_group_size, best_num_groups
+from ilmconvert.surgery import group_norm_target, refuse_wrapped
+from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings
+from ilmconvert.surgery.sources import NormDescription, find_source, qualified_name, reason_to_skip, source_base
+
+ALREADY_CONVERTED = "already an ILM Norm"
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One norm-like module: what replaces it (``target``), or why nothing does.
+
+    Attributes:
+        name: dotted path in the model; "" for the root itself.
+        source: its class, as ``module.Class``.
+        aliases: other paths of the same module.
+        num_channels: C, where known.
+        target: settings of the ILMNorm (or plain GroupNorm) in its place, or None.
+        reason: why it stays, or None.
+        error: why the model can't be converted with it as asked, or None.
+        note: what a reader of the plan should know.
+        never_trained: running statistics 0 and 1, as at construction.
+    """
+
+    name: str
+    source: str
+    aliases: tuple[str, ...] = ()
+    num_channels: int | None = None
+    target: dict[str, Any] | None = None
+    reason: str | None = None
+    error: str | None = None
+    note: str | None = None
+    never_trained: bool = False
+
+
+def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry:
+    """The entry of one norm-like module, whose paths in the model are ``names``."""
+    entry = PlanEntry(names[0], qualified_name(type(module)), tuple(names[1:]))
+    if isinstance(module, ILMNorm):
+        return replace(entry, num_channels=module.num_channels, reason=ALREADY_CONVERTED)
+    describe = find_source(module)
+    if describe is None:
+        reason = settings.reason_to_skip(names)
+        error = refuse_wrapped.parametrized_error(module) if source_base(module) is not None else None
+        if error is not None and reason is None:
+            return replace(entry, error=error)
+        return replace(entry, reason=reason or reason_to_skip(module))
+    source = describe(module)
+    entry = replace(entry, num_channels=source.num_channels)
+    reason = settings.reason_to_skip(names)
+    if reason is not None:
+        return replace(entry, reason=reason)
+    error = refuse_wrapped.parametrized_error(module) or _statistics_error(source)
+    target, note, regrouping = _target(source, settings)
+    return replace(
+        entry,
+        target=target,
+        error=error or regrouping,
+        note=note or _orphan_note(module, source),
+        never_trained=error is None and _never_trained(source),
+    )
+
+
+def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any], str | None, str | None]:
+    """Settings of the new layer, a note, and an error where the grouping asked for can't start as the identity."""
+    channels = source.num_channels
+    several, kind = best_num_groups(channels, settings.num_groups), settings.to.removeprefix("ilm_")
+    groups = {"gn": several, "ln": 1, "in": channels}[kind]
+    note = error = None
+    if source.num_groups is not None and source.num_groups != groups:
+        if kind == "gn" and settings.num_groups == DEFAULT_NUM_GROUPS:
+            groups, note = source.num_groups, "keeps its own groups"
+        elif settings.init == "moments":
+            note = f"the statistics of its {source.num_groups} groups are lost; gamma and beta are kept"
+        else:
+            error = (
+                f"its {source.num_groups} groups can't become {groups} and compute the same: exclude it, "
+                "use to='ilm_gn' (keeps its groups) or init='moments' (keeps only gamma and beta)"
+            )
+    if settings.plain:
+        return group_norm_target.target(source, groups), note, error
+    restore = source.num_groups is None and settings.init == "identity"
+    target = {
+        "num_channels": channels,
+        "num_groups": groups,
+        "key_group_size": best_key_group_size(channels, settings.key_group_size),
+        "reduction": settings.reduction,
+        # A batch-level layer's eps may be 0 (torchvision's detection backbones): there it never meets a constant.
+        "eps": source.eps if source.eps > 0 or source.num_groups is not None else 1e-5,
+        "correction": 0,
+        "restore": restore,
+        "restore_bound": settings.restore_bound if restore else None,
+        "affine": True,
+    }
+    return target, note, error
+
+
+def _statistics_error(source: NormDescription) -> str | None:
+    if source.num_groups is not None:
+        return None
+    mean, var = source.running_mean, source.running_var
+    if mean is None or var is None:
+        return "no running statistics, so its evaluation depends on the batch; train with track_running_stats=True"
+    if mean.is_meta or var.is_meta or not mean.numel():
+        return None
+    (least, most), (lowest, highest) = _limits(mean), _limits(var)
+    if not all(map(isfinite, (least, most, lowest, highest))):
+        return "its running statistics hold NaN or infinity; re-estimate them or exclude it"
+    if lowest < 0 or lowest + source.eps <= 0:
+        return "its running variance is negative, or 0 with eps 0; re-estimate it or exclude it"
+    return None
+
+
+def _never_trained(source: NormDescription) -> bool:
+    mean, var = source.running_mean, source.running_var
+    if mean is None or var is None or mean.is_meta or not mean.numel():
+        return False
+    return _limits(mean) == (0, 0) and _limits(var) == (1, 1)
+
+
+def _limits(t: Tensor) -> tuple[float, float]:
+    """The least and the greatest value; NaN where there is one."""
+    low, high = torch.aminmax(t.detach())
+    return low.item(), high.item()
+
+
+def _orphan_note(module: nn.Module, source: NormDescription) -> str | None:
+    """torch's SyncBatchNorm converter keeps the children of timm's BatchNormAct2d but never calls them."""
+    used = {id(source.act), id(source.drop)}
+    unused = [n for n, child in module.named_children() if id(child) not in used and type(child) is not nn.Identity]
+    return f"its children {', '.join(unused)} were never called and are dropped" if unused else None
