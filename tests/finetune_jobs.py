@@ -47,8 +47,8 @@ _context.set_forkserver_preload(
 )
 
 
-def picture(label: int, number: int, noise: float = 40.0) -> Image.Image:
-    """A noisy picture with a bright bar whose place tells the class."""
+def image(label: int, number: int, noise: float = 40.0) -> Image.Image:
+    """A noisy image with a bright bar whose place tells the class."""
     pixels = np.random.default_rng(number).normal(90, noise, (SIZE, SIZE, 3))
     width = SIZE // CLASSES
     pixels[:, label * width : (label + 1) * width] += 90
@@ -56,10 +56,10 @@ def picture(label: int, number: int, noise: float = 40.0) -> Image.Image:
 
 
 def bars(count: int = 24, *, labelled: bool = True, val: bool = True) -> Data:
-    """Pictures that a small network can learn to tell apart."""
+    """ImageDataset that a small network can learn to tell apart."""
 
     def items(first: int, known: bool) -> list[tuple[Image.Image, int]]:
-        return [(picture(i % CLASSES, first + i), i % CLASSES if known else -1) for i in range(count)]
+        return [(image(i % CLASSES, first + i), i % CLASSES if known else -1) for i in range(count)]
 
     names = tuple("abcd") if labelled else None
     description = {"source": "bars", "train": count}
@@ -68,10 +68,10 @@ def bars(count: int = 24, *, labelled: bool = True, val: bool = True) -> Data:
 
 
 def network(name: str = "test_resnet", **args: Any) -> nn.Module:
-    """A small network with BatchNorm whose running statistics are those of the pictures."""
+    """A small network with BatchNorm whose running statistics are those of the images."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, **args)
-    x = torch.stack([_tensor(picture(i % CLASSES, i)) for i in range(16)])
+    x = torch.stack([_tensor(image(i % CLASSES, i)) for i in range(16)])
     model.train()
     with torch.no_grad():
         for module in model.modules():

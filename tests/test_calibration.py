@@ -38,8 +38,8 @@ def network(name: str = "test_resnet", **args: Any) -> nn.Module:
     return randomize_norms(timm.create_model(name, **args).eval(), scale=0.7)
 
 
-def pictures(count: int = 6, size: int = 48, seed: int = 0) -> list[Tensor]:
-    """Smooth random fields of various contrast, as instances differ in pictures."""
+def images(count: int = 6, size: int = 48, seed: int = 0) -> list[Tensor]:
+    """Smooth random fields of various contrast, as instances differ in images."""
     generator = torch.Generator().manual_seed(seed)
     fields = torch.randn(count * 4, 3, 6, 6, generator=generator)
     contrast = torch.rand(count * 4, 1, 1, 1, generator=generator) + 0.5
@@ -153,12 +153,12 @@ def test_the_meta_network_recovers_one() -> None:
     ("name", "to"),
     [("test_resnet", "ilm_ln"), ("test_resnet", "gn"), ("test_efficientnet", "ilm_gn"), ("test_efficientnet", "ln")],
 )
-def test_it_comes_nearer_to_the_source_on_other_pictures(name: str, to: str) -> None:
+def test_it_comes_nearer_to_the_source_on_other_images(name: str, to: str) -> None:
     source = network(name)
     model = ilmconvert.convert(source, to, init="moments")
-    others = pictures(seed=1)
+    others = images(seed=1)
     before, flags = error(model, source, others), [m.training for m in model.modules()]
-    found = calibrate(model, pictures(), source=source)
+    found = calibrate(model, images(), source=source)
     assert found.kept != "start"
     assert error(model, source, others) < 0.95 * before
     assert found.scores[found.kept].better_than(found.scores["start"])
@@ -181,9 +181,9 @@ def test_it_comes_nearer_to_the_source_on_other_pictures(name: str, to: str) -> 
 def test_regrouping_of_a_group_norm_network(name: str, norm_layer: str, to: str, settings: dict[str, Any]) -> None:
     source = randomize_norms(timm.create_model(name, norm_layer=norm_layer).eval(), scale=0.7)
     model = ilmconvert.convert(source, to, init="moments", **settings)
-    others = pictures(seed=1)
+    others = images(seed=1)
     before = error(model, source, others)
-    found = calibrate(model, pictures(), source=source, meta=False)
+    found = calibrate(model, images(), source=source, meta=False)
     assert found.kept != "start"
     assert error(model, source, others) < 0.9 * before
 
@@ -203,12 +203,12 @@ def test_half_of_the_way_lies_half_way() -> None:
 
 
 @pytest.mark.parametrize("to", ["gn", "ilm_ln"])
-def test_what_is_kept_is_never_further_away_on_the_held_out_pictures(to: str) -> None:
+def test_what_is_kept_is_never_further_away_on_the_held_out_images(to: str) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         source = randomize_norms(timm.create_model("test_efficientnet").eval(), scale=0.7)
         model = ilmconvert.convert(source, to, init="moments")
-        found = calibrate(model, pictures(4, seed=seed), source=source, meta=False)
+        found = calibrate(model, images(4, seed=seed), source=source, meta=False)
         kept, start = found.scores[found.kept], found.scores["start"]
         assert kept.agreement >= start.agreement  # type: ignore[operator]
         assert kept.kl <= start.kl  # type: ignore[operator]
@@ -221,7 +221,7 @@ def test_it_never_ends_below_the_start() -> None:
     plain = ilmconvert.convert(source, "ln")
     model = copy.deepcopy(plain)
     before = copy.deepcopy(model.state_dict())
-    found = calibrate(model, pictures(), source=plain)
+    found = calibrate(model, images(), source=plain)
     assert found.kept == "start"
     assert found.layers == ()
     assert found.scores["start"].agreement == 1
@@ -262,7 +262,7 @@ def test_a_failure_leaves_everything_as_it_was(at: int) -> None:
     model.layer3.register_forward_hook(lambda module, args, y: module.breaks(y))
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match="broken"):
-        calibrate(model, pictures(), source=source)
+        calibrate(model, images(), source=source)
     assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
     assert not any(m._forward_pre_hooks for m in [*model.modules(), *source.modules()])
 
@@ -275,7 +275,7 @@ def test_shared_layers_stay() -> None:
     )
     model = ilmconvert.convert(source, "ln")
     before = model[1].weight.detach().clone()
-    found = calibrate(model, pictures(), source=source)
+    found = calibrate(model, images(), source=source)
     assert found.skipped == {"1": SHARED}
     assert torch.equal(model[1].weight, before)
     assert found.layers[0].name == "4"
@@ -284,25 +284,25 @@ def test_shared_layers_stay() -> None:
 def test_what_cannot_be_calibrated_is_refused() -> None:
     source = network()
     with pytest.raises(CalibrationError, match="has a restoring path"):
-        calibrate(ilmconvert.convert(source), pictures(), source=source)
+        calibrate(ilmconvert.convert(source), images(), source=source)
     with pytest.raises(CalibrationError, match="no layer that a conversion made"):
-        calibrate(source, pictures(), source=source)
+        calibrate(source, images(), source=source)
     model = ilmconvert.convert(source, "ln")
     with pytest.raises(CalibrationError, match="the source holds no norm layer"):
-        calibrate(model, pictures(), source=nn.Identity())
+        calibrate(model, images(), source=nn.Identity())
     with pytest.raises(CalibrationError, match="no batches"):
         calibrate(model, [], source=source)
     with pytest.raises(CalibrationError, match="too few to hold some out"):
-        calibrate(model, [pictures()[0][:1]], source=source)
+        calibrate(model, [images()[0][:1]], source=source)
     with pytest.raises(ValueError, match="holdout"):
-        calibrate(model, pictures(), source=source, holdout=1.0)
+        calibrate(model, images(), source=source, holdout=1.0)
     with pytest.raises(ilmconvert.ConversionError, match=r"convert model\.module"):
-        calibrate(nn.DataParallel(model), pictures(), source=source)
+        calibrate(nn.DataParallel(model), images(), source=source)
 
 
 def test_labels_are_ignored_and_one_batch_is_divided() -> None:
     source = network()
-    one = torch.cat(pictures())
+    one = torch.cat(images())
     models = [ilmconvert.convert(source, "ln") for _ in range(2)]
     first = calibrate(models[0], [one], source=source)
     second = calibrate(models[1], [(one, torch.zeros(len(one)))], source=source)
@@ -315,7 +315,7 @@ def test_a_walk_visits_each_layer_once_with_every_batch() -> None:
     model = ilmconvert.convert(source, "ln")
     pairs, _ = pairs_of(model, source)
     visits: list[tuple[str, list[int]]] = []
-    batches = [(x,) for x in pictures(2)]
+    batches = [(x,) for x in images(2)]
     walk(model, {n: p.layer for n, p in pairs.items()}, batches, lambda n, xs: visits.append((n, [len(x) for x in xs])))
     assert [n for n, _ in visits] == list(pairs)
     assert {tuple(sizes) for _, sizes in visits} == {(4, 4)}
@@ -324,7 +324,7 @@ def test_a_walk_visits_each_layer_once_with_every_batch() -> None:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("pics").mkdir()
-    for i, x in enumerate(torch.cat(pictures(4, size=64))):
+    for i, x in enumerate(torch.cat(images(4, size=64))):
         Image.fromarray(((x.clamp(-2, 2) + 2) * 63).byte().movedim(0, 2).numpy()).save(f"pics/{i:02d}.png")
     source = network()
     save_file(source.state_dict(), "w.safetensors")

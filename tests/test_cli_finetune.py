@@ -1,4 +1,4 @@
-"""``ilmconvert finetune``, end to end on a small network and small pictures."""
+"""``ilmconvert finetune``, end to end on a small network and small images."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ TIMM_NAMES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of two classes that differ in colour, and weights of a network that has seen something."""
+    """ImageDataset of two classes that differ in colour, and weights of a network that has seen something."""
     path = tmp_path_factory.mktemp("finetune")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
         for channel, name in enumerate(("blue", "red")):
             (path / "data" / split / name).mkdir(parents=True)
             for i in range(count):
-                picture = rng.integers(0, 120, (50, 50, 3))
-                picture[..., 2 - 2 * channel] += 120
-                Image.fromarray(picture.astype(np.uint8)).save(path / "data" / split / name / f"{i}.png")
+                image = rng.integers(0, 120, (50, 50, 3))
+                image[..., 2 - 2 * channel] += 120
+                Image.fromarray(image.astype(np.uint8)).save(path / "data" / split / name / f"{i}.png")
     save_trained(path)
     return path
 
@@ -172,7 +172,7 @@ def test_dry_run_writes_nothing() -> None:
     assert not Path("run").exists()
 
 
-def test_without_validation_pictures() -> None:
+def test_without_validation_images() -> None:
     result = run(
         "test_resnet",
         "--weights",
@@ -186,8 +186,8 @@ def test_without_validation_pictures() -> None:
         *SMALL,
     )
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.startswith("Warning: no validation pictures")
-    assert "no validation pictures" in result.stdout
+    assert result.stderr.startswith("Warning: no validation images")
+    assert "no validation images" in result.stdout
     assert "the head is new" not in result.stdout
 
 

@@ -14,8 +14,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from ilmconvert.cli.demo import demo
-from ilmconvert.data import sample_photographs
-from ilmconvert.data.sample_photographs import PHOTOGRAPHS, load_lite0, sample_pictures
+from ilmconvert.data.sample_photographs import PHOTOGRAPHS, load_lite0, sample_photographs
 from ilmconvert.errors import ILMConvertError, ModelError
 from ilmconvert.evaluation import demo as demo_module
 from ilmconvert.evaluation.demo import Comparison, DemoResult, compare, group_norm_baseline, run_demo
@@ -39,17 +38,17 @@ def small_result() -> DemoResult:
     return DemoResult("ilm_gn", ("cat", "cat, top left"), (True, False), networks)
 
 
-def test_pictures_come_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_come_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the demo opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     load_lite0()
-    pictures = sample_pictures()
-    assert len({picture.name for picture in pictures}) == len(pictures) == 3 * len(PHOTOGRAPHS)
-    assert [picture.name for picture in pictures if picture.whole] == list(PHOTOGRAPHS)
-    assert {picture.image.mode for picture in pictures} == {"RGB"}
-    whole, crop = pictures[0].image, pictures[2].image
+    images = sample_photographs()
+    assert len({photograph.name for photograph in images}) == len(images) == 3 * len(PHOTOGRAPHS)
+    assert [photograph.name for photograph in images if photograph.whole] == list(PHOTOGRAPHS)
+    assert {photograph.image.mode for photograph in images} == {"RGB"}
+    whole, crop = images[0].image, images[2].image
     corners = [image.getpixel((image.width - 1, image.height - 1)) for image in (whole, crop)]
     assert corners[0] == corners[1]
 
@@ -121,14 +120,14 @@ def test_comparison_is_relative_to_the_largest_logit() -> None:
     assert found.mean_error == pytest.approx(5 / 2000 / 4)
 
 
-def test_run_demo_on_two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "sample_pictures", lambda: sample_pictures()[:2])
+def test_run_demo_on_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "sample_photographs", lambda: sample_photographs()[:2])
     titles: list[str] = []
     result = run_demo("ilm_ln", progress=titles.append)
     names = [network.name for network in result.networks]
     assert names == ["source", "fresh", "copied", "identity", "moments"]
     assert titles == [network.title for network in result.networks]
-    assert result.pictures == ("cat", "cat, top left")
+    assert result.images == ("cat", "cat, top left")
     source, identity = result.networks[0], result.networks[3]
     assert source.largest_error == 0
     assert identity.classes == source.classes
@@ -143,7 +142,7 @@ def test_command_prints_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> N
     assert printed.exit_code == 0
     assert "tabby" in printed.stdout
     assert "lynx" not in printed.stdout, "crops are no rows"
-    assert all(text in printed.stdout for text in ("100%", "0%", "1.0e-06", "2 pictures", "init moments"))
+    assert all(text in printed.stdout for text in ("100%", "0%", "1.0e-06", "2 images", "init moments"))
 
 
 def test_command_json_is_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:

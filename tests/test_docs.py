@@ -19,7 +19,7 @@ from tests.test_report import CHROMIUM
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-# Pages whose blocks need neither pictures nor a hub.
+# Pages whose blocks need neither images nor a hub.
 RUN = [ROOT / "README.md", DOCS / "index.md", DOCS / "concepts.md", *sorted((DOCS / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

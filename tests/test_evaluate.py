@@ -34,7 +34,7 @@ CLASSES = 12
 
 
 class Table(nn.Module):
-    """A model whose pictures are numbers of rows of a table of logits."""
+    """A model whose images are numbers of rows of a table of logits."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def logits() -> Tensor:
 
 @pytest.fixture
 def labels(logits: Tensor) -> Tensor:
-    """Right for about half of the pictures."""
+    """Right for about half of the images."""
     random = torch.randint(CLASSES, (101,), generator=torch.Generator().manual_seed(1))
     return torch.where(torch.arange(101) % 2 == 0, logits.argmax(1), random)
 
@@ -111,7 +111,7 @@ def test_paired_interval_holds_the_truth_about_95_times_in_100(p_gain: float, p_
     assert 0.935 <= held <= 0.985
 
 
-def test_pictures_without_labels(logits: Tensor, labels: Tensor) -> None:
+def test_images_without_labels(logits: Tensor, labels: Tensor) -> None:
     other = logits.roll(1, dims=1)
     none = evaluate(Table(logits), items(torch.full((101,), -1)), against=Table(other))
     assert (none.count, none.labelled, none.agreement) == (101, 0, 0.0)
@@ -176,7 +176,7 @@ def test_bf16_computes_in_bf16() -> None:
     assert result.count == 8
 
 
-def test_progress_tells_pictures_and_their_number(labels: Tensor, logits: Tensor) -> None:
+def test_progress_tells_images_and_their_number(labels: Tensor, logits: Tensor) -> None:
     told: list[tuple[int, int | None]] = []
     evaluate(Table(logits), items(labels), batch_size=50, progress=lambda *state: told.append(state))
     assert told == [(50, 101), (100, 101), (101, 101)]
@@ -192,11 +192,11 @@ def test_progress_tells_pictures_and_their_number(labels: Tensor, logits: Tensor
         ({"model": nn.Linear(3, 1)}, "not logits"),
         ({"labels": torch.tensor([0, 3])}, "label 3 and the model classes 0 to 2"),
         ({"labels": torch.tensor([0, -2])}, "label -2"),
-        ({"labels": torch.tensor([[0.5, 0.5, 0.0]] * 2)}, "one class number a picture"),
+        ({"labels": torch.tensor([[0.5, 0.5, 0.0]] * 2)}, "one class number an image"),
         ({"against": nn.Linear(3, 4)}, "3 classes and the one to compare it with 4"),
         ({"amp": "fp16"}, "fp16 is for accelerators"),
         ({"amp": "int8"}, "unknown amp 'int8'; use one of no, bf16, fp16"),
-        ({"data": []}, "no picture"),
+        ({"data": []}, "no image"),
     ],
 )
 def test_refusals_say_what_is_wrong(settings: dict[str, Any], message: str) -> None:
@@ -224,7 +224,7 @@ from ilmconvert.evaluation.accuracy import evaluate
 logits, labels = torch.load(sys.argv[1])
 accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
 assert accelerator.num_processes == 2
-# each picture is its own row of logits
+# each image is its own row of logits
 loader = accelerator.prepare(DataLoader(TensorDataset(logits, labels), batch_size=8))
 flipped = torch.nn.Flatten(), torch.nn.Linear(logits.shape[1], logits.shape[1], bias=False)
 flipped[1].weight.data = torch.eye(logits.shape[1]).roll(1, 0)
@@ -234,7 +234,7 @@ accelerator.end_training()
 """
 
 
-def test_two_processes_count_every_picture_once(logits: Tensor, labels: Tensor, tmp_path: Path) -> None:
+def test_two_processes_count_every_image_once(logits: Tensor, labels: Tensor, tmp_path: Path) -> None:
     torch.save((logits, labels), tmp_path / "data.pt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -280,16 +280,16 @@ def test_missing_package_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two classes of noise: train/ of 4, val/ of 10 pictures."""
+def images(tmp_path: Path) -> Path:
+    """Two classes of noise: train/ of 4, val/ of 10 images."""
     random = np.random.default_rng(0)
     for split, count in (("train", 2), ("val", 5)):
         for name in ("a", "b"):
-            folder = tmp_path / "pictures" / split / name
+            folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -312,18 +312,18 @@ def measured(*args: str | Path) -> dict[str, Any]:
     return data
 
 
-def test_command_compares_with_the_source(checkpoint: Path, pictures: Path) -> None:
+def test_command_compares_with_the_source(checkpoint: Path, images: Path) -> None:
     source = ("--against", "test_resnet", "--against-weights", checkpoint.parent / "source.pth")
     options = (*source, "--model-arg", "num_classes=2", "--input-size", "64", "--batch-size", "4")
-    data = measured(checkpoint, "--data", pictures, *options)
-    assert (data["count"], data["pictures"], data["agreement"], data["difference"]) == (10, "validation pictures", 1, 0)
+    data = measured(checkpoint, "--data", images, *options)
+    assert (data["count"], data["images"], data["agreement"], data["difference"]) == (10, "validation images", 1, 0)
     assert data["loss"] > 0
-    table = run(checkpoint, "--data", pictures, *options)
+    table = run(checkpoint, "--data", images, *options)
     assert "same class as test_resnet" in " ".join(table.stdout.split())
     assert "100.00 %" in table.stdout
 
 
-def test_command_measures_what_the_library_does(checkpoint: Path, pictures: Path) -> None:
+def test_command_measures_what_the_library_does(checkpoint: Path, images: Path) -> None:
     from timm.data import create_transform, resolve_model_data_config
     from torchvision.datasets import ImageFolder
 
@@ -331,31 +331,31 @@ def test_command_measures_what_the_library_does(checkpoint: Path, pictures: Path
 
     model = load(checkpoint)
     config = {**resolve_model_data_config(model), "input_size": (3, 64, 64)}
-    dataset = ImageFolder(str(pictures / "val"), create_transform(**config, is_training=False))
+    dataset = ImageFolder(str(images / "val"), create_transform(**config, is_training=False))
     expected = evaluate(model, DataLoader(dataset, 3))
-    data = measured(checkpoint, "--data", pictures, "--input-size", "64")
+    data = measured(checkpoint, "--data", images, "--input-size", "64")
     assert data["loss"] == pytest.approx(expected.loss, rel=1e-5)
     assert data["top1"] == expected.top1
 
 
-def test_command_takes_a_run_folder_and_a_name(checkpoint: Path, pictures: Path) -> None:
+def test_command_takes_a_run_folder_and_a_name(checkpoint: Path, images: Path) -> None:
     (checkpoint.parent / "run").mkdir()
     checkpoint.rename(checkpoint.parent / "run" / "best.safetensors")
     weights = ("--weights", checkpoint.parent / "source.pth", "--model-arg", "num_classes=2")
-    data = measured("test_resnet", "--data", pictures, *weights, "--input-size", "64")
-    run_folder = measured(checkpoint.parent / "run", "--data", pictures, "--input-size", "64")
+    data = measured("test_resnet", "--data", images, *weights, "--input-size", "64")
+    run_folder = measured(checkpoint.parent / "run", "--data", images, "--input-size", "64")
     assert run_folder["loss"] == pytest.approx(data["loss"], rel=1e-4)
 
 
-def test_command_on_one_folder_takes_all_pictures_or_a_share(checkpoint: Path, pictures: Path) -> None:
-    data = measured(checkpoint, "--data", pictures / "val", "--input-size", "64")
-    assert (data["count"], data["pictures"]) == (10, "all pictures")
-    data = measured(checkpoint, "--data", pictures / "val", "--val-split", "0.4", "--input-size", "64")
-    assert (data["count"], data["pictures"]) == (4, "validation pictures")
+def test_command_on_one_folder_takes_all_images_or_a_share(checkpoint: Path, images: Path) -> None:
+    data = measured(checkpoint, "--data", images / "val", "--input-size", "64")
+    assert (data["count"], data["images"]) == (10, "all images")
+    data = measured(checkpoint, "--data", images / "val", "--val-split", "0.4", "--input-size", "64")
+    assert (data["count"], data["images"]) == (4, "validation images")
 
 
-def test_command_on_unlabelled_pictures(checkpoint: Path, pictures: Path) -> None:
-    flat = pictures / "val" / "a"
+def test_command_on_unlabelled_images(checkpoint: Path, images: Path) -> None:
+    flat = images / "val" / "a"
     data = measured(checkpoint, "--data", flat, "--against", checkpoint, "--input-size", "64")
     assert (data["count"], data["labelled"], data["agreement"], data["top1"]) == (5, 0, 1.0, None)
     result = run(checkpoint, "--data", flat)
@@ -366,15 +366,15 @@ def test_command_on_unlabelled_pictures(checkpoint: Path, pictures: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["pictures", "--data", "pictures"], "has no best.safetensors"),
-        (["none.safetensors", "--data", "pictures"], "none.safetensors doesn't exist"),
+        (["images", "--data", "images"], "has no best.safetensors"),
+        (["none.safetensors", "--data", "images"], "none.safetensors doesn't exist"),
         (["converted.safetensors", "--data", "nowhere"], "nowhere"),
-        (["test_resnet", "--weights", "none", "--model-arg", "num_classes=1", "--data", "pictures"], "not logits"),
+        (["test_resnet", "--weights", "none", "--model-arg", "num_classes=1", "--data", "images"], "not logits"),
         (["converted.safetensors"], "--data"),
     ],
 )
 def test_command_refuses_in_one_line(
-    args: list[str], message: str, checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], message: str, checkpoint: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(checkpoint.parent)
     result = run(*args)
@@ -409,8 +409,8 @@ def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     metrics = tmp_path / "metrics.csv"
     metrics.write_text(ROWS)
     assert plot_curves(metrics, tmp_path / "curves.png", {"frozen-bn": metrics})
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1200, 480)
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size == (1200, 480)
     assert drawn["loss"]["training"] == [[1, 2.0], [2, 1.5], [3, 1.2]]
     assert drawn["top-1 accuracy"]["validation"] == [[1, 0.3], [3, 0.45]]
     assert drawn["top-1 accuracy"]["frozen-bn, validation"] == [[1, 0.3], [3, 0.45]]

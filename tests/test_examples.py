@@ -65,8 +65,8 @@ class Finder(nn.Module):
         super().__init__()
         self.result = {"boxes": torch.tensor(boxes), "scores": torch.tensor(scores)}
 
-    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
-        return [self.result for _ in pictures]
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [self.result for _ in images]
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,16 @@ def test_average_precision(boxes: list[list[float]], scores: list[float], expect
 
 
 def test_coins_of_both_halves_are_found() -> None:
-    for picture, target in program("detection_batch_1").coins():
-        assert picture.shape == (3, 303, 188)
+    for image, target in program("detection_batch_1").coins():
+        assert image.shape == (3, 303, 188)
         assert 11 <= len(target["boxes"]) <= 13
         assert (target["boxes"][:, 2:] - target["boxes"][:, :2] > 15).all()
 
 
 def test_puck_is_where_the_action_reaches() -> None:
     module = program("robot_policy_ema")
-    pictures, actions = module.Table(0, held_out=False).demonstrations(16)
-    red = (pictures[:, 0] - pictures[:, 1:].amax(1) > 1.59).float()
+    images, actions = module.Table(0, held_out=False).demonstrations(16)
+    red = (images[:, 0] - images[:, 1:].amax(1) > 1.59).float()
     grid = torch.linspace(-1, 1, module.SIDE)
     total = red.sum((1, 2))
     found = torch.stack([(red.sum(1) * grid).sum(1) / total, (red.sum(2) * grid).sum(1) / total], 1)

@@ -82,7 +82,7 @@ def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True])
 def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
-    from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_pictures
+    from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_photographs
 
     onnxruntime = pytest.importorskip("onnxruntime")
     source = load_lite0()
@@ -91,7 +91,7 @@ def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
         disturb(model)
     path = export(model.eval(), tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    x = preprocess(source, sample_pictures()[:4])
+    x = preprocess(source, sample_photographs()[:4])
     for batch in (x, x[:1, :, :192, :160]):
         (y,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
         with torch.no_grad():

@@ -298,12 +298,12 @@ def test_mask_rcnn_with_and_without_detections() -> None:
     few = {**SMALL, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 3, "weights_backbone": None}
     model = torchvision.models.detection.maskrcnn_resnet50_fpn_v2(box_score_thresh=-1.0, **few)
     source, converted = map(keep_boxes, pair(model))
-    pictures = [image(3, 64, 64).sigmoid()]
-    seen = assert_exact(source, converted, pictures)
+    images = [image(3, 64, 64).sigmoid()]
+    seen = assert_exact(source, converted, images)
     assert seen["roi_heads.mask_head.0.1"] == [(3, 256, 14, 14)]
     for model in (source, converted):
         model.roi_heads.score_thresh = 1.0  # type: ignore[union-attr]
-    seen = assert_exact(source, converted, pictures)
+    seen = assert_exact(source, converted, images)
     assert seen["roi_heads.mask_head.0.1"] == [(0, 256, 14, 14)]
 
 
@@ -334,8 +334,8 @@ def test_detector_with_a_frozen_backbone(eps: float, tmp_path: Path) -> None:
     source, converted = pair(spec.build())
     frozen = [m for m in source.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert {m.eps for m in frozen} == {eps}
-    pictures = [image(3, 64, 64).sigmoid(), image(3, 64, 48).sigmoid()]
-    assert len(assert_exact(source, converted, pictures)) >= len(frozen) > 40
+    images = [image(3, 64, 64).sigmoid(), image(3, 64, 48).sigmoid()]
+    assert len(assert_exact(source, converted, images)) >= len(frozen) > 40
     layers = [m for m in converted.modules() if isinstance(m, ILMNorm)]
     assert len(layers) == len(frozen)
     # What was frozen stays frozen.
@@ -344,7 +344,7 @@ def test_detector_with_a_frozen_backbone(eps: float, tmp_path: Path) -> None:
     ilmconvert.save(converted, tmp_path / "detector.safetensors")
     loaded = ilmconvert.load(tmp_path / "detector.safetensors")
     with torch.no_grad():
-        for mine, theirs in zip(outputs(converted(pictures)), outputs(loaded(pictures)), strict=True):
+        for mine, theirs in zip(outputs(converted(images)), outputs(loaded(images)), strict=True):
             assert torch.equal(mine, theirs)
 
 

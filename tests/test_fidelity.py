@@ -30,7 +30,7 @@ def network(name: str = "test_resnet", **args: Any) -> nn.Module:
     return randomize_norms(timm.create_model(name, **args), scale=0.5).eval()
 
 
-def pictures(count: int = 6, seed: int = 1) -> Tensor:
+def images(count: int = 6, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
@@ -57,7 +57,7 @@ def no_thread_stays() -> Iterator[None]:
 
 
 def test_an_exact_conversion(source: nn.Module, converted: nn.Module) -> None:
-    found = fidelity(source, converted, [pictures(4), pictures(2, seed=2)])
+    found = fidelity(source, converted, [images(4), images(2, seed=2)])
     assert (found.count, found.classes, found.not_finite, found.labelled) == (6, 1000, 0, 0)
     assert found.top1_agreement == found.top5_agreement == 1
     assert 0 < found.relative_error < TOLERANCE[torch.float32]
@@ -72,7 +72,7 @@ def test_an_exact_conversion(source: nn.Module, converted: nn.Module) -> None:
 
 
 def test_numbers_are_those_of_the_logits(source: nn.Module, moments: nn.Module) -> None:
-    x, labels = pictures(7), torch.tensor([3, -1, 5, 0, 999, -1, 3])
+    x, labels = images(7), torch.tensor([3, -1, 5, 0, 999, -1, 3])
     with torch.no_grad():
         a, b = source(x), moments(x)
     labels[0] = a[0].argmax()
@@ -94,18 +94,18 @@ def test_numbers_are_those_of_the_logits(source: nn.Module, moments: nn.Module) 
     assert found.source_top1 == pytest.approx((a.argmax(1) == labels)[known].float().mean().item())
     assert found.converted_top1 == pytest.approx((b.argmax(1) == labels)[known].float().mean().item())
     order = sorted(range(7), key=lambda i: (bool(same[i]), -kl[i].item()))
-    assert [picture.index for picture in found.pictures] == order
-    first = found.pictures[0]
+    assert [image.index for image in found.images] == order
+    first = found.images[0]
     assert first.source_class == int(a[first.index].argmax())
     assert first.converted_probability == pytest.approx(b[first.index].softmax(0).max().item(), rel=1e-4)
     assert first.label == (int(labels[first.index]) if known[first.index] else None)
 
 
 def test_how_batches_are_cut_makes_no_difference(source: nn.Module, moments: nn.Module) -> None:
-    x = pictures(6)
+    x = images(6)
     whole = fidelity(source, moments, [x], cost=False, worst=3)
     parts = fidelity(source, moments, x.split(1), cost=False, worst=3)
-    assert [p.index for p in whole.pictures] == [p.index for p in parts.pictures]
+    assert [p.index for p in whole.images] == [p.index for p in parts.images]
     for one, other in zip(whole.layers, parts.layers, strict=True):
         assert one.name == other.name
         assert one.snr == pytest.approx(other.snr, abs=1e-3)
@@ -117,7 +117,7 @@ def test_layers_show_where_the_error_starts(source: nn.Module) -> None:
     names = common_layers(source, broken)
     victim = names[len(names) // 2]
     broken.get_submodule(victim).weight.data *= 1.1  # type: ignore[union-attr, operator]
-    found = fidelity(source, broken, [pictures(2)], cost=False).layers
+    found = fidelity(source, broken, [images(2)], cost=False).layers
     place = [layer.name for layer in found].index(victim)
     assert all(layer.snr > 80 for layer in found[:place])
     assert all(layer.snr < 60 for layer in found[place:])
@@ -138,12 +138,12 @@ def test_a_nan_is_seen_everywhere(source: nn.Module) -> None:
     broken = convert(source)
     name = common_layers(source, broken)[2]
     broken.get_submodule(name).bias.data[0] = math.nan  # type: ignore[union-attr, index]
-    found = fidelity(source, broken, [pictures(2)])
+    found = fidelity(source, broken, [images(2)])
     assert found.not_finite == 2
     assert math.isnan(found.relative_error)
     assert found.top1_agreement == 0
     assert math.isnan(worst_layers(found.layers, 1)[0].snr)
-    assert not any(picture.agrees for picture in found.pictures)
+    assert not any(image.agrees for image in found.images)
 
 
 def test_models_stay_as_they_were(source: nn.Module, converted: nn.Module) -> None:
@@ -151,7 +151,7 @@ def test_models_stay_as_they_were(source: nn.Module, converted: nn.Module) -> No
     source.get_submodule("bn1").eval()
     before = {name: module.training for name, module in source.named_modules()}
     values = {name: t.clone() for name, t in source.state_dict().items()}
-    fidelity(source, converted, [pictures(2)], cost=False)
+    fidelity(source, converted, [images(2)], cost=False)
     assert {name: module.training for name, module in source.named_modules()} == before
     assert all(torch.equal(t, values[name]) for name, t in source.state_dict().items())
     for model in (source, converted):
@@ -166,7 +166,7 @@ def test_which_layers(source: nn.Module, converted: nn.Module) -> None:
     # what stands inside an ILM Norm has nothing to be compared with
     assert not any(name.endswith((".act", ".drop")) for name in everything if name.rpartition(".")[0] in everything)
     assert common_layers(source, converted, ["layer1.*", "fc"])[-1] == "fc"
-    assert fidelity(source, converted, [pictures(1)], layers="none", cost=False).layers == ()
+    assert fidelity(source, converted, [images(1)], layers="none", cost=False).layers == ()
     with pytest.raises(ModelError, match="matches nowhere"):
         common_layers(source, converted, "nowhere")
 
@@ -181,23 +181,23 @@ def test_outputs_that_are_no_logits() -> None:
             return {"out": x * self.scale, "aux": x.mean()}
 
     found = fidelity(Two(1.0), Two(1.5), [torch.full((2, 3, 4, 4), 2.0)])
-    assert (found.classes, found.top1_agreement, found.kl, found.pictures) == (None, None, None, ())
+    assert (found.classes, found.top1_agreement, found.kl, found.images) == (None, None, None, ())
     assert found.largest_error == pytest.approx(1.0)
     assert found.relative_error == pytest.approx(0.5)
 
 
 def test_what_cannot_be_compared(source: nn.Module) -> None:
-    with pytest.raises(ModelError, match="no picture"):
+    with pytest.raises(ModelError, match="no image"):
         fidelity(source, source, [])
     with pytest.raises(ModelError, match="different shapes"):
-        fidelity(source, network(num_classes=7), [pictures(1)], layers="none")
+        fidelity(source, network(num_classes=7), [images(1)], layers="none")
     with pytest.raises(ModelError, match="a batch is a tensor"):
         split_batch({"x": 1})
 
 
 def test_half_precision_against_single(source: nn.Module) -> None:
     half = convert(source).to(torch.bfloat16)
-    found = fidelity(source, half, [pictures(2)], cost=False)
+    found = fidelity(source, half, [images(2)], cost=False)
     assert 1e-4 < found.relative_error < 0.3
 
 
@@ -262,7 +262,7 @@ class TestLockstep:
             largest = max(largest, sum(reference() is not None for reference in alive))
 
         names = common_layers(source, converted)
-        x = pictures(1)
+        x = images(1)
         run_in_lockstep(source, converted, (x,), (x,), names, compare)
         assert len(alive) == 2 * len(names)
         # a layer's own two, and those of the residual branch that goes around it
@@ -284,7 +284,7 @@ class TestImpliedSource:
         new = convert(model, to)
         implied = implied_source(new)
         assert not any(isinstance(module, ILMNorm) for module in implied.modules())
-        x = pictures(2)
+        x = images(2)
         with torch.no_grad():
             assert relative_error(implied(x), model(x)) < TOLERANCE[torch.float32]
 
@@ -296,7 +296,7 @@ class TestImpliedSource:
 
     def test_a_bound_is_left_out(self, source: nn.Module) -> None:
         bounded = convert(source, "ilm_ln", restore_bound=0.5)
-        x = 4 * pictures(2)
+        x = 4 * images(2)
         with torch.no_grad():
             assert relative_error(bounded(x), source(x)) > 1e-2
             assert relative_error(implied_source(bounded)(x), source(x)) < TOLERANCE[torch.float32]

@@ -23,7 +23,7 @@ from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trai
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.layer_configs import layers_of
-from tests.finetune_jobs import CLASSES, SIZE, bars, network, picture, run
+from tests.finetune_jobs import CLASSES, SIZE, bars, image, network, run
 from tests.helpers import relative_error
 
 
@@ -405,4 +405,4 @@ def test_the_batch_size_that_fits() -> None:
 def test_norm_parameters_of_a_baseline_are_its_norms() -> None:
     model = network()
     assert {name for name, _ in norm_parameters(model)} == {"weight", "bias"}
-    assert picture(0, 0).size == (SIZE, SIZE)
+    assert image(0, 0).size == (SIZE, SIZE)

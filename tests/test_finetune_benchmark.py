@@ -1,4 +1,4 @@
-"""The picture sets of the fine-tuning benchmark, its tables, and that it goes on where it was stopped."""
+"""The image sets of the fine-tuning benchmark, its tables, and that it goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_set_has_the_announced_pictures_of_every_class(name: str) -> None:
+def test_set_has_the_announced_images_of_every_class(name: str) -> None:
     found = list(examples(name, 0))
     labels = {e.label for e in found}
     assert len(labels) >= 10
@@ -36,14 +36,14 @@ def test_set_has_the_announced_pictures_of_every_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_seed_chooses_training_pictures_only(name: str) -> None:
-    pictures = {}
+def test_seed_chooses_training_images_only(name: str) -> None:
+    images = {}
     for run, seed in enumerate((0, 0, 1)):
         for split in ("train", "val"):
-            pictures[run, split] = [e.image.tobytes() for e in examples(name, seed) if e.split == split]
-    assert pictures[0, "train"] == pictures[1, "train"] != pictures[2, "train"]
-    assert pictures[0, "val"] == pictures[1, "val"] == pictures[2, "val"]
-    assert not set(pictures[0, "train"]) & set(pictures[0, "val"])
+            images[run, split] = [e.image.tobytes() for e in examples(name, seed) if e.split == split]
+    assert images[0, "train"] == images[1, "train"] != images[2, "train"]
+    assert images[0, "val"] == images[1, "val"] == images[2, "val"]
+    assert not set(images[0, "train"]) & set(images[0, "val"])
 
 
 def test_crops_of_training_and_validation_lie_in_separate_halves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,10 +67,10 @@ def test_written_set_is_a_data_set_and_is_written_once(tmp_path: Path) -> None:
     data = open_data(folder)
     assert data.class_names == tuple("0123456789")
     assert (len(data.train), len(data.val)) == (20, 20)  # type: ignore[arg-type]
-    picture = next((folder / "train" / "3").iterdir())
-    picture.unlink()
+    image = next((folder / "train" / "3").iterdir())
+    image.unlink()
     assert write_set("digits", 0, tmp_path, quick=True) == folder
-    assert not picture.exists()
+    assert not image.exists()
 
 
 def test_unknown_set_is_refused() -> None:
@@ -146,7 +146,7 @@ def test_results_of_other_settings_and_half_a_line_are_not_used(tmp_path: Path) 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"arm": Arm("a", "full", "ilm_gn", {"lr": 0.5})}, {"quick": True}])
 def test_settings_tell_runs_apart(other: dict[str, object]) -> None:
-    usual: dict[str, object] = {"arm": Arm("a", "full", "ilm_gn"), "picture_set": "digits", "seed": 0}
+    usual: dict[str, object] = {"arm": Arm("a", "full", "ilm_gn"), "image_set": "digits", "seed": 0}
     assert Task(**usual).settings() != Task(**{**usual, **other}).settings()  # type: ignore[arg-type]
 
 
@@ -163,5 +163,5 @@ def test_benchmark_trains_once_and_prints_its_tables(tmp_path: Path) -> None:
         kept.append((tmp_path / "finetune.jsonl").read_text())
     assert kept[0] == kept[1]
     run = Run(**json.loads(kept[0]))
-    assert (run.picture_set, run.arm, run.seed) == ("digits", "ilm_ln norm", 0)
+    assert (run.image_set, run.arm, run.seed) == ("digits", "ilm_ln norm", 0)
     assert f"| ILM-LN, norm | {run.accuracy:.3f} |" in done.stdout

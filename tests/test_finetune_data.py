@@ -1,4 +1,4 @@
-"""Pictures to train on: where they come from, what is refused, and that random choices depend on the item alone."""
+"""ImageDataset to train on: where they come from, what is refused, and that random choices depend on the item alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ilmconvert.data.dataset import Augmented, Pictures
+from ilmconvert.data.dataset import Augmented, ImageDataset
 from ilmconvert.data.open_data import Data, check_head, open_data
 from ilmconvert.data.transforms import transform_config
 from ilmconvert.errors import DataError
@@ -35,10 +35,10 @@ def draw(folder: Path, count: int, seed: int = 0) -> None:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """One folder of three class folders, of 8 pictures each."""
+    """One folder of three class folders, of 8 images each."""
     for i, name in enumerate(CLASSES):
-        draw(tmp_path / "pictures" / name, 8, seed=i)
-    return tmp_path / "pictures"
+        draw(tmp_path / "images" / name, 8, seed=i)
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_train_and_val_folders(splits: Path) -> None:
     assert labels(data.val) == [0, 0, 1, 1, 2, 2]
     assert data.description["source"] == str(splits)
     assert (data.description["train"], data.description["val"]) == (15, 6)
-    picture, _ = data.train[0]
+    image, _ = data.train[0]
     expected = Image.open(splits / "train" / "ant" / "0.png")
-    assert np.array_equal(np.asarray(picture), np.asarray(expected))
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
 
 
 def test_names_of_splits(splits: Path) -> None:
@@ -99,10 +99,10 @@ def test_a_fraction_is_split_off_from_every_class(classes: Path) -> None:
 def test_fractions_that_cant_be(classes: Path, splits: Path) -> None:
     with pytest.raises(DataError, match="between 0 and 1"):
         open_data(classes, val_split=1.0)
-    with pytest.raises(DataError, match="has its own validation pictures"):
+    with pytest.raises(DataError, match="has its own validation images"):
         open_data(splits, val_split=0.5)
     draw(classes / "dog", 1)
-    with pytest.raises(DataError, match="the class dog has one picture"):
+    with pytest.raises(DataError, match="the class dog has one image"):
         open_data(classes, val_split=0.25)
 
 
@@ -116,7 +116,7 @@ def test_unlabelled(classes: Path, tmp_path: Path) -> None:
     assert set(labels(ignored.train)) == {-1}
 
 
-def test_unlabelled_training_and_labelled_validation_pictures(splits: Path) -> None:
+def test_unlabelled_training_and_labelled_validation_images(splits: Path) -> None:
     for name in CLASSES:
         for path in (splits / "train" / name).iterdir():
             path.rename(splits / "train" / f"{name}-{path.name}")
@@ -139,11 +139,11 @@ def one_class(folder: Path) -> None:
         (folder / name).rmdir()
 
 
-def loose_picture(folder: Path) -> None:
+def loose_image(folder: Path) -> None:
     draw(folder, 1)
 
 
-def no_pictures(folder: Path) -> None:
+def no_images(folder: Path) -> None:
     one_class(folder)
     for path in (folder / CLASSES[0]).iterdir():
         path.unlink()
@@ -155,19 +155,19 @@ def truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def not_a_picture(folder: Path) -> None:
+def not_a_image(folder: Path) -> None:
     (folder / "bee" / "7.png").write_text("<html>not found</html>")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (empty_class, "no picture in the class folder dog of .*pictures; fill or remove it"),
+        (empty_class, "no image in the class folder dog of .*images; fill or remove it"),
         (one_class, "holds one class, ant"),
-        (loose_picture, r"holds pictures \(0.png\) beside class folders"),
-        (no_pictures, "no pictures in .*pictures; their names end in .png"),
-        (truncated, r"can't read the picture .*bee.0\.png \(.*\); remove or replace it"),
-        (not_a_picture, r"can't read the picture .*bee.7\.png"),
+        (loose_image, r"holds images \(0.png\) beside class folders"),
+        (no_images, "no images in .*images; their names end in .png"),
+        (truncated, r"can't read the image .*bee.0\.png \(.*\); remove or replace it"),
+        (not_a_image, r"can't read the image .*bee.7\.png"),
     ],
 )
 def test_folders_that_are_refused(spoil: Callable[[Path], None], message: str, classes: Path) -> None:
@@ -194,12 +194,12 @@ def test_labels_stay_where_validation_lacks_a_class(splits: Path) -> None:
     for path in (splits / "val" / "ant").iterdir():
         path.unlink()
     (splits / "val" / "ant").rmdir()
-    with pytest.warns(UserWarning, match="has no pictures of ant"):
+    with pytest.warns(UserWarning, match="has no images of ant"):
         data = open_data(splits)
     assert labels(data.val) == [1, 1, 2, 2]
 
 
-def test_flat_validation_of_labelled_pictures(splits: Path) -> None:
+def test_flat_validation_of_labelled_images(splits: Path) -> None:
     (splits / "val").rename(splits / "sorted")
     draw(splits / "val", 2)
     with pytest.raises(DataError, match="val has no class folders"):
@@ -209,9 +209,9 @@ def test_flat_validation_of_labelled_pictures(splits: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "nowhere isn't a folder; give a folder of pictures"),
+        ("nowhere", "nowhere isn't a folder; give a folder of images"),
         ("other/cifar10", "isn't a folder"),
-        ("wds/pictures", "is a stream"),
+        ("wds/images", "is a stream"),
         ("torch/nothing", "can't open torch/nothing, split train: .*nothing"),
         ("torch/cifar10:nowhere", "can't open torch/cifar10, split train: .*--data-dir"),
     ],
@@ -224,20 +224,20 @@ def test_sources_that_arent_there(source: str, message: str, tmp_path: Path, mon
 
 
 def test_a_file_isnt_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "pictures.tar").write_bytes(b"")
+    (tmp_path / "images.tar").write_bytes(b"")
     with pytest.raises(DataError, match="is a file; unpack it"):
-        open_data(tmp_path / "pictures.tar")
+        open_data(tmp_path / "images.tar")
 
 
 def write_mnist(folder: Path, count: int = 12) -> None:
-    """MNIST's own files, of random pictures with labels 0 to 9."""
+    """MNIST's own files, of random images with labels 0 to 9."""
     import gzip
 
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for name in ("train", "t10k"):
-        pictures, numbers = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8), np.arange(count) % 10
-        heads = [(3, (count, 28, 28), pictures), (1, (count,), numbers.astype(np.uint8))]
+        images, numbers = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8), np.arange(count) % 10
+        heads = [(3, (count, 28, 28), images), (1, (count,), numbers.astype(np.uint8))]
         for suffix, (dims, shape, values) in zip(("images-idx3-ubyte", "labels-idx1-ubyte"), heads, strict=True):
             content = bytes([0, 0, 8, dims]) + b"".join(n.to_bytes(4, "big") for n in shape) + values.tobytes()
             (folder / f"{name}-{suffix}").write_bytes(content)
@@ -364,7 +364,7 @@ def test_an_incomplete_last_batch_is_left_out_unless_it_is_the_only_one(
     assert sum(len(y) for _, y in val) == 6
 
 
-def test_an_epoch_sees_every_picture_once(classes: Path) -> None:
+def test_an_epoch_sees_every_image_once(classes: Path) -> None:
     data = ready(classes)
     plain = Data(Augmented([(i, i) for i in range(18)], None, 0))  # type: ignore[arg-type]
     recipe = get_recipe("full", batch_size=6, workers=0)
@@ -384,20 +384,20 @@ def test_batches_that_processes_cant_share(classes: Path) -> None:
     data, two = ready(classes), TwoProcesses()
     with pytest.raises(RecipeError, match="batch_size 5 is for all 2 processes"):
         loaders(data, get_recipe("full", batch_size=5), two)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="even number of pictures in a process, not 3"):
+    with pytest.raises(RecipeError, match="even number of images in a process, not 3"):
         loaders(data, get_recipe("full", batch_size=6, mixup=0.2), two)  # type: ignore[arg-type]
     val = loaders(data, get_recipe("full", batch_size=4, validation_batch_size=7, workers=0), two)[1]  # type: ignore[arg-type]
     assert val is not None
     assert val.batch_size == 8
 
 
-def test_a_picture_that_is_damaged_later_is_named(classes: Path) -> None:
+def test_a_image_that_is_damaged_later_is_named(classes: Path) -> None:
     for workers in (0, 1):
         recipe = get_recipe("full", batch_size=4, workers=workers)
         train, _ = loaders(ready(classes), recipe, accelerator())
         for path in (classes / "bee").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(DataError, match=r"^can't read the picture .*bee.*\.png") as found:
+        with pytest.raises(DataError, match=r"^can't read the image .*bee.*\.png") as found:
             list(train)
         assert "\n" not in str(found.value)
         draw(classes / "bee", 8)
@@ -418,7 +418,7 @@ def test_transforms_are_those_of_the_model(classes: Path) -> None:
     assert (small["input_size"], small["crop_pct"], small["mean"]) == ((3, 64, 64), 1.0, config["mean"])
 
 
-def test_grey_pictures_for_a_model_of_one_channel(classes: Path) -> None:
+def test_grey_images_for_a_model_of_one_channel(classes: Path) -> None:
     model = timm.create_model("test_resnet", in_chans=1)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
     data = with_transforms(open_data(classes), get_recipe("full"), model)
@@ -433,4 +433,4 @@ def test_no_augmentation(classes: Path) -> None:
 def test_labels_that_arent_numbers() -> None:
     source = [(Image.new("RGB", (4, 4)), "cat")]
     with pytest.raises(DataError, match="the label of number 0 is 'cat'"):
-        Pictures(source)[0]
+        ImageDataset(source)[0]

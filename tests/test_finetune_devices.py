@@ -65,11 +65,11 @@ def test_a_gpu_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launcher", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp2"])
 def test_two_gpus_end_where_one_does(tmp_path: Path, launcher: list[str]) -> None:
     data = tmp_path / "data"
-    for index, (picture, label) in enumerate(bars(32).train):
+    for index, (image, label) in enumerate(bars(32).train):
         for split in ("train", "val"):
             path = data / split / "abcd"[label] / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            image.save(path)
     ilmconvert.save(ilmconvert.convert(timm.create_model("test_resnet", num_classes=4)), tmp_path / "m.safetensors")
     options = ["finetune", str(tmp_path / "m.safetensors"), "--data", str(data), "-b", "8", "--epochs", "2"]
     options += ["--input-size", "32", "-j", "0", "--lr", "0.01", "--log-with", "none", "--no-aug", "--json"]

@@ -16,11 +16,11 @@ from ilmconvert.export.fold import fold
 from ilmconvert.finetune.anneal import restoring_parameters, without_restoring
 from ilmconvert.models.create import create_model
 from ilmconvert.nn.kernels import dispatch
-from ilmconvert.nn.restore_range import PictureRange, Range, knee, picture_deviations
+from ilmconvert.nn.restore_range import Range, RestoreRange, image_deviations, knee
 from tests.helpers import randomize_norms
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
-WIDE = (PictureRange(-9, 9, 9), Range(-9, 9, -9, 9))
+WIDE = (RestoreRange(-9, 9, 9), Range(-9, 9, -9, 9))
 
 
 def network() -> nn.Module:
@@ -47,17 +47,17 @@ def test_inside_the_range_nothing_changes(to: str, limits: tuple[float, ...]) ->
     torch.testing.assert_close(model(x), source(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("limits", [PictureRange(-0.1, 0.1, 9), Range(-0.1, 0.1, -9, 9)])
+@pytest.mark.parametrize("limits", [RestoreRange(-0.1, 0.1, 9), Range(-0.1, 0.1, -9, 9)])
 @pytest.mark.parametrize("to", TARGETS)
 def test_outside_an_instance_is_normalised_to_the_limit(to: str, limits: tuple[float, ...]) -> None:
-    """A tenth of the contrast: the network sees the picture at the limit, whatever the groups."""
+    """A tenth of the contrast: the network sees the image at the limit, whatever the groups."""
     source, x = network(), torch.randn(8, 3, 12, 12)
-    source[0].bias.data.zero_()  # then the contrast of the picture is that of the layer's input
+    source[0].bias.data.zero_()  # then the contrast of the image is that of the layer's input
     model = convert(source, to)
     bound(model, limits)
     weak, weaker = model(x * 0.1), model(x * 0.05)
     free = source(x * 0.1) - source(x * 0.05)
-    # the means of the channels, which a PictureRange lets pass, are smaller by half, too
+    # the means of the channels, which a RestoreRange lets pass, are smaller by half, too
     assert (weak - weaker).abs().max() < 0.25 * free.abs().max()
 
 
@@ -76,7 +76,7 @@ def test_all_targets_compute_the_same_outside(limits: tuple[float, ...]) -> None
 
 @pytest.mark.parametrize("to", TARGETS)
 @pytest.mark.parametrize("factor", [0.05, 20.0])
-def test_a_picture_in_the_range_is_what_the_source_would_have_seen(to: str, factor: float) -> None:
+def test_a_image_in_the_range_is_what_the_source_would_have_seen(to: str, factor: float) -> None:
     """Against the definition, written as a change of the source's input to the norm."""
     torch.manual_seed(0)
     source = nn.Sequential(nn.BatchNorm2d(32)).eval()
@@ -84,7 +84,7 @@ def test_a_picture_in_the_range_is_what_the_source_would_have_seen(to: str, fact
     source[0].running_var.uniform_(0.5, 2)
     source[0].weight.data.normal_()
     model = convert(source, to)
-    limits = PictureRange(-0.4, 0.3, 0.5)
+    limits = RestoreRange(-0.4, 0.3, 0.5)
     bound(model, limits)
     colour = torch.randn(4, 32, 1, 1)
     x = colour + factor * torch.randn(4, 32, 9, 9)
@@ -103,12 +103,12 @@ def test_a_picture_in_the_range_is_what_the_source_would_have_seen(to: str, fact
 
 
 def test_contrast_is_told_from_colour() -> None:
-    """A veil of the picture's own colour leaves the colour, which statistics over all channels take for contrast."""
+    """A veil of the image's own colour leaves the colour, which statistics over all channels take for contrast."""
     layer = ILMNorm(32, 8, restore=True)
     x = 3 * torch.randn(1, 32, 1, 1) + torch.randn(1, 32, 9, 9)
     mean = x.mean((2, 3), keepdim=True)
     clear, veiled = (
-        picture_deviations(*dispatch.moments(z, 32), layer.ref_mean, layer.ref_std, 0.0)
+        image_deviations(*dispatch.moments(z, 32), layer.ref_mean, layer.ref_std, 0.0)
         for z in (x, mean + 0.1 * (x - mean))
     )
     assert (clear - veiled)[0, 0].item() == pytest.approx(math.log(10), abs=1e-3)
@@ -139,7 +139,7 @@ def test_gradients_and_compilers_see_the_range(limits: tuple[float, ...]) -> Non
 
 
 @pytest.mark.parametrize("flat", [torch.zeros(2, 8, 3, 3), torch.full((2, 8, 3, 3), 7.0), torch.ones(2, 8)])
-def test_a_flat_picture_gives_finite_numbers(flat: torch.Tensor) -> None:
+def test_a_flat_image_gives_finite_numbers(flat: torch.Tensor) -> None:
     layer = ILMNorm(8, 2, key_group_size=4, restore=True, restore_range=(-0.2, 0.2, 0.2))
     nn.init.ones_(layer.restore_weight)
     nn.init.ones_(layer.restore_bias)
@@ -165,7 +165,7 @@ def test_the_range_is_saved_and_folded(tmp_path: Path, limits: tuple[float, ...]
     assert (free(x) - model(x)).abs().max() > 1e-3
 
 
-def test_calibration_takes_the_range_of_the_pictures() -> None:
+def test_calibration_takes_the_range_of_the_images() -> None:
     source = network()
     model = convert(source, "ilm_gn")
     batches = [(0.7 + 0.1 * i) * torch.randn(8, 3, 12, 12) for i in range(6)]
@@ -185,13 +185,13 @@ def test_calibration_takes_the_range_of_the_pictures() -> None:
     assert model[1].restore_range.mean_radius < limits.mean_radius
 
 
-def test_calibration_without_pictures_takes_the_default() -> None:
+def test_calibration_without_images_takes_the_default() -> None:
     model = convert(network())
     assert calibrate_bound(model) == "1"
     assert model[1].restore_range == DEFAULT_RANGE
 
 
-def test_without_pictures_a_network_of_uncentred_ones_is_refused() -> None:
+def test_without_images_a_network_of_uncentred_ones_is_refused() -> None:
     model = convert(network())
     model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)}
     assert calibrate_bound(model) == "1"
@@ -206,7 +206,7 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         bound(convert(network(), init="moments"))
     with pytest.raises(ConversionError, match="no restoring path"):
         calibrate_bound(convert(network(), init="moments"))
-    with pytest.raises(ConversionError, match="at least two pictures"):
+    with pytest.raises(ConversionError, match="at least two images"):
         calibrate_bound(convert(network()), [])
     with pytest.raises(ConversionError, match="same contrast"):
         calibrate_bound(convert(network()), [torch.ones(4, 3, 12, 12)])

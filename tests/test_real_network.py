@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ilmconvert
-from ilmconvert.data.sample_photographs import Picture, class_names, load_lite0, preprocess, sample_pictures
+from ilmconvert.data.sample_photographs import Photograph, class_names, load_lite0, preprocess, sample_photographs
 from ilmconvert.evaluation.demo import TARGETS, group_norm_baseline, logits_of
 from tests.helpers import TOLERANCE, relative_error
 
@@ -24,13 +24,13 @@ def source() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Picture]:
-    return sample_pictures()
+def images() -> list[Photograph]:
+    return sample_photographs()
 
 
 @pytest.fixture(scope="module")
-def batch(source: nn.Module, pictures: list[Picture]) -> Tensor:
-    return preprocess(source, pictures)
+def batch(source: nn.Module, images: list[Photograph]) -> Tensor:
+    return preprocess(source, images)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def agreement(logits: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("picture", "wanted"),
+    ("image", "wanted"),
     [("cat", "cat"), ("coffee", "espresso"), ("motorcycle", "moped"), ("cameraman", "tripod")],
 )
 def test_source_recognises_what_is_in_the_photograph(
-    picture: str, wanted: str, pictures: list[Picture], expected: Tensor
+    image: str, wanted: str, images: list[Photograph], expected: Tensor
 ) -> None:
-    seen = dict(zip((one.name for one in pictures), class_names(expected), strict=True))
-    assert wanted in seen[picture]
+    seen = dict(zip((one.name for one in images), class_names(expected), strict=True))
+    assert wanted in seen[image]
 
 
 @pytest.mark.parametrize("to", TARGETS)

@@ -18,7 +18,7 @@ from tests.finetune_jobs import bars, network, run
 from tests.helpers import randomize_norms, relative_error
 
 
-def pictures(count: int = 6) -> Tensor:
+def images(count: int = 6) -> Tensor:
     """Far from what the running statistics say."""
     return torch.randn(count, 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 0.2 + 2
 
@@ -33,7 +33,7 @@ def test_every_output_stays(name: str, to: str) -> None:
     torch.manual_seed(0)
     model = convert(randomize_norms(timm.create_model(name), scale=0.5).eval(), to)
     before = {key: t.clone() for key, t in model.state_dict().items()}
-    x, other = pictures(), torch.randn(2, 3, 40, 56)
+    x, other = images(), torch.randn(2, 3, 40, 56)
     with torch.no_grad():
         expected = model(x), model(other)
         moved = update_references(model, [x[:3], (x[3:], torch.zeros(3))])
@@ -44,7 +44,7 @@ def test_every_output_stays(name: str, to: str) -> None:
 
 
 @pytest.mark.parametrize("correction", [0, 1])
-def test_the_references_are_the_averages_of_the_pictures(correction: int) -> None:
+def test_the_references_are_the_averages_of_the_images(correction: int) -> None:
     layer = ILMNorm(8, 2, key_group_size=4, restore=True, correction=correction)
     x = torch.randn(5, 8, 3, 3)
     update_references(nn.Sequential(layer), [x[:2], x[2:]])
@@ -57,10 +57,10 @@ def test_the_references_are_the_averages_of_the_pictures(correction: int) -> Non
 
 
 def test_an_average_instance_needs_no_path() -> None:
-    """What is left without the path is nearer to the source on the pictures that the references came from."""
+    """What is left without the path is nearer to the source on the images that the references came from."""
     torch.manual_seed(0)
     source = randomize_norms(timm.create_model("test_resnet"), scale=0.5).eval()
-    x = pictures(16)
+    x = images(16)
     errors = []
     with torch.no_grad():
         for moved in (False, True):
@@ -84,7 +84,7 @@ def test_limits_keep_what_they_are_relative_to() -> None:
     assert not bounded.ref_mean.any()  # type: ignore[union-attr]
 
 
-def test_damaged_pictures_change_nothing() -> None:
+def test_damaged_images_change_nothing() -> None:
     layer = ILMNorm(8, 2, key_group_size=4, restore=True)
     with pytest.raises(CalibrationError, match="aren't finite"):
         update_references(nn.Sequential(layer), [torch.full((2, 8, 3, 3), float("nan"))])
@@ -93,17 +93,17 @@ def test_damaged_pictures_change_nothing() -> None:
         update_references(nn.Sequential(layer), [])
 
 
-def test_a_run_takes_them_from_its_pictures(tmp_path: Path) -> None:
+def test_a_run_takes_them_from_its_images(tmp_path: Path) -> None:
     """The same ones each time, and the first validation is still the source's."""
     model = network(num_classes=4)
     settings = {"model": model, "num_classes": None, "recipe": "full", "epochs": 1, "lr": 1e-9}
-    results = [run(tmp_path / str(n), reference_pictures=n, **settings) for n in (0, 8)]
+    results = [run(tmp_path / str(n), reference_images=n, **settings) for n in (0, 8)]
     before = [r.summary["before"]["loss"] for r in results]
     assert before[0] == pytest.approx(before[1], rel=1e-5)
     states = [load(r.last).state_dict() for r in results]
     key = next(k for k in states[0] if k.endswith("ref_mean"))
     assert not torch.allclose(states[0][key], states[1][key])
-    recipe = get_recipe("full", reference_pictures=8, input_size=32)
+    recipe = get_recipe("full", reference_images=8, input_size=32)
     first = [start(model, recipe).network for _ in range(2)]
     for each in first:
         take_references(each, _tensors(), recipe)

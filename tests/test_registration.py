@@ -18,7 +18,7 @@ def run(code: str) -> str:
 @pytest.mark.parametrize(
     "imports",
     [
-        "import ilmconvert; from timm.models import resnet; import timm; ilmconvert.export.hub.timm_import_hook.register()",
+        "import ilmconvert, timm; from timm.models import resnet; ilmconvert.export.hub.timm_import_hook.register()",
         "import timm, ilmconvert; ilmconvert.export.hub.timm_import_hook.register()",
     ],
 )

@@ -86,8 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     (path / "data").mkdir()
     for i, name in enumerate(("plain", "<b>&amp;", "third")):
-        picture = rng.integers(0, 60, (60, 60, 3)) + 60 * i
-        Image.fromarray(picture.astype(np.uint8)).save(path / "data" / f"{name}.png")
+        image = rng.integers(0, 60, (60, 60, 3)) + 60 * i
+        Image.fromarray(image.astype(np.uint8)).save(path / "data" / f"{name}.png")
     make_run(path / "run")
     return path
 
@@ -167,9 +167,9 @@ def test_the_page_of_a_verification() -> None:
     # what was left and why
     assert "left out when the model was converted" in page.text
     assert "layer4.0.bn1" in page.text
-    pictures = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
-    assert len(pictures) == 3
-    assert all(place.startswith("data:image/jpeg;base64,") for place in pictures)
+    images = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 3
+    assert all(place.startswith("data:image/jpeg;base64,") for place in images)
     # names of files are text, not markup
     assert "&lt;b&gt;&amp;amp;.png" in page.source
     layers = json.loads(
@@ -183,7 +183,7 @@ def test_the_page_of_a_verification() -> None:
 
 def test_the_page_says_what_it_cannot_show() -> None:
     page = verified("exact.safetensors")
-    assert "Random numbers instead of pictures" in page.text
+    assert "Random numbers instead of images" in page.text
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert "What this can't show" not in verified("bounded.safetensors", "--data", "data").text
 
@@ -286,7 +286,7 @@ def test_the_page_goes_into_the_run_folder(tmp_path: Path) -> None:
         ({"finished": False}, "3 of 3 epochs are done"),
         ({"before": False}, "The head is new"),
         ({"baselines": False}, "No baseline was run"),
-        ({"validated": False, "before": False}, "no validation pictures"),
+        ({"validated": False, "before": False}, "no validation images"),
     ],
 )
 def test_pages_of_less_than_a_whole_run(how: dict[str, bool], said: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_every_network_is_measured_once_and_the_tables_are_printed(
     first = capsys.readouterr()
     tables = {t["title"]: t["rows"] for t in json.loads((out / "robustness.json").read_text())["tables"]}
     mean, each, accuracy = (
-        next(rows for t, rows in tables.items() if part in t) for part in ("clean picture", "by", "label")
+        next(rows for t, rows in tables.items() if part in t) for part in ("clean image", "by", "label")
     )
     plain = ["clean", "contrast x0.25", "contrast x0.1", "contrast x4", "brightness +1"]
     assert [row["condition"] for row in mean] == [*plain, "contrast", "fog"]
@@ -57,10 +57,10 @@ def test_every_network_is_measured_once_and_the_tables_are_printed(
     assert again.out.partition("###")[2] == first.out.partition("###")[2]
 
 
-def test_a_picture_counts_once_in_the_mean_over_severities() -> None:
+def test_a_image_counts_once_in_the_mean_over_severities() -> None:
     hits = {"fog": {"source": [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]}}
     (row,) = mean_table("", hits).rows
-    # pictures of 1 and 1/2: standard error 1/4
+    # images of 1 and 1/2: standard error 1/4
     assert row["source"] == "0.750 ± 0.490"
 
 

@@ -32,7 +32,7 @@ FAST = ["--batch-size", "2", "--random-batches", "1", "--input-size", "48"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights, checkpoints of every kind, and pictures."""
+    """Weights, checkpoints of every kind, and images."""
     path = tmp_path_factory.mktemp("verify")
     model = create_model("test_resnet", weights=save_trained(path, scale=0.5))
     kinds: dict[str, dict[str, Any]] = {
@@ -94,7 +94,7 @@ def test_an_exact_checkpoint_keeps_its_promise() -> None:
     assert (found["verdict"], broken(found), found["caveats"][1:]) == ("kept", [], [])
     assert found["reference"]["kind"] == "rebuilt"  # its weights lie beside it, with the SHA-256 that it names
     assert (found["count"], found["top1_agreement"], found["changed_tensors"]) == (6, 1.0, [])
-    assert {picture["name"] for picture in found["pictures"]} == {f"{c}/{i}.png" for c in ("cat", "dog") for i in "012"}
+    assert {image["name"] for image in found["images"]} == {f"{c}/{i}.png" for c in ("cat", "dog") for i in "012"}
     assert found["cost"]["time_ratio"] > 0
     result = run("exact.safetensors", "--data", "data")
     assert result.exit_code == 0
@@ -105,7 +105,7 @@ def test_an_exact_checkpoint_keeps_its_promise() -> None:
 def test_random_inputs_come_with_a_warning() -> None:
     result = run("exact.safetensors")
     assert result.exit_code == 0
-    assert "Random numbers instead of pictures" in result.stderr
+    assert "Random numbers instead of images" in result.stderr
     found = read("exact.safetensors")
     assert found["sample"]["random"] is True
     # agreement on noise says little and isn't judged unless asked for
@@ -145,13 +145,13 @@ def test_moments_promise_nothing() -> None:
     assert read("moments.safetensors", "--max-error", "1e-6", code=1)["verdict"] == "broken"
 
 
-def test_a_bound_promises_classes_of_pictures_only() -> None:
+def test_a_bound_promises_classes_of_images_only() -> None:
     assert read("bounded.safetensors")["verdict"] == "not judged"
-    with_pictures = run("bounded.safetensors", "--data", "data", "--json")
-    found = json.loads(with_pictures.stdout)
+    with_images = run("bounded.safetensors", "--data", "data", "--json")
+    found = json.loads(with_images.stdout)
     assert found["promise"]["min_agreement"] == 0.99
     assert found["promise"]["max_error"] is None
-    assert with_pictures.exit_code == (0 if found["top1_agreement"] >= 0.99 else 1)
+    assert with_images.exit_code == (0 if found["top1_agreement"] >= 0.99 else 1)
 
 
 def test_a_fine_tuned_checkpoint_is_measured_not_judged() -> None:
@@ -242,18 +242,18 @@ def test_labels_count_only_where_they_fit() -> None:
     torch.manual_seed(0)
     model = randomize_norms(create_model("test_resnet", weights="none", num_classes=2), scale=0.5)
     ilmconvert.save(ilmconvert.convert(model), "two.safetensors")
-    found = read("two.safetensors", "--data", "data", "--max-pictures", "4")
+    found = read("two.safetensors", "--data", "data", "--max-images", "4")
     assert (found["count"], found["labelled"]) == (4, 4)
     assert found["source_top1"] == found["converted_top1"]
-    assert {picture["label_name"] for picture in found["pictures"]} == {"cat", "dog"}
+    assert {image["label_name"] for image in found["images"]} == {"cat", "dog"}
     assert found["top5_agreement"] is None
 
 
-def test_layers_and_pictures_can_be_chosen() -> None:
+def test_layers_and_images_can_be_chosen() -> None:
     assert read("exact.safetensors", "--layers", "none")["layers"] == []
     chosen = read("exact.safetensors", "--layers", "bn1", "--layers", "fc", "--worst", "1")
     assert [layer["name"] for layer in chosen["layers"]] == ["bn1", "fc"]
-    assert len(chosen["pictures"]) == 1
+    assert len(chosen["images"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_a_network_without_classes_is_not_judged_by_them() -> None:
     ilmconvert.save(ilmconvert.convert(nn.Sequential(features, nn.Unflatten(1, (-1, 1)))), "map.safetensors")
     subject = open_subject("map.safetensors", into=nn.Sequential(features, nn.Unflatten(1, (-1, 1))))
     reference = find_reference(subject, source=nn.Sequential(features, nn.Unflatten(1, (-1, 1))))
-    found = verify(subject, reference, Sample([torch.randn(2, 3, 48, 48)], "two pictures"))
+    found = verify(subject, reference, Sample([torch.randn(2, 3, 48, 48)], "two images"))
     assert found.fidelity.classes is None
     assert found.verdict == "kept"
     assert "same first class as the source" not in [check.name for check in found.checks]

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from ilmconvert.evaluation.layer_metrics import LayerFidelity, common_layers, worst_layers
     from ilmconvert.evaluation.outputs import DETECTION_STAGES, OutputError, output_error
     from ilmconvert.evaluation.verify.reconstruct_source import implied_source
-    from ilmconvert.evaluation.worst_images import PictureFidelity
+    from ilmconvert.evaluation.worst_images import ImageFidelity
 
 __all__ = [
     "DETECTION_STAGES",
     "Cost",
     "Fidelity",
+    "ImageFidelity",
     "LayerFidelity",
     "OutputError",
-    "PictureFidelity",
     "common_layers",
     "fidelity",
     "implied_source",
@@ -34,7 +34,7 @@ _HOMES = {
     **dict.fromkeys(("LayerFidelity", "common_layers", "worst_layers"), "layer_metrics"),
     **dict.fromkeys(("DETECTION_STAGES", "OutputError", "output_error"), "outputs"),
     "implied_source": "verify.reconstruct_source",
-    "PictureFidelity": "worst_images",
+    "ImageFidelity": "worst_images",
 }
 
 

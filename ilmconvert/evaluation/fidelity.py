@@ -1,4 +1,4 @@
-"""A converted model against its source, on pictures."""
+"""A converted model against its source, on images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ilmconvert.evaluation.latency import Cost, forward_cost
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, LayerSums, common_layers
 from ilmconvert.evaluation.output_metrics import OutputSums, split_batch
 from ilmconvert.evaluation.outputs import evaluating, is_detector, run_stages
-from ilmconvert.evaluation.worst_images import PictureFidelity
+from ilmconvert.evaluation.worst_images import ImageFidelity
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.paused_forward import run_in_lockstep
 
@@ -26,23 +26,23 @@ class Fidelity:
     """What :func:`fidelity` found. Shares lie between 0 and 1; intervals hold 95 %; None: there is no such number.
 
     Attributes:
-        count: pictures (samples) seen.
+        count: images (samples) seen.
         largest_error, mean_error: of the outputs' absolute differences.
         relative_error: ``largest_error`` over ``largest_output``, the source's largest absolute output.
         classes: number of logits; None (and with it the next six) where the output isn't one (N, classes) tensor.
-        top1_agreement: share of pictures with the same largest logit.
+        top1_agreement: share of images with the same largest logit.
         top1_interval: Wilson's interval of it.
-        top5_agreement: share of pictures whose largest logit in the source is among the converted model's five
+        top5_agreement: share of images whose largest logit in the source is among the converted model's five
             largest; None for five classes or fewer.
         kl, largest_kl: mean and largest KL(source || converted), in nats.
-        not_finite: pictures for which the converted model gives a NaN or an infinity.
-        labelled: pictures with a label; without any, the next four are None.
+        not_finite: images for which the converted model gives a NaN or an infinity.
+        labelled: images with a label; without any, the next four are None.
         source_top1, converted_top1: accuracies.
         converted_top1_interval: Wilson's interval.
-        difference_interval: of ``converted_top1 - source_top1``, for paired pictures.
+        difference_interval: of ``converted_top1 - source_top1``, for paired images.
         layers: in execution order.
-        pictures: the worst ones, worst first.
-        thumbnails: small copies (C, H, W) of ``pictures`` as the networks saw them; not part of :meth:`to_dict`.
+        images: the worst ones, worst first.
+        thumbnails: small copies (C, H, W) of ``images`` as the networks saw them; not part of :meth:`to_dict`.
         cost: None where it wasn't measured.
     """
 
@@ -64,13 +64,13 @@ class Fidelity:
     converted_top1_interval: Interval | None = None
     difference_interval: Interval | None = None
     layers: tuple[LayerFidelity, ...] = ()
-    pictures: tuple[PictureFidelity, ...] = ()
+    images: tuple[ImageFidelity, ...] = ()
     thumbnails: tuple[Tensor | None, ...] = field(default=(), repr=False, compare=False)
     cost: Cost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON has them, but for infinities and NaN."""
-        plain = {key: value for key, value in vars(self).items() if key not in ("thumbnails", "layers", "pictures")}
+        plain = {key: value for key, value in vars(self).items() if key not in ("thumbnails", "layers", "images")}
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
         cost = self.cost
         ratios = {} if cost is None else {"time_ratio": cost.time_ratio, "parameter_ratio": cost.parameter_ratio}
@@ -78,7 +78,7 @@ class Fidelity:
             **plain,
             "cost": None if cost is None else {**asdict(cost), **ratios},
             "layers": [asdict(layer) for layer in self.layers],
-            "pictures": [{**asdict(picture), "agrees": picture.agrees} for picture in self.pictures],
+            "images": [{**asdict(image), "agrees": image.agrees} for image in self.images],
         }
 
 
@@ -92,20 +92,20 @@ def fidelity(
     cost: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Fidelity:
-    """Run a source and its conversion on the same pictures, in evaluation mode, and compare everything.
+    """Run a source and its conversion on the same images, in evaluation mode, and compare everything.
 
-    Neither model's training flags, device or values change; each gets the pictures in its own type. Both run side by
+    Neither model's training flags, device or values change; each gets the images in its own type. Both run side by
     side, layer by layer, so that no activation is kept.
 
     Args:
         source, converted: the models.
-        batches: tensors (N, ...), ``(pictures, labels)`` as loaders yield them (a label of -1 means none), or tuples
+        batches: tensors (N, ...), ``(images, labels)`` as loaders yield them (a label of -1 means none), or tuples
             of positional inputs.
-        layers: which modules to compare; see :func:`ilmconvert.evaluation.layer_metrics.common_layers`. Detection models are
-            compared by their outputs only.
-        worst: how many of the worst pictures to keep.
+        layers: which modules to compare; see :func:`ilmconvert.evaluation.layer_metrics.common_layers`. Detection models
+            are compared by their outputs only.
+        worst: how many of the worst images to keep.
         cost: also time one forward pass of the first batch.
-        progress: called after each batch with the number of pictures done.
+        progress: called after each batch with the number of images done.
 
     Raises:
         ModelError: no batch, outputs of different shapes, or layers that run in different orders.
@@ -139,13 +139,13 @@ def fidelity(
             done += len(labels)
             if progress is not None:
                 progress(done)
-    summary, pictures = sums.summary(), sums.pictures.results()
+    summary, images = sums.summary(), sums.images.results()
     measured = forward_cost(source, converted, *first[:2], batch_size=first[2]) if cost and first else None
     return Fidelity(
         **summary,
         layers=layer_sums.results(),
-        pictures=tuple(picture for picture, _ in pictures),
-        thumbnails=tuple(thumbnail for _, thumbnail in pictures),
+        images=tuple(image for image, _ in images),
+        thumbnails=tuple(thumbnail for _, thumbnail in images),
         cost=measured,
     )
 
