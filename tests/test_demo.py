@@ -70,7 +70,7 @@ def test_an_unknown_target_names_the_known_ones() -> None:
 def test_weights_of_another_architecture_are_refused(change: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     weights = {f"renamed.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
-    sample_photographs._fill_in_order(model, weights)
+    samples._fill_in_order(model, weights)
     if change == "count":
         del weights["renamed.1.bias"]
     elif change == "shape":
@@ -80,7 +80,7 @@ def test_weights_of_another_architecture_are_refused(change: str) -> None:
         names[2], names[3] = names[3], names[2]
         weights = {name: weights[name] for name in names}
     with pytest.raises(ModelError, match="upgrade timm"):
-        sample_photographs._fill_in_order(model, weights)
+        samples._fill_in_order(model, weights)
 
 
 @pytest.mark.parametrize(("num_groups", "expected"), [(32, 24), (1, 1), (None, 48)])

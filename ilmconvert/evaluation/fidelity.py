@@ -101,8 +101,8 @@ def fidelity(
         source, converted: the models.
         batches: tensors (N, ...), ``(images, labels)`` as loaders yield them (a label of -1 means none), or tuples
             of positional inputs.
-        layers: which modules to compare; see :func:`ilmconvert.evaluation.layer_metrics.common_layers`. Detection models
-            are compared by their outputs only.
+        layers: which modules to compare; see :func:`ilmconvert.evaluation.layer_metrics.common_layers`. Detection
+            models are compared by their outputs only.
         worst: how many of the worst images to keep.
         cost: also time one forward pass of the first batch.
         progress: called after each batch with the number of images done.

@@ -43,8 +43,8 @@ class ILMNorm(nn.Module):
         restore: add the restoring path, with which the layer can compute any per-channel affine function exactly.
         restore_bound: tau; deviations z on that path become ``tau * tanh(z / tau)``. None: no bound.
         restore_range: instances whose contrast or colour lies outside these limits (see
-            :class:`ilmconvert.nn.restore_range.RestoreRange`) are normalised to the limit on that path, and those inside
-            pass as they are. None: all pass.
+            :class:`ilmconvert.nn.restore_range.RestoreRange`) are normalised to the limit on that path; those
+            inside pass as they are. None: all pass.
         affine: learn ``weight`` and ``bias`` per channel.
         device, dtype: of the parameters.
 
