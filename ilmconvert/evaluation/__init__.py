@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ilmconvert.evaluation.fidelity import Fidelity, fidelity
+    from ilmconvert.evaluation.compare import Fidelity, fidelity
     from ilmconvert.evaluation.latency import Cost
     from ilmconvert.evaluation.layer_metrics import LayerFidelity, common_layers, worst_layers
     from ilmconvert.evaluation.outputs import DETECTION_STAGES, OutputError, output_error
@@ -29,7 +29,7 @@ __all__ = [
 
 # Imported when first asked for: corruptions and plots need none of the others.
 _HOMES = {
-    **dict.fromkeys(("Fidelity", "fidelity"), "fidelity"),
+    **dict.fromkeys(("Fidelity", "fidelity"), "compare"),
     "Cost": "latency",
     **dict.fromkeys(("LayerFidelity", "common_layers", "worst_layers"), "layer_metrics"),
     **dict.fromkeys(("DETECTION_STAGES", "OutputError", "output_error"), "outputs"),

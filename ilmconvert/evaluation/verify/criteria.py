@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ilmconvert.evaluation.fidelity import Fidelity
+from ilmconvert.evaluation.compare import Fidelity
 from ilmconvert.evaluation.layer_metrics import worst_layers
 from ilmconvert.evaluation.verify.opened_checkpoint import Subject
 

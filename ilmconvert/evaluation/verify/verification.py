@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ilmconvert._constants import __version__
-from ilmconvert.evaluation.fidelity import Fidelity, fidelity
+from ilmconvert.evaluation.compare import Fidelity, fidelity
 from ilmconvert.evaluation.verify.criteria import BROKEN, Check, Promise, judge, promise_of, verdict
 from ilmconvert.evaluation.verify.find_source import Reference, differing_tensors
 from ilmconvert.evaluation.verify.initial_values import unlike_start
