@@ -14,7 +14,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import TOLERANCE, randomize_norms, relative_error
 from timm.models._features_fx import create_feature_extractor as timm_feature_extractor
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from ilmconvert.models.torchvision_zoo import FROZEN_EPS
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.testing import outcome, run_model, wake_parameters
 from ilmconvert.testing.build_models import family, keep_boxes
+from tests.helpers import TOLERANCE, randomize_norms, relative_error
 
 EXACT = TOLERANCE[torch.float32]
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
