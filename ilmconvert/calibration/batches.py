@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ilmconvert.calibration.walk import Inputs
 from ilmconvert.errors import CalibrationError
+from ilmconvert.surgery.paused_forward import Inputs
 
 
 class Part(NamedTuple):

@@ -15,9 +15,10 @@ from ilmconvert.calibration.fit import Values, fit_meta, match_constants, relati
 from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot, source_targets
 from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
-from ilmconvert.calibration.walk import Inputs, walk
+from ilmconvert.calibration.walk import walk
 from ilmconvert.errors import CalibrationError
 from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.surgery.paused_forward import Inputs
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
 START, CONSTANTS, DAMPED, META_NETWORK = "start", "constants", "damped constants", "meta-network"

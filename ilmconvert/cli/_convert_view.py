@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from ilmconvert.surgery import Plan
 
-LARGEST_IDENTITY_ERROR = 1e-3
-
 
 def print_summary(summary: dict[str, Any]) -> None:
     from rich.console import Console
@@ -56,10 +54,17 @@ def _error_text(error: dict[str, Any] | None) -> str:
 def warn_if_not_exact(summary: dict[str, Any]) -> None:
     """Say it loudly where a conversion that should be exact isn't."""
     error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
-    if exact and error is not None and not error["relative_error"] <= LARGEST_IDENTITY_ERROR:
+    if not exact or error is None:
+        return
+    import torch
+
+    from ilmconvert.evaluation.tolerances import ROUNDING
+
+    limit = ROUNDING[torch.float32]  # in which create_model builds
+    if not error["relative_error"] <= limit:
         message = (
             f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected less "
-            f"than {LARGEST_IDENTITY_ERROR:g}. Don't rely on {summary['output']}; please report the model."
+            f"than {limit:g}. Don't rely on {summary['output']}; please report the model."
         )
         warn(message, loud=True)
 

@@ -138,6 +138,7 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     import torch
 
     from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.evaluation.difference import Difference
     from ilmconvert.surgery.outputs import outputs
 
     inputs = probe_batch(model, batch_size=2, size=size, seed=1)
@@ -155,5 +156,6 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
         names = [i.name for i in session.get_inputs()]
         results = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
         got = [torch.from_numpy(result) for result in results]
-    scale = max(float(t.abs().max()) for t in expected) or 1.0
-    return max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True)) / scale
+    difference = Difference()
+    difference.add(expected, got)
+    return difference.relative

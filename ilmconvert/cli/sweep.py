@@ -73,7 +73,7 @@ def sweep(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ilmconvert.models.create import list_models
-    from ilmconvert.testing.summary import outcome, tally
+    from ilmconvert.testing.summary import count_outcomes, outcome
     from ilmconvert.testing.sweep import run_sweep
     from ilmconvert.testing.sweep_model import MAX_PARAMETERS
 
@@ -103,7 +103,7 @@ def sweep(
         )
     failures = [line for line in lines if outcome(line) == "failed"]
     if as_json:
-        counts = tally(lines, lambda line: line["to"])
+        counts = count_outcomes(lines, lambda line: line["to"])
         click.echo(json.dumps({"counts": counts, "failures": failures}, indent=2))
     else:
         Console().print(summary(lines))
@@ -114,10 +114,10 @@ def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
     """One row a target and library: how many models there are of each outcome."""
     from rich.table import Table
 
-    from ilmconvert.testing.summary import OUTCOMES, tally
+    from ilmconvert.testing.summary import OUTCOMES, count_outcomes
 
     table = Table(title="What became of the models")
-    rows = tally(lines, lambda line: (line["to"], line["library"] or "?"))
+    rows = count_outcomes(lines, lambda line: (line["to"], line["library"] or "?"))
     seen: Counter[str] = sum(rows.values(), Counter())
     shown = ["tried", *(name for name in OUTCOMES if seen[name])]
     for title in ("target", "library"):

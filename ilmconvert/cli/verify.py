@@ -44,7 +44,7 @@ _WORST = 3
 )
 @click.option("--worst", type=click.IntRange(min=0), default=12, show_default=True, help="ImageDataset to list.")
 @click.option(
-    "--max-error", type=_NOT_NEGATIVE, help="Largest error over the largest output.  [default: 1e-3 if exact]"
+    "--max-error", type=_NOT_NEGATIVE, help="Largest error over the largest output.  [default: 1e-5 if exact]"
 )
 @click.option(
     "--min-agreement", type=_SHARE, help="Share of the same classes.  [default: 0.999 if exact, 0.99 if bounded]"
@@ -54,7 +54,7 @@ _WORST = 3
     "--min-ratio",
     type=float,
     metavar="DB",
-    help="Signal over error of every layer by itself, in decibels.  [default: 60 if exact]",
+    help="Signal over error of every layer by itself, in decibels.  [default: 80 if exact]",
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ilmconvert.evaluation.compare import Fidelity, fidelity
     from ilmconvert.evaluation.latency import Cost
     from ilmconvert.evaluation.layer_metrics import LayerFidelity, common_layers, worst_layers
-    from ilmconvert.evaluation.outputs import DETECTION_STAGES, OutputError, output_error
+    from ilmconvert.evaluation.outputs import DETECTION_STAGES, OutputDifference, output_error
     from ilmconvert.evaluation.verify.reconstruct_source import implied_source
     from ilmconvert.evaluation.worst_images import ImageFidelity
 
@@ -19,7 +19,7 @@ __all__ = [
     "Fidelity",
     "ImageFidelity",
     "LayerFidelity",
-    "OutputError",
+    "OutputDifference",
     "common_layers",
     "fidelity",
     "implied_source",
@@ -32,7 +32,7 @@ _HOMES = {
     **dict.fromkeys(("Fidelity", "fidelity"), "compare"),
     "Cost": "latency",
     **dict.fromkeys(("LayerFidelity", "common_layers", "worst_layers"), "layer_metrics"),
-    **dict.fromkeys(("DETECTION_STAGES", "OutputError", "output_error"), "outputs"),
+    **dict.fromkeys(("DETECTION_STAGES", "OutputDifference", "output_error"), "outputs"),
     "implied_source": "verify.reconstruct_source",
     "ImageFidelity": "worst_images",
 }

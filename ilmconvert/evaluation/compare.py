@@ -16,7 +16,7 @@ from ilmconvert.evaluation.output_metrics import OutputSums, split_batch
 from ilmconvert.evaluation.outputs import evaluating, is_detector, run_stages
 from ilmconvert.evaluation.worst_images import ImageFidelity
 from ilmconvert.surgery.outputs import outputs
-from ilmconvert.surgery.paused_forward import run_in_lockstep
+from ilmconvert.surgery.paused_forward import run_side_by_side
 
 Interval = tuple[float, float]
 
@@ -132,7 +132,7 @@ def fidelity(
             if detector:
                 expected, found = run_stages(source, converted, ours)
             else:
-                pair = run_in_lockstep(source, converted, theirs, ours, names, layer_sums.add)
+                pair = run_side_by_side(source, converted, theirs, ours, names, layer_sums.add)
                 expected, found = (outputs(result) for result in pair)
             sums.add(expected, found, labels, inputs[0])
             first = first or (theirs, ours, len(labels))

@@ -11,11 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
+from ilmconvert.evaluation.difference import Difference
 from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.outputs import outputs
-from ilmconvert.surgery.paused_forward import Call
-
-LAYERS = ("norms", "all", "none")
+from ilmconvert.surgery.record_calls import Call
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ class LayerSums:
 
     def _result(self, name: str, sums: _Sums) -> LayerFidelity:
         old, new = (type(module).__name__ for module in self._modules[name])
-        own = sums.own.snr() if name in self._made else None
-        return LayerFidelity(name, old, new, sums.all.snr(), own, sums.all.largest, sums.all.relative())
+        own = sums.own.decibels if name in self._made else None
+        return LayerFidelity(name, old, new, sums.all.decibels, own, sums.all.largest, sums.all.relative)
 
 
 def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool = False) -> list[LayerFidelity]:
@@ -135,57 +134,9 @@ def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool
     return sorted((one for one in layers if not alone or one.own_snr is not None), key=ratio)[:count]
 
 
-class Difference:
-    """Sums of one pair of tensors' squares and the largest values, over batches."""
-
-    signal: float
-    error: float
-    largest: float
-    scale: float
-
-    def __init__(self) -> None:
-        self.signal = self.error = self.largest = self.scale = 0.0
-
-    def add(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """One batch; different shapes make all results NaN."""
-        if [t.shape for t in expected] != [t.shape for t in found]:
-            self.signal = self.error = self.largest = math.nan
-            return
-        for a, b in zip(expected, found, strict=True):
-            if a.numel() and a.is_floating_point():
-                a = a.float()
-                e = b.to(a) - a
-                self.signal += _sum_of_squares(a)
-                self.error += _sum_of_squares(e)
-                self.largest = _largest(self.largest, e)
-                self.scale = _largest(self.scale, a)
-
-    def snr(self) -> float:
-        """In decibels."""
-        if not (math.isfinite(self.error) and math.isfinite(self.signal)):
-            return math.nan
-        if self.error == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.error) if self.signal else -math.inf
-
-    def relative(self) -> float:
-        """The largest error over the largest signal."""
-        return self.largest / self.scale if self.scale else (0.0 if self.largest == 0 else math.nan)
-
-
 class _Sums:
     def __init__(self) -> None:
         self.all, self.own = Difference(), Difference()
-
-
-def _sum_of_squares(t: Tensor) -> float:
-    # sums of a row in float32, then of the rows in float64: no large copy in float64
-    return t.square().flatten(1 if t.ndim > 1 else 0).sum(-1).double().sum().item()
-
-
-def _largest(so_far: float, t: Tensor) -> float:
-    value = t.abs().max().item()
-    return so_far if so_far != so_far else (value if value != value else max(so_far, value))
 
 
 def _check_shapes(source: Call, converted: Call) -> None:

@@ -32,7 +32,9 @@ def outcome(line: Mapping[str, Any]) -> str:
     return "exact but for refused layers" if line["refused"] else "exact"
 
 
-def tally(lines: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Counter[str]]:
+def count_outcomes(
+    lines: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
+) -> dict[Any, Counter[str]]:
     """Outcomes counted by ``key`` of a line, "tried" among them; keys in order of appearance."""
     result: dict[Any, Counter[str]] = {}
     for line in lines:

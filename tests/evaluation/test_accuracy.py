@@ -24,7 +24,7 @@ from ilmconvert import convert, save
 from ilmconvert.cli import main
 from ilmconvert.errors import EvaluationError, ILMConvertError
 from ilmconvert.evaluation.accuracy import Evaluation, evaluate
-from ilmconvert.evaluation.metrics import Tally, paired_difference, wilson
+from ilmconvert.evaluation.metrics import ClassificationMetrics, paired_difference, wilson
 from ilmconvert.finetune.curves import plot_curves
 from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms
@@ -258,8 +258,8 @@ def test_two_processes_count_every_image_once(logits: Tensor, labels: Tensor, tm
     assert results[0]["images_per_second"] == pytest.approx(results[1]["images_per_second"])
 
 
-def test_tally_does_not_depend_on_the_batches(logits: Tensor, labels: Tensor) -> None:
-    whole, parts = Tally(), Tally()
+def test_metrics_does_not_depend_on_the_batches(logits: Tensor, labels: Tensor) -> None:
+    whole, parts = ClassificationMetrics(), ClassificationMetrics()
     whole.add(logits, logits.flip(0), labels)
     for part in torch.arange(101).split(13):
         parts.add(logits[part], logits.flip(0)[part], labels[part])

@@ -18,7 +18,8 @@ from ilmconvert.errors import ModelError
 from ilmconvert.evaluation import common_layers, fidelity, implied_source, worst_layers
 from ilmconvert.evaluation.output_metrics import split_batch
 from ilmconvert.evaluation.verify.find_source import differing_tensors
-from ilmconvert.surgery.paused_forward import Call, run_in_lockstep
+from ilmconvert.surgery.paused_forward import run_side_by_side
+from ilmconvert.surgery.record_calls import Call
 from tests.helpers import TOLERANCE, randomize_norms, relative_error, source_network
 
 SIZE = 64
@@ -217,7 +218,7 @@ class TestLockstep:
     def run(one: nn.Module, other: nn.Module, names: tuple[str, ...] = ("a", "b")) -> list[str]:
         seen: list[str] = []
         x = torch.randn(2, 3)
-        run_in_lockstep(one, other, (x,), (x,), names, lambda first, second: seen.append(first.name + second.name))
+        run_side_by_side(one, other, (x,), (x,), names, lambda first, second: seen.append(first.name + second.name))
         return seen
 
     def test_calls_meet_in_order(self) -> None:
@@ -229,7 +230,7 @@ class TestLockstep:
         one = self.Chain()
         seen = []
         x = torch.randn(64, 3)
-        run_in_lockstep(one, one, (x,), (x,), ["a"], lambda first, second: seen.append(first.result.min().item()))
+        run_side_by_side(one, one, (x,), (x,), ["a"], lambda first, second: seen.append(first.result.min().item()))
         assert seen[0] < 0
 
     @pytest.mark.parametrize("orders", [(("a", "b"), ("b", "a")), (("a",), ("a", "b")), (("a", "b"), ("a",))])
@@ -248,7 +249,7 @@ class TestLockstep:
 
         x = torch.ones(1, 3)
         with pytest.raises(KeyError, match="a"):
-            run_in_lockstep(self.Chain(), self.Chain(), (x,), (x,), ["a", "b"], refuse)
+            run_side_by_side(self.Chain(), self.Chain(), (x,), (x,), ["a", "b"], refuse)
 
     def test_no_activation_outlives_its_layer(self, source: nn.Module, converted: nn.Module) -> None:
         alive: list[weakref.ref[Tensor]] = []
@@ -261,7 +262,7 @@ class TestLockstep:
 
         names = common_layers(source, converted)
         x = images(1)
-        run_in_lockstep(source, converted, (x,), (x,), names, compare)
+        run_side_by_side(source, converted, (x,), (x,), names, compare)
         assert len(alive) == 2 * len(names)
         # a layer's own two, and those of the residual branch that goes around it
         assert largest <= 6

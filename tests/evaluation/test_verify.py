@@ -20,6 +20,7 @@ import ilmconvert
 from ilmconvert.calibration.collapse import collapse
 from ilmconvert.cli import COMMANDS, main
 from ilmconvert.errors import ModelError
+from ilmconvert.evaluation.tolerances import EXACT_AGREEMENT, EXACT_RATIO, ROUNDING
 from ilmconvert.evaluation.verify.find_source import find_reference
 from ilmconvert.evaluation.verify.inputs import Sample
 from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ilmconvert.save(half, path / "half.safetensors")
     tuned = ilmconvert.convert(model)
     with torch.no_grad():
-        tuned.get_submodule("bn1").get_parameter("weight")[0] += 0.1
+        tuned.get_submodule("bn1").get_parameter("weight")[0] += 1e-3
     ilmconvert.save(tuned, path / "norm.safetensors")
     provenance = {"weights": "trained.safetensors", "sha256": model.ilmconvert_provenance["sha256"], "finetuned": {}}  # type: ignore[index]
     ilmconvert.save(tuned, path / "tuned.safetensors", provenance=provenance)
@@ -137,6 +138,24 @@ def test_thresholds_are_options() -> None:
     assert broken(read("moments.safetensors", "--max-kl", "1e-9", code=1)) == ["mean KL divergence"]
 
 
+def test_help_names_the_tolerances() -> None:
+    text = " ".join(CliRunner().invoke(main, ["verify", "--help"]).output.split())
+    for limit in (f"{ROUNDING[torch.float32]:g}".replace("-0", "-"), f"{EXACT_AGREEMENT:g}", f"{EXACT_RATIO:g}"):
+        assert f"[default: {limit} if exact" in text
+
+
+def test_verify_and_the_sweep_have_one_tolerance() -> None:
+    """What the sweep refuses in single precision verify refuses, too: the least change of the head that it sees."""
+    model = ilmconvert.convert(create_model("test_resnet", weights="trained.safetensors"))
+    limit, x = ROUNDING[torch.float32], torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.get_parameter("fc.bias").add_(2 * limit * model(x).abs().max())
+    ilmconvert.save(model, "shifted.safetensors")
+    found = read("shifted.safetensors", "--weights", "trained.safetensors", code=1)
+    assert limit < found["relative_error"] < 10 * limit
+    assert "largest error over the largest output" in broken(found)
+
+
 def test_moments_promise_nothing() -> None:
     found = read("moments.safetensors")
     assert found["verdict"] == "not judged"
@@ -162,7 +181,7 @@ def test_a_fine_tuned_checkpoint_is_measured_not_judged() -> None:
 
 def test_half_precision_has_its_own_limit() -> None:
     found = read("half.safetensors")
-    assert found["promise"]["max_error"] == 0.1
+    assert found["promise"]["max_error"] == ROUNDING[torch.bfloat16]
     assert found["verdict"] == "kept"
     assert 1e-4 < found["relative_error"] < 0.1
     # the source in single precision, rounded to the checkpoint's type, is what the checkpoint holds
@@ -217,7 +236,7 @@ def test_a_source_that_is_given(folder: Path) -> None:
     assert (named["reference"]["kind"], named["verdict"]) == ("given", "kept")
     other = read("tuned.safetensors", "--source", "exact.safetensors")
     assert other["reference"]["description"] == "the checkpoint exact.safetensors"
-    assert other["relative_error"] > 1e-5
+    assert 1e-6 < other["relative_error"] < 1e-5
     # 1 is for broken promises
     for name in ("exact.safetensors", plain_checkpoint("gn")):
         wrong = run(name, "--source", "test_efficientnet", "--weights", "none")
@@ -333,7 +352,7 @@ def test_a_collapsed_network_keeps_the_promise_of_an_exact_one_only_if_it_is() -
     ilmconvert.save(converted, "gn-source.safetensors")
     ilmconvert.save(collapse(converted).model, "collapsed.safetensors")
     found = read("collapsed.safetensors", "--source", "gn-source.safetensors")
-    assert (found["verdict"], found["promise"]["max_error"]) == ("kept", 1e-3)
+    assert (found["verdict"], found["promise"]["max_error"]) == ("kept", ROUNDING[torch.float32])
     with torch.no_grad():
         layer = next(m for m in converted.modules() if isinstance(m, ilmconvert.ILMNorm))
         layer.weight_decoder.fill_(1e-4)

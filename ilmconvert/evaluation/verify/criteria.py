@@ -9,14 +9,9 @@ import torch
 
 from ilmconvert.evaluation.compare import Fidelity
 from ilmconvert.evaluation.layer_metrics import worst_layers
+from ilmconvert.evaluation.tolerances import BOUNDED_AGREEMENT, EXACT_AGREEMENT, EXACT_RATIO, ROUNDING
 from ilmconvert.evaluation.verify.opened_checkpoint import Subject
 
-#: Largest relative error of an exact conversion that counts as rounding, by the type of the checkpoint.
-ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-EXACT_AGREEMENT, BOUNDED_AGREEMENT = 0.999, 0.99
-#: Least signal-to-error ratio in decibels of every layer by itself in an exact conversion in single precision; rounding
-#: leaves 100 and more. It shows a change in one layer that hardly moves the outputs.
-EXACT_RATIO = 60.0
 KEPT, BROKEN, NOT_JUDGED = "kept", "broken", "not judged"
 
 

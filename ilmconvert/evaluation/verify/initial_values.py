@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ilmconvert.evaluation.tolerances import INITIAL_VALUES
 from ilmconvert.surgery import group_norm_target
 from ilmconvert.surgery.initialization import initial_values
 from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.sources import NormDescription, find_source
-
-_ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
-_SINGLE = 1e-5
 
 
 def unlike_start(source: nn.Module, converted: nn.Module) -> list[str] | None:
@@ -62,4 +59,4 @@ def _same(own: Tensor | None, expected: Tensor) -> bool:
         return False
     largest = expected.abs().max().item() if expected.numel() else 0.0
     error = (own.detach().cpu().double() - expected).abs()
-    return bool((error <= _ROUNDING.get(own.dtype, _SINGLE) * largest).all())
+    return bool((error <= INITIAL_VALUES[own.dtype] * largest).all())
