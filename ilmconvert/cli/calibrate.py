@@ -10,8 +10,6 @@ import click
 from ilmconvert.cli._common import check_output, output_options, print_json, progress
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from ilmconvert.calibration import Calibration
 
 
@@ -50,6 +48,7 @@ def calibrate(
     check_output(output, force)
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save
+    from ilmconvert.data.transforms import image_batches
     from ilmconvert.evaluation.verify.find_source import find_reference
     from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
 
@@ -85,15 +84,3 @@ def _print(found: Calibration, source: str) -> None:
     for reason in sorted(set(found.skipped.values())):
         count = sum(each == reason for each in found.skipped.values())
         click.echo(f"{count} layers not fitted: {reason}")
-
-
-def image_batches(
-    model: nn.Module, data: str, *, images: int, batch_size: int, seed: int, input_size: int | None = None
-) -> list[Tensor]:
-    """Up to so many training images of ``data`` in random order, behind the model's evaluation transform."""
-    import torch
-
-    from ilmconvert.data.transforms import unit_images
-
-    chosen, normalize = unit_images(model, data, at_most=images, input_size=input_size, seed=seed, training=True)
-    return list(normalize(torch.stack(chosen)).split(batch_size))

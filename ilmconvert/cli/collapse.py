@@ -12,7 +12,7 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", help="ImageDataset to measure on; needed unless all decoders and restoring paths are zero.")
+@click.option("--data", help="Images to measure on; needed unless all decoders and restoring paths are zero.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="Of a layer's output.")
 @click.option("--images", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
@@ -39,7 +39,7 @@ def collapse(
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save
-    from ilmconvert.cli.calibrate import image_batches
+    from ilmconvert.data.transforms import image_batches
     from ilmconvert.export.stock_timm import timm_arguments
 
     with progress() as say:

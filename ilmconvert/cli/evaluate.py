@@ -12,7 +12,6 @@ from ilmconvert.cli._complete import models_and_files
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.data import Dataset
 
     from ilmconvert.evaluation.accuracy import Evaluation
 
@@ -73,8 +72,11 @@ def evaluate(
         model = _load(checkpoint, weights, model_args)
         other = None if against is None else _load(against, against_weights, model_args)
         say(f"opening {data}")
-        images, share, labelled = _images(model, data, input_size, **which)
-        if against is None and not labelled:
+        from ilmconvert.data.transforms import evaluation_images
+
+        found, images = evaluation_images(model, data, input_size=input_size, **which)
+        part = "all images" if found.val is None else "validation images"
+        if against is None and not (found.labelled or found.val is not None):
             raise click.UsageError("without labels there is only the comparison with another model: add --against")
 
         def show(done: int, total: int | None) -> None:
@@ -93,9 +95,9 @@ def evaluate(
             progress=show,
         )
     if as_json:
-        print_json({"model": checkpoint, "against": against, "data": data, "images": share, **result.to_dict()})
+        print_json({"model": checkpoint, "against": against, "data": data, "images": part, **result.to_dict()})
     else:
-        _print(result, f"{checkpoint} on {data} ({share})", against)
+        _print(result, f"{checkpoint} on {data} ({part})", against)
 
 
 def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
@@ -109,22 +111,6 @@ def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
     if arguments and not path.exists():
         return create_model(name, weights=weights, **arguments)
     return open_model(name, weights)[1]
-
-
-def _images(
-    model: nn.Module, source: str, input_size: int | None, *, val_split: float | None, seed: int, unlabelled: bool
-) -> tuple[Dataset[Any], str, bool]:
-    """The validation images of ``source`` as the model wants them, or all if none are set apart.
-
-    Also which of the two, and whether they have labels.
-    """
-    from ilmconvert.data.open_data import open_data
-    from ilmconvert.data.transforms import for_evaluation, transform_config
-
-    found = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
-    share = "all images" if found.val is None else "validation images"
-    items = for_evaluation(found.train if found.val is None else found.val, transform_config(model, input_size))
-    return items, share, found.labelled or found.val is not None
 
 
 def _device() -> str:

@@ -25,9 +25,7 @@ _WORST = 3
 @click.option("--source", metavar="MODEL|CHECKPOINT", help="The source.  [default: the one that the file names]")
 @click.option("--weights", metavar="default|FILE", help="Of the source.  [default: those that the file names]")
 @model_arg_option("the source")
-@click.option(
-    "--data", metavar="DIR", help="ImageDataset to compare on, with or without classes.  [default: random inputs]"
-)
+@click.option("--data", metavar="DIR", help="Images to compare on, with or without classes.  [default: random inputs]")
 @click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Of these only N, evenly spread.")
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Height and width of the inputs.  [default: the model's]"
@@ -42,7 +40,7 @@ _WORST = 3
     metavar="norms|all|none|PATTERN",
     help="Layers to compare one by one. Repeatable.  [default: norms]",
 )
-@click.option("--worst", type=click.IntRange(min=0), default=12, show_default=True, help="ImageDataset to list.")
+@click.option("--worst", type=click.IntRange(min=0), default=12, show_default=True, help="Images to list.")
 @click.option(
     "--max-error", type=_NOT_NEGATIVE, help="Largest error over the largest output.  [default: 1e-5 if exact]"
 )

@@ -182,7 +182,7 @@ def standard_error(values: Tensor) -> float:
 def networks(bounded: nn.Module, normalize: Normalize, images: Sequence[Tensor]) -> dict[str, nn.Module]:
     """The source, the bounded network, and the source behind a standardisation of its input, by title.
 
-    The source is the network without its bounds, which computes the same. ImageDataset are standardised to the mean
+    The source is the network without its bounds, which computes the same. Images are standardised to the mean
     standard deviation that ``images`` have, which favours that baseline.
     """
     std = torch.stack([normalize(p).std(correction=0) for p in images]).mean().item()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ilmconvert.finetune.field_checks import setting
 
 _TRAINS, _SCHEDULE, _OPT = "What trains", "Length and learning rate", "Optimizer"
-_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "ImageDataset and augmentation"
+_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "Images and augmentation"
 _SPEED, _RUN = "Precision and speed", "The run"
 
 
@@ -34,9 +34,7 @@ class Settings:
     )
 
     epochs: int = setting(10, _SCHEDULE, "Passes over the training images.", least=1)
-    batch_size: int = setting(
-        32, _SCHEDULE, "ImageDataset of a forward pass, over all processes.", least=1, also=("-b",)
-    )
+    batch_size: int = setting(32, _SCHEDULE, "Images of a forward pass, over all processes.", least=1, also=("-b",))
     grad_accum: int = setting(
         1, _SCHEDULE, "Forward passes of an optimizer step.", least=1, also=("--grad-accum-steps",)
     )
@@ -111,7 +109,7 @@ class Settings:
     grad_checkpointing: bool = setting(False, _SPEED, "Recompute activations, to save memory.")
     workers: int = setting(4, _SPEED, "Processes that read images, at most one a core.", least=0, also=("-j",))
     validation_batch_size: int | None = setting(
-        None, _SPEED, "ImageDataset of a validation batch; none: batch_size, at least 32.", least=1, also=("-vb",)
+        None, _SPEED, "Images of a validation batch; none: batch_size, at least 32.", least=1, also=("-vb",)
     )
 
     seed: int = setting(0, _RUN, "Of every random choice.", least=0)

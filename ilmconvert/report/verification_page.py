@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from ilmconvert.data.transforms import transform_config
 from ilmconvert.evaluation.layer_metrics import worst_layers
 from ilmconvert.evaluation.verify.verification import Verification
 from ilmconvert.report.figures import layers_figure, shows_rounding
@@ -90,9 +91,7 @@ def _images(result: Verification) -> list[dict[str, Any]]:
 
 
 def _normalisation(result: Verification) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config(result.subject.model)
+    config = transform_config(result.subject.model)
     return tuple(config["mean"]), tuple(config["std"])
 
 

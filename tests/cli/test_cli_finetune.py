@@ -46,7 +46,7 @@ TIMM_NAMES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageDataset of two classes that differ in colour, and weights of a network that has seen something."""
+    """Images of two classes that differ in colour, and weights of a network that has seen something."""
     path = tmp_path_factory.mktemp("finetune")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.transforms import evaluation_images
 from ilmconvert.models.head import number_of_classes
 
 RANDOM_CAVEAT = (
@@ -78,12 +79,7 @@ def folder_sample(
     Raises:
         DataError: no images, or one that can't be read.
     """
-    from ilmconvert.data.open_data import open_data
-    from ilmconvert.data.transforms import for_evaluation, transform_config
-
-    data = open_data(source)
-    items = data.train if data.val is None else data.val
-    ready = for_evaluation(items, transform_config(model, input_size))
+    data, ready = evaluation_images(model, source, input_size=input_size)
     count = len(ready)
     wanted = min(count, at_most or count)
     chosen = [i * count // wanted for i in range(wanted)]
@@ -92,7 +88,7 @@ def folder_sample(
     dataset = _Unlabelled(Subset(ready, chosen), keep=fits)
     which = "images" if wanted == count else f"of {count} images, evenly spread,"
     part = "" if data.val is None else " (validation part)"
-    name_of = getattr(items, "name", None)
+    name_of = getattr(ready.items, "name", None)
     return Sample(
         DataLoader(dataset, batch_size, num_workers=workers),
         f"{wanted} {which} of {source}{part}",
