@@ -9,6 +9,7 @@ import click
 
 from ilmconvert.cli._common import warn
 from ilmconvert.cli._formats import written
+from ilmconvert.cli._table import print_facts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,29 +18,24 @@ if TYPE_CHECKING:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
-    table = Table(title=f"{summary['model']} to {summary['to']} ({summary['init']})", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}")
-    table.add_row("layers converted", str(layers["converted"]))
-    for reason, count in layers["skipped"].items():
-        table.add_row("layers skipped", f"{count}: {reason}")
     before, after = parameters["before"], parameters["after"]
-    table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
-    table.add_row("error against the source", _error_text(error))
+    rows = [
+        ("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}"),
+        ("layers converted", str(layers["converted"])),
+        *(("layers skipped", f"{count}: {reason}") for reason, count in layers["skipped"].items()),
+        ("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})"),
+        ("error against the source", _error_text(error)),
+    ]
     if summary["bounded"] is not None:
         low, high, radius = summary["bounded"]["limits"]
         limits = f"log contrast {low:+.2f} to {high:+.2f}, means within {radius:.2f}"
-        table.add_row(f"bounded: {summary['bounded']['layer']}", limits)
+        rows.append((f"bounded: {summary['bounded']['layer']}", limits))
     if summary["timm"] is not None:
         arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]
         call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])
-        table.add_row("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)")
-    Console().print(table)
+        rows.append(("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)"))
+    print_facts(f"{summary['model']} to {summary['to']} ({summary['init']})", rows)
     click.echo(written(summary))
 
 

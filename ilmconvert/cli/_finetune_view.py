@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._global import shows_progress
+from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
     from ilmconvert.finetune import Progress, Result
@@ -48,37 +49,21 @@ def bar(enabled: bool = True) -> Iterator[Callable[[Progress], None] | None]:
 
 def numbers(now: Progress) -> str:
     """Loss, accuracy, speed and the time left, as far as they are known."""
+    from ilmconvert.report.text import duration, share
+
     parts = [
         None if now.loss is None else f"loss {now.loss:.3f}",
-        None if now.top1 is None else f"top-1 {now.top1:.1%}",
+        None if now.top1 is None else f"top-1 {share(now.top1)}",
         None if now.images_per_second is None else f"{now.images_per_second:.0f} img/s",
         None if now.eta is None else f"{duration(now.eta)} left",
     ]
     return "  ".join(part for part in parts if part)
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> duration(3725.4)
-    '1:02:05'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
 def print_result(result: Result) -> None:
     """The accuracy of source, converted and fine-tuned network and of the baselines, and what was written."""
-    from rich.console import Console
-    from rich.table import Table
-
     summary = result.summary
-    table = Table(title=f"{summary['model']}, recipe {summary['recipe']}")
-    table.add_column("network", style="bold")
-    table.add_column("validation", overflow="fold")
-    for row in rows(summary):
-        table.add_row(*row)
-    Console().print(table)
+    print_table(f"{summary['model']}, recipe {summary['recipe']}", ("network", "validation"), rows(summary))
     if summary["stopped_early"]:
         click.echo(f"Stopped after {summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
@@ -110,26 +95,20 @@ def _row(row: Mapping[str, Any]) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.2%}"
+    from ilmconvert.report.text import share
+
+    return share(value, digits=2) or ""
 
 
 def print_plan(summary: Mapping[str, Any]) -> None:
     """What a dry run found: the length of the run, and what trains at which learning rate."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{summary['model']['name']}, recipe {summary['recipe']['name']}: dry run", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("device", f"{summary['device']}, {summary['processes']} process(es)")
-    table.add_row(
-        "images", f"{summary['data'].get('train')} to train, {summary['data'].get('val') or 'no'} to validate"
-    )
-    table.add_row("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch")
+    data, found = summary["data"], [("device", f"{summary['device']}, {summary['processes']} process(es)")]
+    found.append(("images", f"{data.get('train')} to train, {data.get('val') or 'no'} to validate"))
+    found.append(("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch"))
     for kind, group in summary["trained"].items():
         rates = group["learning_rates"]
         span = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
-        table.add_row(f"trains: {kind}", f"{group['parameters']:,} parameters, learning rate {span}")
-    table.add_row("loss of the first batch", f"{summary['first_loss']:.4f}")
-    Console().print(table)
+        found.append((f"trains: {kind}", f"{group['parameters']:,} parameters, learning rate {span}"))
+    found.append(("loss of the first batch", f"{summary['first_loss']:.4f}"))
+    print_facts(f"{summary['model']['name']}, recipe {summary['recipe']['name']}: dry run", found)
     click.echo("Nothing was written")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import check_output, output_options, print_json, progress
+from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
     from ilmconvert.calibration import Calibration
@@ -70,17 +71,22 @@ def calibrate(
 
 
 def _print(found: Calibration, source: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from ilmconvert.report.text import NONE, share
 
-    table = Table(title=f"against {source}: {found.held_out} held-out images, {found.fitted_on} fitted")
-    for column in ("values", "same class", "KL, nats", "error of the outputs", ""):
-        table.add_column(column)
-    for name, score in found.scores.items():
-        agreement = "-" if score.agreement is None else f"{score.agreement:.1%}"
-        kl = "-" if score.kl is None else f"{score.kl:.3f}"
-        table.add_row(name, agreement, kl, f"{score.error:.3f}", "kept" if name == found.kept else "")
-    Console().print(table)
+    print_table(
+        f"against {source}: {found.held_out} held-out images, {found.fitted_on} fitted",
+        ("values", "same class", "KL, nats", "error of the outputs", ""),
+        [
+            (
+                name,
+                share(score.agreement) or NONE,
+                NONE if score.kl is None else f"{score.kl:.3f}",
+                f"{score.error:.3f}",
+                "kept" if name == found.kept else "",
+            )
+            for name, score in found.scores.items()
+        ],
+    )
     for reason in sorted(set(found.skipped.values())):
         count = sum(each == reason for each in found.skipped.values())
         click.echo(f"{count} layers not fitted: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress
 from ilmconvert.cli._complete import models_and_files
+from ilmconvert.cli._table import print_facts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +99,7 @@ def evaluate(
     if as_json:
         print_json({"model": checkpoint, "against": against, "data": data, "images": part, **result.to_dict()})
     else:
-        _print(result, f"{checkpoint} on {data} ({part})", against)
+        print_facts(f"{checkpoint} on {data} ({part})", rows(result, against))
 
 
 def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
@@ -119,39 +121,20 @@ def _device() -> str:
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
-def _print(result: Evaluation, title: str, against: str | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def rows(result: Evaluation, against: str | None) -> list[tuple[str, str | None]]:
+    """What the table shows: a label and a text each, None where it wasn't measured."""
+    from ilmconvert.report.text import share
 
-    table = Table(title=title, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for row in rows(result, against):
-        table.add_row(*row)
-    Console().print(table)
-
-
-def rows(result: Evaluation, against: str | None) -> list[tuple[str, str]]:
-    """What the table shows: a label and a text each, without what wasn't measured."""
-    found: list[tuple[str, str | None]] = [
+    percent = partial(share, digits=2)
+    return [
         ("images", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
-        ("top-1", _share(result.top1, result.top1_interval)),
-        ("top-5", _share(result.top5)),
+        ("top-1", percent(result.top1, result.top1_interval)),
+        ("top-5", percent(result.top5)),
         ("loss", None if result.loss is None else f"{result.loss:.4f} nats"),
-        ("calibration error", _share(result.calibration_error)),
+        ("calibration error", percent(result.calibration_error)),
         ("not finite", f"{result.not_finite} images" if result.not_finite else None),
-        (f"same class as {against}", _share(result.agreement, result.agreement_interval)),
-        (f"top-1 of {against}", _share(result.against_top1)),
-        ("difference", _share(result.difference, result.difference_interval, sign="+")),
+        (f"same class as {against}", percent(result.agreement, result.agreement_interval)),
+        (f"top-1 of {against}", percent(result.against_top1)),
+        ("difference", percent(result.difference, result.difference_interval, sign="+")),
         ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
     ]
-    return [(label, text) for label, text in found if text is not None]
-
-
-def _share(value: float | None, interval: tuple[float, float] | None = None, sign: str = "") -> str | None:
-    if value is None:
-        return None
-    text = f"{100 * value:{sign}.2f} %"
-    return (
-        text if interval is None else f"{text} (95 %: {100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f})"
-    )

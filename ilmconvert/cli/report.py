@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import print_json, warn
+from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
     from ilmconvert.report import Run
@@ -66,18 +67,14 @@ def _to_dict(run: Run) -> dict[str, Any]:
 
 
 def _print(run: Run) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ilmconvert.report.run import arms
     from ilmconvert.report.run_page import label
     from ilmconvert.report.text import NONE, share
 
-    table = Table(title=f"{run.summary.get('model', run.path)}, top-1 on validation images")
-    for column in ("network", "before", "right after", "after", "best epoch"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for arm in arms(run):
         epoch = NONE if arm.best is None else f"{arm.best['epoch']:.0f} of {arm.epochs}"
         shares = (share(arm.source), share(arm.start), share(arm.end, arm.end_interval))
-        table.add_row(label(arm.name, run), *(text or NONE for text in shares), epoch)
-    Console().print(table)
+        rows.append((label(arm.name, run), *(text or NONE for text in shares), epoch))
+    title = f"{run.summary.get('model', run.path)}, top-1 on validation images"
+    print_table(title, ("network", "before", "right after", "after", "best epoch"), rows)

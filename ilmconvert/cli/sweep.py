@@ -6,17 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ilmconvert.cli._common import TARGETS
 from ilmconvert.cli._exit import EXIT_BROKEN
 from ilmconvert.cli._global import shows_progress
+from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ModelError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def targets(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -106,24 +104,16 @@ def sweep(
         counts = count_outcomes(lines, lambda line: line["to"])
         click.echo(json.dumps({"counts": counts, "failures": failures}, indent=2))
     else:
-        Console().print(summary(lines))
+        _print(lines)
     return EXIT_BROKEN if failures else 0
 
 
-def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
+def _print(lines: Iterable[Mapping[str, Any]]) -> None:
     """One row a target and library: how many models there are of each outcome."""
-    from rich.table import Table
-
     from ilmconvert.testing.summary import OUTCOMES, count_outcomes
 
-    table = Table(title="What became of the models")
     rows = count_outcomes(lines, lambda line: (line["to"], line["library"] or "?"))
     seen: Counter[str] = sum(rows.values(), Counter())
     shown = ["tried", *(name for name in OUTCOMES if seen[name])]
-    for title in ("target", "library"):
-        table.add_column(title)
-    for title in shown:
-        table.add_column(title, justify="right")
-    for (to, library), counts in rows.items():
-        table.add_row(to, library, *(str(counts[name]) for name in shown))
-    return table
+    cells = [(*key, *(str(counts[name]) for name in shown)) for key, counts in rows.items()]
+    print_table("What became of the models", ("target", "library", *shown), cells, right=True)

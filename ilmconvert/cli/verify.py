@@ -9,6 +9,7 @@ import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
 from ilmconvert.cli._exit import EXIT_BROKEN
+from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
     from ilmconvert.evaluation.verify.inputs import Sample
@@ -127,22 +128,15 @@ def _sample(subject: Subject, options: dict[str, Any]) -> Sample:
 
 
 def _print(result: Verification) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{result.subject.path} against {result.reference.description}", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for row in rows(result):
-        table.add_row(*row)
-    checks = Table(title="The promise", show_header=True)
-    for column in ("", "limit", "measured", ""):
-        checks.add_column(column, overflow="fold")
-    for check in result.checks:
-        checks.add_row(check.name, check.limit, check.measured, "[green]holds" if check.holds else "[bold red]broken")
-    console = Console()
-    console.print(table)
-    console.print(checks)
+    print_facts(f"{result.subject.path} against {result.reference.description}", rows(result))
+    print_table(
+        "The promise",
+        ("", "limit", "measured", ""),
+        [
+            (check.name, check.limit, check.measured, "[green]holds" if check.holds else "[bold red]broken")
+            for check in result.checks
+        ],
+    )
     click.echo(result.statement)
     click.echo(click.style(_VERDICTS[result.verdict], fg="red" if result.broken else None, bold=True))
 
@@ -154,8 +148,8 @@ _VERDICTS = {
 }
 
 
-def rows(result: Verification) -> list[tuple[str, str]]:
-    """What the table shows: a label and a text each, without what wasn't measured."""
+def rows(result: Verification) -> list[tuple[str, str | None]]:
+    """What the table shows: a label and a text each, None where it wasn't measured."""
     from ilmconvert.evaluation.layer_metrics import worst_layers
     from ilmconvert.report.text import decibels, duration, share
 
@@ -183,4 +177,4 @@ def rows(result: Verification) -> list[tuple[str, str]]:
                 f"({cost.time_ratio:.2f} times)",
             ),
         ]
-    return [(label, text) for label, text in made if text is not None]
+    return made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ilmconvert._constants import lazy_attributes
 
 if TYPE_CHECKING:
     from ilmconvert.evaluation.compare import Fidelity, fidelity
@@ -28,22 +29,14 @@ __all__ = [
 ]
 
 # Imported when first asked for: corruptions and plots need none of the others.
-_HOMES = {
-    **dict.fromkeys(("Fidelity", "fidelity"), "compare"),
-    "Cost": "latency",
-    **dict.fromkeys(("LayerFidelity", "common_layers", "worst_layers"), "layer_metrics"),
-    **dict.fromkeys(("DETECTION_STAGES", "OutputDifference", "output_error"), "outputs"),
-    "implied_source": "verify.reconstruct_source",
-    "ImageFidelity": "worst_images",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "compare": "Fidelity fidelity",
+        "latency": "Cost",
+        "layer_metrics": "LayerFidelity common_layers worst_layers",
+        "outputs": "DETECTION_STAGES OutputDifference output_error",
+        "verify.reconstruct_source": "implied_source",
+        "worst_images": "ImageFidelity",
+    },
+)

@@ -136,7 +136,8 @@ def test_distillation_without_labels() -> None:
     assert summary["data"]["labelled"] is False
 
 
-def test_a_plain_checkpoint_is_distilled_from_its_source() -> None:
+def test_a_plain_checkpoint_is_distilled_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     converted = CliRunner().invoke(main, ["test_resnet", "--weights", "trained.safetensors", "--to", "gn"])
     assert converted.exit_code == 0, converted.stderr
     args = ["test_resnet-gn.safetensors", "--data", "data/train", "--unlabelled", "--val-split", "0.25", *SMALL]
@@ -316,7 +317,7 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     with bar(enabled=False) as update:
         assert update is None
     assert numbers(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0)) == (
-        "loss 0.500  top-1 25.0%  12 img/s  0:01:01 left"
+        "loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left"
     )
     assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, None, None)) == ""
 
@@ -326,10 +327,10 @@ def test_rows_of_the_table() -> None:
     before = {"top1": 0.5, "against_top1": 0.5, "agreement": 1.0}
     found = rows({"before": before, "best": best, "baselines": {"frozen-bn": {**best, "val_top1": 0.7}}})
     assert found == [
-        ("source", "50.00%"),
-        ("converted", "50.00%"),
-        ("fine-tuned, epoch 3", "75.00%"),
-        ("baseline frozen-bn", "70.00%"),
+        ("source", "50.00 %"),
+        ("converted", "50.00 %"),
+        ("fine-tuned, epoch 3", "75.00 %"),
+        ("baseline frozen-bn", "70.00 %"),
     ]
 
 
