@@ -36,12 +36,12 @@ def apply(
         from ilmconvert.checkpoint.delta import apply_delta, read_delta
         from ilmconvert.checkpoint.save_load import save
         from ilmconvert.evaluation.verify.find_source import find_base
-        from ilmconvert.evaluation.verify.opened_checkpoint import Subject
+        from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 
         found, _ = read_delta(delta)
         header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}
         say("looking for the base")
-        base = find_base(Subject(delta, nn.Identity(), header, ""), source=source, weights=weights)
+        base = find_base(OpenedCheckpoint(delta, nn.Identity(), header, ""), source=source, weights=weights)
         model = apply_delta(base.model, delta)
         say(f"writing {output}")
         save(model, output)

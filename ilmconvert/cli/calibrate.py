@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="A folder of images (labels aren't used) or a timm dataset's name.")
 @click.option("--source", metavar="MODEL|FILE", help="What was converted.  [default: what the checkpoint says]")
-@click.option("--weights", metavar="FILE|default", help="Of the source.  [default: what the checkpoint says]")
+@click.option("--weights", metavar="FILE|default", help="Weights of the source.  [default: what the checkpoint says]")
 @click.option("--images", type=click.IntRange(min=4), default=64, show_default=True, help="At most so many.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True)
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of the images that is held out.",
+)
 @click.option("--constants-only", is_flag=True, help="Leave the meta-networks as they are.")
 @click.option("--input-size", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Of the choice and order of images.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the choice and order of images.")
 @output_options("CHECKPOINT-calibrated")
 def calibrate(
     checkpoint: Path,
@@ -38,7 +44,7 @@ def calibrate(
     as_json: bool,
     **choice: Any,
 ) -> None:
-    """Fit a checkpoint of the moments start, or a plain one, to its source on a few unlabelled images.
+    """Fit layers that were initialised from running statistics, or plain ones, to their source on unlabelled images.
 
     \b
     Examples:
@@ -50,23 +56,23 @@ def calibrate(
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save
     from ilmconvert.data.transforms import image_batches
-    from ilmconvert.evaluation.verify.find_source import find_reference
-    from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
+    from ilmconvert.evaluation.verify.find_source import find_source_model
+    from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
 
     with progress() as say:
         say(f"loading {checkpoint}")
-        subject = open_subject(checkpoint)
-        reference = find_reference(subject, source=source, weights=weights)
+        opened = open_checkpoint(checkpoint)
+        original = find_source_model(opened, source=source, weights=weights)
         say("reading images")
-        batches = image_batches(subject.model, data, **choice)
+        batches = image_batches(opened.model, data, **choice)
         say("fitting layer after layer")
-        found = fit(subject.model, batches, source=reference.model, meta=not constants_only, holdout=holdout)
-        save(subject.model, output)
+        found = fit(opened.model, batches, source=original.model, meta=not constants_only, holdout=holdout)
+        save(opened.model, output)
     if as_json:
-        summary = {"checkpoint": str(checkpoint), "output": str(output), "source": reference.description}
+        summary = {"checkpoint": str(checkpoint), "output": str(output), "source": original.description}
         print_json({**summary, "data": data, **found.to_dict()})
         return
-    _print(found, reference.description)
+    _print(found, original.description)
     click.echo(f"Wrote {output}")
 
 

@@ -13,11 +13,17 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", help="Images to measure on; needed unless all decoders and restoring paths are zero.")
-@click.option("--tolerance", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="Of a layer's output.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-3,
+    show_default=True,
+    help="Largest error of a layer, as a share of its output.",
+)
 @click.option("--images", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--input-size", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of images.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the choice of images.")
 @output_options("CHECKPOINT-plain")
 def collapse(
     checkpoint: Path,

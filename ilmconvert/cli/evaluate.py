@@ -31,9 +31,9 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
     "--val-split",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
-    help="Of one folder of class folders only the share that finetune holds out with this option.  [default: all]",
+    help="Use only the share of a folder that finetune holds out with this option.  [default: all]",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the split.")
 @click.option("--unlabelled", is_flag=True, help="A folder of images without classes; needs --against.")
 @click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, image by image.")
 @click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))

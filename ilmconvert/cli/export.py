@@ -13,7 +13,7 @@ from ilmconvert.cli._formats import check_place, check_push, default_place, push
 if TYPE_CHECKING:
     from torch import nn
 
-    from ilmconvert.evaluation.verify.opened_checkpoint import Subject
+    from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 
 
 RUNTIMES = ("onnx", "pt2")
@@ -82,32 +82,32 @@ def _for_people(
     check_place(output, kind, force)
     with progress() as say:
         say(f"loading {file}")
-        from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
+        from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
 
-        subject = open_subject(file)
+        opened = open_checkpoint(file)
         say("looking for the source")
-        base = _base(subject, kind, source, weights)
-        summary = write(subject.model, output, kind, base, say, push=push, private=private)
+        base = _base(opened, kind, source, weights)
+        summary = write(opened.model, output, kind, base, say, push=push, private=private)
     return {**summary, "measured": kind == "hub" and base is not None}, written(summary)
 
 
-def _base(subject: Subject, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
+def _base(opened: OpenedCheckpoint, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
     """The source: for a delta there must be one; a card does without, and of a trained network compares nothing."""
     from ilmconvert.errors import ILMConvertError
-    from ilmconvert.evaluation.verify.find_source import find_base, find_reference
+    from ilmconvert.evaluation.verify.find_source import find_base, find_source_model
 
     if kind == "delta":
-        return find_base(subject, source=source, weights=weights).model
+        return find_base(opened, source=source, weights=weights).model
     given = source is not None or weights is not None
-    if subject.fine_tuned and not given:
+    if opened.fine_tuned and not given:
         return None
     try:
-        found = find_reference(subject, source=source, weights=weights)
+        found = find_source_model(opened, source=source, weights=weights)
     except ILMConvertError:
         if given:
             raise
         return None
-    return None if found.kind == "implied" else found.model
+    return None if found.kind == "reconstructed" else found.model
 
 
 def _for_runtime(

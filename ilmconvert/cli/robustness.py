@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     help="Try these of the first norm instead of the file's: log contrast, low and high, and radius of the means.",
 )
 @click.option("--input-size", type=click.IntRange(min=1), help="Height and width.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Which images.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the choice of images.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a plot (PNG, SVG, PDF).")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
 def robustness(

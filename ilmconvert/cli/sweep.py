@@ -1,4 +1,4 @@
-"""``ilmconvert sweep``: the promise, checked on every model of the zoos."""
+"""``ilmconvert sweep``: the conversion checked on every model of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ilmconvert.cli._common import TARGETS
-from ilmconvert.cli._exit import EXIT_BROKEN
+from ilmconvert.cli._exit import EXIT_FAILED
 from ilmconvert.cli._global import shows_progress
 from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ModelError
@@ -105,7 +105,7 @@ def sweep(
         click.echo(json.dumps({"counts": counts, "failures": failures}, indent=2))
     else:
         _print(lines)
-    return EXIT_BROKEN if failures else 0
+    return EXIT_FAILED if failures else 0
 
 
 def _print(lines: Iterable[Mapping[str, Any]]) -> None:

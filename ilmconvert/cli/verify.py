@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
-from ilmconvert.cli._exit import EXIT_BROKEN
+from ilmconvert.cli._exit import EXIT_FAILED
 from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
     from ilmconvert.evaluation.verify.inputs import Sample
-    from ilmconvert.evaluation.verify.opened_checkpoint import Subject
+    from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
     from ilmconvert.evaluation.verify.verification import Verification
 
 _SHARE = click.FloatRange(0, 1)
@@ -24,17 +24,23 @@ _WORST = 3
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--source", metavar="MODEL|CHECKPOINT", help="The source.  [default: the one that the file names]")
-@click.option("--weights", metavar="default|FILE", help="Of the source.  [default: those that the file names]")
+@click.option("--weights", metavar="default|FILE", help="Weights of the source.  [default: those that the file names]")
 @model_arg_option("the source")
 @click.option("--data", metavar="DIR", help="Images to compare on, with or without classes.  [default: random inputs]")
-@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Of these only N, evenly spread.")
+@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Use only N of them, evenly spread.")
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Height and width of the inputs.  [default: the model's]"
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--random-batches", type=click.IntRange(min=1), default=4, show_default=True, help="Without --data.")
+@click.option(
+    "--random-batches",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Number of random batches without --data.",
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
-@click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the inputs.")
 @click.option(
     "--layers",
     multiple=True,
@@ -58,7 +64,7 @@ _WORST = 3
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -> None:
-    """Compare a converted CHECKPOINT with its source, and exit with 1 if it doesn't keep its conversion's promise.
+    """Compare a converted CHECKPOINT with its source, and exit with 1 if it fails a criterion of its conversion.
 
     \b
     Examples:
@@ -78,27 +84,27 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
         _print(result)
         if html is not None:
             click.echo(f"Wrote {html}")
-    click.get_current_context().exit(EXIT_BROKEN if result.broken else 0)
+    click.get_current_context().exit(EXIT_FAILED if result.failed else 0)
 
 
 def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
     with progress() as say:
         say(f"loading {checkpoint}")
-        from ilmconvert.evaluation.verify.find_source import find_reference
-        from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
+        from ilmconvert.evaluation.verify.find_source import find_source_model
+        from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
         from ilmconvert.evaluation.verify.verification import verify as run
 
-        subject = open_subject(checkpoint)
+        opened = open_checkpoint(checkpoint)
         say("looking for the source")
-        reference = find_reference(
-            subject, source=options["source"], weights=options["weights"], model_args=options["model_args"]
+        source = find_source_model(
+            opened, source=options["source"], weights=options["weights"], model_args=options["model_args"]
         )
-        sample = _sample(subject, options)
-        for caveat in (*reference.caveats, *sample.caveats):
+        sample = _sample(opened, options)
+        for caveat in (*source.caveats, *sample.caveats):
             warn(caveat)
         return run(
-            subject,
-            reference,
+            opened,
+            source,
             sample,
             layers=_layers(options["layers"]),
             progress=lambda done: say(f"compared {done} of {sample.description}"),
@@ -110,15 +116,15 @@ def _layers(given: tuple[str, ...]) -> str | tuple[str, ...]:
     return given if len(given) > 1 else (given or ("norms",))[0]
 
 
-def _sample(subject: Subject, options: dict[str, Any]) -> Sample:
+def _sample(opened: OpenedCheckpoint, options: dict[str, Any]) -> Sample:
     from ilmconvert.evaluation.verify.inputs import folder_sample, random_sample
 
     size, batch_size = options["input_size"], options["batch_size"]
     if options["data"] is None:
         batches = options["random_batches"]
-        return random_sample(subject.model, batches=batches, batch_size=batch_size, size=size, seed=options["seed"])
+        return random_sample(opened.model, batches=batches, batch_size=batch_size, size=size, seed=options["seed"])
     return folder_sample(
-        subject.model,
+        opened.model,
         options["data"],
         at_most=options["max_images"],
         batch_size=batch_size,
@@ -128,22 +134,22 @@ def _sample(subject: Subject, options: dict[str, Any]) -> Sample:
 
 
 def _print(result: Verification) -> None:
-    print_facts(f"{result.subject.path} against {result.reference.description}", rows(result))
+    print_facts(f"{result.checkpoint.path} against {result.source.description}", rows(result))
     print_table(
-        "The promise",
+        "Criteria",
         ("", "limit", "measured", ""),
         [
-            (check.name, check.limit, check.measured, "[green]holds" if check.holds else "[bold red]broken")
+            (check.name, check.limit, check.measured, "[green]passed" if check.passed else "[bold red]FAILED")
             for check in result.checks
         ],
     )
     click.echo(result.statement)
-    click.echo(click.style(_VERDICTS[result.verdict], fg="red" if result.broken else None, bold=True))
+    click.echo(click.style(_VERDICTS[result.verdict], fg="red" if result.failed else None, bold=True))
 
 
 _VERDICTS = {
-    "kept": "The promise is kept.",
-    "broken": "THE PROMISE IS BROKEN.",
+    "passed": "PASSED",
+    "failed": "FAILED",
     "not judged": "Measured, not judged: add --min-agreement or --max-error to judge it.",
 }
 
@@ -166,7 +172,7 @@ def rows(result: Verification) -> list[tuple[str, str | None]]:
         ("accuracy, converted", share(found.converted_top1, found.converted_top1_interval)),
         ("worst layers", ", ".join(f"{layer.name} {decibels(layer.snr)}" for layer in worst) or None),
         ("worst by themselves", ", ".join(f"{layer.name} {decibels(layer.own_snr)}" for layer in alone) or None),
-        ("norms", f"{len(result.subject.converted)} converted, {len(result.skipped)} stay"),
+        ("norms", f"{len(result.checkpoint.converted)} converted, {len(result.skipped)} stay"),
     ]
     if cost is not None:
         made += [

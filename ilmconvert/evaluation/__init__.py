@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ilmconvert.evaluation.latency import Cost
     from ilmconvert.evaluation.layer_metrics import LayerFidelity, common_layers, worst_layers
     from ilmconvert.evaluation.outputs import DETECTION_STAGES, OutputDifference, output_error
-    from ilmconvert.evaluation.verify.reconstruct_source import implied_source
+    from ilmconvert.evaluation.verify.reconstruct_source import reconstruct_source
     from ilmconvert.evaluation.worst_images import ImageFidelity
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "OutputDifference",
     "common_layers",
     "fidelity",
-    "implied_source",
     "output_error",
+    "reconstruct_source",
     "worst_layers",
 ]
 
@@ -36,7 +36,7 @@ __getattr__, __dir__ = lazy_attributes(
         "latency": "Cost",
         "layer_metrics": "LayerFidelity common_layers worst_layers",
         "outputs": "DETECTION_STAGES OutputDifference output_error",
-        "verify.reconstruct_source": "implied_source",
+        "verify.reconstruct_source": "reconstruct_source",
         "worst_images": "ImageFidelity",
     },
 )

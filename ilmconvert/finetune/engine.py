@@ -18,7 +18,7 @@ from ilmconvert.finetune.networks import Guide, Start, open_teacher, start
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.runs import Run, describe
-from ilmconvert.finetune.seeding import deterministic_algorithms, keep_random_state, seed_all
+from ilmconvert.finetune.seeding import keep_random_state, seed_all
 from ilmconvert.models.head import number_of_classes
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 
@@ -68,7 +68,7 @@ def finetune(
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
     """
     settings = get_recipe(recipe, **overrides)
-    with keep_random_state(), deterministic_algorithms(settings.deterministic):
+    with keep_random_state():
         seed_all(settings.seed)
         first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
         _check_baselines(baselines, first)

@@ -115,7 +115,7 @@ def _timm_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -
         decay_epochs=recipe.epochs + 1,
         num_epochs=recipe.epochs,
         warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.warmup_lr,
+        warmup_lr=0.0,
         min_lr=recipe.min_lr,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
+from ilmconvert.checkpoint.fingerprint import fingerprint
 from ilmconvert.data.open_data import Data
 from ilmconvert.finetune.curves import plot_curves
 from ilmconvert.finetune.devices import accelerator_for, process, track
@@ -186,20 +185,7 @@ def describe(
         "head_replaced": first.head_replaced,
         "converted_here": first.source is not None,
         "init": init if first.source is not None else None,
-        "digest": digest(first.source if first.source is not None else first.network),
-        "teacher": None if teacher is None or guide.network is None else digest(guide.network),
+        "fingerprint": fingerprint(first.source if first.source is not None else first.network),
+        "teacher": None if teacher is None or guide.network is None else fingerprint(guide.network),
     }
     return {"recipe": recipe.to_dict(), "model": model, "data": dict(data.description)}
-
-
-def digest(model: nn.Module) -> str:
-    """A SHA-256 over all tensors, by which a resumed run knows that it has the same weights.
-
-    >>> digest(nn.ReLU())[:8]
-    'e3b0c442'
-    """
-    total = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

@@ -151,7 +151,7 @@ def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
     if run.rows and not run.validated:
         notes.append("There are no validation images, so that nothing here tells how well the network does on others.")
     if run.finished and not run.baselines:
-        cure = "--freeze-bn-source runs three"
+        cure = f"--baseline runs one ({', '.join(BASELINES)})"
         if not _converted_here(run):
             cure += ", but of a model that still has its BatchNorm: name that instead of the checkpoint"
         notes.append(f"No baseline was run, so that this doesn't tell what other ways would have given: {cure}.")
@@ -187,7 +187,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ),
         ("input", shape),
         ("start", model.get("init")),
-        ("SHA-256 of the weights at the start", model.get("digest")),
+        ("SHA-256 of the weights at the start", model.get("fingerprint")),
         ("versions", versions),
     ]
     return [(name, str(value)) for name, value in rows if value is not None]

@@ -29,7 +29,7 @@ BATCH = 2
 
 
 class CheckFailed(Exception):
-    """A model broke the promise; the message says which part of it."""
+    """A model failed a check; the message says which."""
 
 
 def convert(source: nn.Module, line: dict[str, Any]) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""One model, one target: every check that the library's promise consists of."""
+"""One model, one target: every check of a conversion."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ilmconvert import ILMNorm, convert
 from ilmconvert.errors import ModelError
-from ilmconvert.evaluation import common_layers, fidelity, implied_source, worst_layers
+from ilmconvert.evaluation import common_layers, fidelity, reconstruct_source, worst_layers
 from ilmconvert.evaluation.output_metrics import split_batch
 from ilmconvert.evaluation.verify.find_source import differing_tensors
 from ilmconvert.surgery.paused_forward import run_side_by_side
@@ -281,24 +281,24 @@ class TestImpliedSource:
     def test_it_is_the_source(self, name: str, to: str) -> None:
         model = network(name)
         new = convert(model, to)
-        implied = implied_source(new)
-        assert not any(isinstance(module, ILMNorm) for module in implied.modules())
+        reconstructed = reconstruct_source(new)
+        assert not any(isinstance(module, ILMNorm) for module in reconstructed.modules())
         x = images(2)
         with torch.no_grad():
-            assert relative_error(implied(x), model(x)) < TOLERANCE[torch.float32]
+            assert relative_error(reconstructed(x), model(x)) < TOLERANCE[torch.float32]
 
     @pytest.mark.parametrize("source_norm", [nn.GroupNorm(4, 8), nn.GroupNorm(1, 8, affine=False), nn.BatchNorm1d(8)])
     def test_single_layers(self, source_norm: nn.Module) -> None:
         model = randomize_norms(nn.Sequential(source_norm)).eval()
         x = torch.randn(5, 8)
-        assert relative_error(implied_source(convert(model))(x), model(x)) < TOLERANCE[torch.float32]
+        assert relative_error(reconstruct_source(convert(model))(x), model(x)) < TOLERANCE[torch.float32]
 
     def test_a_bound_is_left_out(self, source: nn.Module) -> None:
         bounded = convert(source, "ilm_ln", restore_bound=0.5)
         x = 4 * images(2)
         with torch.no_grad():
             assert relative_error(bounded(x), source(x)) > 1e-2
-            assert relative_error(implied_source(bounded)(x), source(x)) < TOLERANCE[torch.float32]
+            assert relative_error(reconstruct_source(bounded)(x), source(x)) < TOLERANCE[torch.float32]
 
     @pytest.mark.parametrize("tensor", ["weight", "restore_bias", "weight_decoder", "bias_decoder"])
     def test_a_trained_layer_does_not_tell(self, source: nn.Module, tensor: str) -> None:
@@ -306,7 +306,7 @@ class TestImpliedSource:
         with torch.no_grad():
             new.get_submodule("bn1").get_parameter(tensor).view(-1)[0] += 0.01
         with pytest.raises(ModelError, match="bn1 was trained"):
-            implied_source(new)
+            reconstruct_source(new)
 
 
 def test_differing_tensors(source: nn.Module) -> None:

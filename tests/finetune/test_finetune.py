@@ -260,10 +260,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_precision_memory_format_and_checkpointing(tmp_path: Path) -> None:
-    settings = {"epochs": 1, "deterministic": True}
+    settings = {"epochs": 1}
     plain = state(run(tmp_path / "plain", **settings).last)
     other = state(run(tmp_path / "other", channels_last=True, grad_checkpointing=True, **settings).last)
-    assert not torch.are_deterministic_algorithms_enabled()
     assert max(relative_error(other[key], plain[key]) for key in plain) < 1e-3
     half = run(tmp_path / "half", amp="bf16", **settings)
     assert half.metrics["train_loss"] == pytest.approx(1.6, abs=1)

@@ -1,4 +1,4 @@
-"""Whether the layers of a moments start, plain or not, hold what the conversion of a source gives."""
+"""Whether layers that were initialised from running statistics hold what the conversion of a source gives them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.sources import NormDescription, find_source
 
 
-def unlike_start(source: nn.Module, converted: nn.Module) -> list[str] | None:
-    """Names of the converted layers whose values aren't those that a moments start from ``source`` gives them.
+def differing_initial_values(source: nn.Module, converted: nn.Module) -> list[str] | None:
+    """Names of the converted layers whose values aren't those that the running statistics of ``source`` give them.
 
-    Everything that such a start promises of its norms: what the network computes is near the source's, no more. None
+    All that can be asked of such norms: what the network computes is near the source's, no more. None
     where the source doesn't tell, since it holds no norm that can be converted in the place of one of the layers.
 
     >>> from ilmconvert import convert
     >>> from ilmconvert.testing import randomize_norms
     >>> source = randomize_norms(nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)))
     >>> plain = convert(source, "gn")
-    >>> unlike_start(source, plain)
+    >>> differing_initial_values(source, plain)
     []
     >>> plain[1].weight.data *= 2
-    >>> unlike_start(source, plain)
+    >>> differing_initial_values(source, plain)
     ['1']
     """
     modules = dict(source.named_modules(remove_duplicate=False))
