@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -122,9 +121,7 @@ def calibrate(
     pairs, skipped = pairs_of(model, source)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fitting, held_out = divide(prepared(batches, device), holdout)
-    with ExitStack() as stack:
-        for each in (model, source):
-            stack.enter_context(evaluating(each))
+    with evaluating(model, source):
         everything = [*fitting.inputs, *held_out.inputs]
         targets, calls = source_targets(source, pairs, everything)
         skipped |= {name: SHARED if calls[name] else NEVER_RUN for name in pairs if calls[name] != 1}

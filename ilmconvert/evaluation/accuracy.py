@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sized
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,11 +107,7 @@ def evaluate(
     loader = _loader(data, batch_size, workers, accelerator)
     total = len(loader.dataset) if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) else None
     metrics, clock, seen = ClassificationMetrics(), _Clock(where), 0
-    with ExitStack() as stack:
-        for each in (model, against):
-            if each is not None:
-                stack.enter_context(evaluating(each.to(where)))
-        stack.enter_context(torch.no_grad())
+    with evaluating(*(each.to(where) for each in (model, against) if each is not None)), torch.no_grad():
         for images, labels in loader:
             x, y = images.to(where, non_blocking=True), torch.as_tensor(labels).to(where)
             with context:

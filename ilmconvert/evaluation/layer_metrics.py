@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -88,10 +88,7 @@ def converted_names(model: nn.Module) -> set[str]:
 class LayerSums:
     """Sums over batches, from which :meth:`results` come. Its memory doesn't grow with the images."""
 
-    def __init__(self, source: nn.Module, converted: nn.Module) -> None:
-        self._modules = {
-            name: (source.get_submodule(name), m) for name, m in converted.named_modules() if _in(source, name)
-        }
+    def __init__(self, converted: nn.Module) -> None:
         self._made = converted_names(converted)
         self._sums: dict[str, _Sums] = {}
 
@@ -101,24 +98,30 @@ class LayerSums:
         Raises:
             ModelError: a converted layer got another shape than the source's layer, which isn't what it came from.
         """
-        sums = self._sums.setdefault(source.name, _Sums())
+        kinds = type(source.module).__name__, type(converted.module).__name__
+        sums = self._sums.setdefault(source.name, _Sums(*kinds))
         expected = outputs(source.result)
         sums.all.add(expected, outputs(converted.result))
         if source.name in self._made:
             _check_shapes(source, converted)
-            layer = self._modules[source.name][1]
             inputs = tuple(_like(a, converted.args[i]) for i, a in enumerate(source.args))
             # forward, not a call: the hooks have seen this layer
-            sums.own.add(expected, outputs(layer.forward(*inputs)))
+            sums.own.add(expected, outputs(converted.module.forward(*inputs)))
 
     def results(self) -> tuple[LayerFidelity, ...]:
         """All layers seen, in the order of their first call."""
-        return tuple(self._result(name, sums) for name, sums in self._sums.items())
-
-    def _result(self, name: str, sums: _Sums) -> LayerFidelity:
-        old, new = (type(module).__name__ for module in self._modules[name])
-        own = sums.own.decibels if name in self._made else None
-        return LayerFidelity(name, old, new, sums.all.decibels, own, sums.all.largest, sums.all.relative)
+        return tuple(
+            LayerFidelity(
+                name=name,
+                source=sums.source,
+                converted=sums.converted,
+                snr=sums.all.decibels,
+                own_snr=sums.own.decibels if name in self._made else None,
+                largest_error=sums.all.largest,
+                relative_error=sums.all.relative,
+            )
+            for name, sums in self._sums.items()
+        )
 
 
 def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool = False) -> list[LayerFidelity]:
@@ -134,9 +137,14 @@ def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool
     return sorted((one for one in layers if not alone or one.own_snr is not None), key=ratio)[:count]
 
 
+@dataclass
 class _Sums:
-    def __init__(self) -> None:
-        self.all, self.own = Difference(), Difference()
+    """Of one layer: the class names, and the difference with and without the error of the layers before it."""
+
+    source: str
+    converted: str
+    all: Difference = field(default_factory=Difference)
+    own: Difference = field(default_factory=Difference)
 
 
 def _check_shapes(source: Call, converted: Call) -> None:
@@ -146,14 +154,6 @@ def _check_shapes(source: Call, converted: Call) -> None:
         raise ModelError(
             f"{source.name or 'the root'} gets {text} in the two models; give the model that was converted"
         )
-
-
-def _in(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _like(value: Any, other: Any) -> Any:

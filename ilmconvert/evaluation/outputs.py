@@ -47,7 +47,7 @@ def output_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...
     >>> output_error(layer, layer, (torch.ones(2, 3),))
     OutputDifference(largest_error=0.0, relative_error=0.0, top1_agreement=1.0)
     """
-    with evaluating(source), evaluating(converted), torch.no_grad():
+    with evaluating(source, converted), torch.no_grad():
         if is_detector(source):
             expected, found = run_stages(source, converted, inputs)
         else:
@@ -84,10 +84,11 @@ def run_stages(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...])
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode; every module's training flag comes back."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
+    flags = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
