@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.calibration.batches import divide, prepared
-from ilmconvert.calibration.fit import Values, fit_meta, match_constants, relative_error, rescaling, respread
+from ilmconvert.calibration.fit import Values, fit_meta, match_constants, rescaling, respread, weighted_error
 from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot, source_targets
 from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
@@ -199,4 +199,4 @@ def _error(pair: Pair, values: Values, s: Statistics) -> float:
     omega, beta = values["weight"], values["bias"]
     if pair.has_meta:
         omega, beta = rescaling(values, *s.key_features(values["encoder"].shape[1], pair.correction))
-    return relative_error(s, omega, beta).item()
+    return weighted_error(s, omega, beta).item()

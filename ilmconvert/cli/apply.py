@@ -13,7 +13,7 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 @click.command()
 @click.argument("delta", type=click.Path(path_type=Path))
 @click.option("--source", metavar="MODEL|CHECKPOINT", help="The base.  [default: the one that the delta names]")
-@click.option("--weights", metavar="default|FILE", help="Of the base.  [default: those that the delta names]")
+@click.option("--weights", metavar="default|FILE", help="Weights of the base.  [default: those that the delta names]")
 @output_options("DELTA without .delta")
 def apply(
     delta: Path, source: str | None, weights: str | None, output: Path | None, force: bool, as_json: bool

@@ -35,7 +35,7 @@ RUNTIMES = ("onnx", "pt2")
 @click.option(
     "--source", metavar="MODEL|CHECKPOINT", help="For hub and delta: the base.  [default: the one that FILE names]"
 )
-@click.option("--weights", metavar="default|FILE", help="Of the base.  [default: those that FILE names]")
+@click.option("--weights", metavar="default|FILE", help="Weights of the base.  [default: those that FILE names]")
 @push_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -138,7 +138,7 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     import torch
 
     from ilmconvert.data.example_inputs import probe_batch
-    from ilmconvert.evaluation.difference import Difference
+    from ilmconvert.evaluation.difference import relative_difference
     from ilmconvert.surgery.outputs import outputs
 
     inputs = probe_batch(model, batch_size=2, size=size, seed=1)
@@ -156,6 +156,4 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
         names = [i.name for i in session.get_inputs()]
         results = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
         got = [torch.from_numpy(result) for result in results]
-    difference = Difference()
-    difference.add(expected, got)
-    return difference.relative
+    return relative_difference(expected, got)

@@ -93,6 +93,17 @@ class Difference:
         return 10 * math.log10(self._signal / self._error) if self._signal else -math.inf
 
 
+def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest difference over the largest expected value, of all tensors together; NaN for other shapes.
+
+    >>> relative_difference([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 4.0])])
+    0.25
+    """
+    difference = Difference()
+    difference.add(expected, found)
+    return difference.relative
+
+
 class OutputComparison:
     """Two networks' outputs over batches: their difference, and where they are logits the classes and the divergence.
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from ilmconvert.checkpoint.fingerprint import fingerprint
 from ilmconvert.data.open_data import Data
-from ilmconvert.finetune.curves import plot_curves
 from ilmconvert.finetune.devices import accelerator_for, process, track
 from ilmconvert.finetune.learner import Job
 from ilmconvert.finetune.networks import Guide, Start
@@ -72,9 +71,6 @@ class Run:
             summary = {**own.summary, "baselines": {name: result.summary["best"] for name, result in results.items()}}
             folders[""].write_summary(summary)
             own = replace(own, summary=summary)
-            if folders[""].main:
-                curves = {name: folders[name].metrics for name in results}
-                plot_curves(folders[""].metrics, folders[""].curves, curves)
         return own
 
     def _one(self, name: str, folder: RunFolder) -> Result:

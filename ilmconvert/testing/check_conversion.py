@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ilmconvert import surgery
 from ilmconvert.data.example_inputs import probe_batch
 from ilmconvert.errors import ConversionError
-from ilmconvert.evaluation.difference import Difference
+from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.evaluation.outputs import output_error
 from ilmconvert.evaluation.tolerances import ROUNDING
 from ilmconvert.nn import ILMNorm
@@ -91,7 +91,7 @@ def compare(source: nn.Module, line: dict[str, Any], size: int | None, seed: int
             rough = outputs_of(source, inputs)
             line["float32_error"] = line["relative_error"]
         elif "source_rounding" not in line:
-            rounding = relative_error(outputs_of(source, inputs), rough)
+            rounding = relative_difference(outputs_of(source, inputs), rough)
             line["source_rounding"] = rounding if math.isfinite(rounding) else None
         if error <= ROUNDING[dtype]:
             line["exact"] = True
@@ -110,7 +110,7 @@ def _largest_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, .
             source.training = converted.training = True
             found = [outputs_of(model, inputs, evaluate=False) for model in (source, converted)]
             source.eval(), converted.eval()
-            error = max(error, relative_error(*found), key=lambda e: math.inf if math.isnan(e) else e)
+            error = max(error, relative_difference(*found), key=lambda e: math.inf if math.isnan(e) else e)
     idle = [name for name in layers if name not in called]
     if idle:
         raise CheckFailed(f"{len(idle)} converted layers never ran, first {idle[0]}")
@@ -120,13 +120,6 @@ def _largest_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, .
 def outputs_of(model: nn.Module, inputs: tuple[Any, ...], *, evaluate: bool = True) -> list[Tensor]:
     with torch.no_grad():
         return outputs((model.eval() if evaluate else model)(*inputs))
-
-
-def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest difference over largest value; NaN for other shapes."""
-    difference = Difference()
-    difference.add(expected, found)
-    return difference.relative
 
 
 def _shape(inputs: tuple[Any, ...]) -> list[int]:
