@@ -13,6 +13,7 @@ from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
     from ilmconvert.finetune import Progress, Result
+    from ilmconvert.report import Run
 
 
 @contextmanager
@@ -61,43 +62,40 @@ def numbers(now: Progress) -> str:
 
 
 def print_result(result: Result) -> None:
-    """The accuracy of source, converted and fine-tuned network and of the baselines, and what was written."""
-    summary = result.summary
-    print_table(f"{summary['model']}, recipe {summary['recipe']}", ("network", "validation"), rows(summary))
-    if summary["stopped_early"]:
-        click.echo(f"Stopped after {summary['epochs']} epochs: no better result")
+    """What a run came to, and what was written."""
+    from ilmconvert.report.run import read_run
+
+    print_run(read_run(result.output))
+    if result.summary["stopped_early"]:
+        click.echo(f"Stopped after {result.summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
 
 
-def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the table shows: a network, and how it does on the validation images."""
-    before, best = summary["before"], summary["best"]
-    found = []
-    if before is not None:
-        if before.get("against_top1") is not None:
-            found.append(("source", _share(before["against_top1"])))
-        elif before.get("agreement") is not None:
-            found.append((f"at the start, same class as the {before['against']}", _share(before["agreement"])))
-        if before.get("top1") is not None:
-            found.append(("converted", _share(before["top1"])))
-    elif best["val_top1"] is not None:
-        found.append(("source and converted", "not measured: the head is new"))
-    found.append((f"fine-tuned, epoch {best['epoch']}", _row(best)))
-    return [*found, *((f"baseline {name}", _row(row)) for name, row in summary.get("baselines", {}).items())]
+def print_run(run: Run) -> None:
+    """The networks of a run before, right after the conversion, and after fine-tuning, on validation images."""
+    from ilmconvert.report.run import arms
+    from ilmconvert.report.run_page import label
+    from ilmconvert.report.text import NONE, share
 
-
-def _row(row: Mapping[str, Any]) -> str:
-    if row["val_top1"] is not None:
-        return _share(row["val_top1"])
-    if row["val_agreement"] is not None:
-        return f"{_share(row['val_agreement'])} the same class as the teacher"
-    return "no validation images"
-
-
-def _share(value: float) -> str:
-    from ilmconvert.report.text import share
-
-    return share(value, digits=2) or ""
+    before = run.summary.get("before") or {}
+    rows = []
+    for arm in arms(run):
+        best = arm.best or {}
+        start, after = share(arm.start), share(arm.end, arm.end_interval)
+        if start is None and not arm.name and before.get("agreement") is not None:
+            start = f"{share(before['agreement'])} the same class as the {before['against']}"
+        if after is None and best.get("val_agreement") is not None:
+            after = f"{share(best['val_agreement'])} the same class as the teacher"
+        epoch = f"{best['epoch']:.0f} of {arm.epochs}" if best else NONE
+        rows.append((label(arm.name, run), *(text or NONE for text in (share(arm.source), start, after)), epoch))
+    caption = None
+    if run.rows and not run.validated:
+        caption = "no validation images"
+    elif run.config.get("model", {}).get("head_replaced"):
+        caption = "not measured before training: the head is new"
+    model, recipe = run.summary.get("model", run.path), run.config.get("recipe", {}).get("name", "")
+    columns = ("network", "before", "right after", "after", "best epoch")
+    print_table(f"{model}, recipe {recipe}: top-1 on validation images", columns, rows, caption=caption)
 
 
 def print_plan(summary: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def write_run(run: Run, path: str | Path) -> Path:
         shares=_shares(run, table),
         curves=[figure for spec in _CURVES if (figure := _curve(run, *spec)) is not None],
         legend=[(label(each.name, run), _kind(i)) for i, each in enumerate((run, *run.baselines))],
-        notes=_notes(run, table),
+        notes=_notes(run),
         recipe_facts=_recipe_facts(run),
         facts=_facts(run),
     )
@@ -137,7 +137,7 @@ def _points(rows: Sequence[Mapping[str, float | None]], column: str) -> list[tup
     return [(x, y) for x, y in found if x is not None and y is not None and math.isfinite(y)]
 
 
-def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
+def _notes(run: Run) -> list[str]:
     notes = []
     if not run.finished:
         epochs = run.config.get("recipe", {}).get("epochs", "?")
