@@ -35,8 +35,8 @@ def apply(
 
         from ilmconvert.checkpoint.delta import apply_delta, read_delta
         from ilmconvert.checkpoint.save_load import save
-        from ilmconvert.evaluation.verify.find_source import find_base
         from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
+        from ilmconvert.evaluation.verify.source_model import find_base
 
         found, _ = read_delta(delta)
         header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}

@@ -56,8 +56,8 @@ def calibrate(
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save
     from ilmconvert.data.transforms import image_batches
-    from ilmconvert.evaluation.verify.find_source import find_source_model
     from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
+    from ilmconvert.evaluation.verify.source_model import find_source_model
 
     with progress() as say:
         say(f"loading {checkpoint}")

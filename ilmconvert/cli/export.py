@@ -94,7 +94,7 @@ def _for_people(
 def _base(opened: OpenedCheckpoint, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
     """The source: for a delta there must be one; a card does without, and of a trained network compares nothing."""
     from ilmconvert.errors import ILMConvertError
-    from ilmconvert.evaluation.verify.find_source import find_base, find_source_model
+    from ilmconvert.evaluation.verify.source_model import find_base, find_source_model
 
     if kind == "delta":
         return find_base(opened, source=source, weights=weights).model

@@ -90,8 +90,8 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
 def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
     with progress() as say:
         say(f"loading {checkpoint}")
-        from ilmconvert.evaluation.verify.find_source import find_source_model
         from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
+        from ilmconvert.evaluation.verify.source_model import find_source_model
         from ilmconvert.evaluation.verify.verification import verify as run
 
         opened = open_checkpoint(checkpoint)

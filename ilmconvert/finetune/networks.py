@@ -36,6 +36,8 @@ class Start:
         source: what it was converted from, with the same head; None for a network that came converted.
         exact: whether the conversion gave it its source's function; one from moments, plain ones too, only comes near.
         head_replaced: whether the head is new and knows nothing yet.
+        teacher: for distillation.
+        compare_features: distil what reaches the classifier instead of the logits.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Start:
     source: nn.Module | None
     exact: bool
     head_replaced: bool
+    teacher: nn.Module | None = None
+    compare_features: bool = False
 
 
 def open_model(model: nn.Module | str | Path, weights: str | Path = "default") -> tuple[str, nn.Module]:
@@ -170,11 +174,3 @@ def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: 
             f"{first.name} started from moments and can't teach itself; name its source with --teacher (teacher=)"
         )
     return found.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The teacher, and whether it is followed by features."""
-
-    network: nn.Module | None = None
-    compare_features: bool = False

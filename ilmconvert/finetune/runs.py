@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from ilmconvert.checkpoint.fingerprint import fingerprint
 from ilmconvert.data.open_data import Data
 from ilmconvert.finetune.devices import accelerator_for, process, track
 from ilmconvert.finetune.learner import Job
-from ilmconvert.finetune.networks import Guide, Start
+from ilmconvert.finetune.networks import Start
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_folder import FINISHED, RUNNING, RunFolder, versions
@@ -36,7 +34,6 @@ class Run:
         first: the networks at the start.
         data: with transforms.
         recipe: for the run and its baselines.
-        guide: for distillation.
         config: what is written down, see :func:`ilmconvert.finetune.runs.describe`.
         progress, log_with: as in ``finetune``.
     """
@@ -44,7 +41,6 @@ class Run:
     first: Start
     data: Data
     recipe: Recipe
-    guide: Guide
     config: Mapping[str, Any]
     progress: Callable[[Progress], None] | None
     log_with: Sequence[str] | None
@@ -122,8 +118,8 @@ class Run:
             assert self.first.source is not None
             network = baseline(self.first.source, name)
             recipe = replace(recipe, anneal="none", freeze_batch_norm=name != "train-bn")
-        teacher = copy.deepcopy(self.guide.network)
-        job = Job(network, recipe, self.first.head_replaced, teacher, self.guide.compare_features)
+        teacher = copy.deepcopy(self.first.teacher)
+        job = Job(network, recipe, self.first.head_replaced, teacher, self.first.compare_features)
         with accelerator_for(recipe, folder, log_with) as accelerator:
             yield Trainer(job, self.data, accelerator, folder, name=name, progress=self.progress)
 
@@ -166,14 +162,7 @@ def outcome(position: Position, before: dict[str, Any] | None, epochs: int) -> d
     }
 
 
-def describe(
-    first: Start,
-    data: Data,
-    recipe: Recipe,
-    guide: Guide,
-    teacher: nn.Module | str | Path | None,
-    init: str,
-) -> dict[str, Any]:
+def describe(first: Start, data: Data, recipe: Recipe, init: str, *, own_teacher: bool) -> dict[str, Any]:
     """Recipe, model and data as JSON values: what ``config.yaml`` holds, and a resumed run has to agree with."""
     model = {
         "name": first.name,
@@ -182,6 +171,6 @@ def describe(
         "converted_here": first.source is not None,
         "init": init if first.source is not None else None,
         "fingerprint": fingerprint(first.source if first.source is not None else first.network),
-        "teacher": None if teacher is None or guide.network is None else fingerprint(guide.network),
+        "teacher": fingerprint(first.teacher) if own_teacher and first.teacher is not None else None,
     }
     return {"recipe": recipe.to_dict(), "model": model, "data": dict(data.description)}

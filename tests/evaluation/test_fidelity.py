@@ -17,7 +17,7 @@ from ilmconvert import ILMNorm, convert
 from ilmconvert.errors import ModelError
 from ilmconvert.evaluation import common_layers, fidelity, reconstruct_source, worst_layers
 from ilmconvert.evaluation.output_metrics import split_batch
-from ilmconvert.evaluation.verify.find_source import differing_tensors
+from ilmconvert.evaluation.verify.source_model import differing_tensors
 from ilmconvert.surgery.paused_forward import run_side_by_side
 from ilmconvert.surgery.record_calls import Call
 from tests.helpers import TOLERANCE, randomize_norms, relative_error, source_network

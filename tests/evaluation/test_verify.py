@@ -21,9 +21,9 @@ from ilmconvert.calibration.collapse import collapse
 from ilmconvert.cli import COMMANDS, main
 from ilmconvert.errors import ModelError
 from ilmconvert.evaluation.tolerances import EXACT_AGREEMENT, EXACT_RATIO, ROUNDING
-from ilmconvert.evaluation.verify.find_source import find_source_model
 from ilmconvert.evaluation.verify.inputs import Sample
 from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
+from ilmconvert.evaluation.verify.source_model import find_source_model
 from ilmconvert.evaluation.verify.verification import verify
 from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms, save_trained
@@ -205,7 +205,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("test_resnet", weights="trained.safetensors")
     model.ilmconvert_provenance = {"weights": "default"}  # type: ignore[assignment]
     ilmconvert.save(ilmconvert.convert(model), "default.safetensors")
-    monkeypatch.setattr("ilmconvert.evaluation.verify.find_source.create_model", no_network)
+    monkeypatch.setattr("ilmconvert.evaluation.verify.source_model.create_model", no_network)
     found = read("default.safetensors")
     assert found["source"]["kind"] == "reconstructed"
     assert "no network" in found["caveats"][0]

@@ -11,10 +11,10 @@ import torch
 from ilmconvert._constants import __version__
 from ilmconvert.evaluation.compare import Fidelity, fidelity
 from ilmconvert.evaluation.verify.criteria import FAILED, Check, Criteria, criteria_of, judge, verdict
-from ilmconvert.evaluation.verify.find_source import SourceModel, differing_tensors
 from ilmconvert.evaluation.verify.initial_values import differing_initial_values
 from ilmconvert.evaluation.verify.inputs import Sample
 from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint, Skipped
+from ilmconvert.evaluation.verify.source_model import SourceModel, differing_tensors
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def verify(
 
     Args:
         checkpoint: see :func:`ilmconvert.evaluation.verify.opened_checkpoint.open_checkpoint`.
-        source: see :func:`ilmconvert.evaluation.verify.find_source.find_source_model`.
+        source: see :func:`ilmconvert.evaluation.verify.source_model.find_source_model`.
         sample: see :mod:`ilmconvert.evaluation.verify.inputs`.
         max_error, min_agreement, max_kl, min_ratio: limits in the place of the checkpoint's own.
         layers, worst, progress: see :func:`ilmconvert.evaluation.fidelity`.
