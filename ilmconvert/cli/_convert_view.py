@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
+    from ilmconvert.report.text import share
+
     spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
     before, after = parameters["before"], parameters["after"]
     rows = [
         ("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}"),
         ("layers converted", str(layers["converted"])),
         *(("layers skipped", f"{count}: {reason}") for reason, count in layers["skipped"].items()),
-        ("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})"),
+        ("parameters", f"{before:,} before, {after:,} after ({share(after / before - 1, sign='+')})"),
         ("error against the source", _error_text(error)),
     ]
     if summary["bounded"] is not None:
@@ -40,11 +42,13 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _error_text(error: dict[str, Any] | None) -> str:
+    from ilmconvert.report.text import share
+
     if error is None:
         return "not measured"
     text = f"{error['relative_error']:.1e} of the largest output ({error['largest_error']:.1e})"
     agreement = error["top1_agreement"]
-    return text if agreement is None else f"{text}; top-1 agreement {agreement:.0%}"
+    return text if agreement is None else f"{text}; top-1 agreement {share(agreement, digits=0)}"
 
 
 def warn_if_not_exact(summary: dict[str, Any]) -> None:

@@ -68,9 +68,11 @@ def collapse(
     if as_json:
         print_json(summary)
         return
+    from ilmconvert.report.text import share
+
     exact = sum(layer.exact for layer in found.layers)
     click.echo(f"{len(found.layers)} layers, {exact} of them exactly; largest deviation {found.deviation:.1e}")
     if found.score is not None:
-        agreement = "" if found.score.agreement is None else f"; same class on {found.score.agreement:.1%} of images"
+        agreement = "" if found.score.agreement is None else f"; same class on {share(found.score.agreement)} of images"
         click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")
     click.echo(f"Wrote {output}")

@@ -200,7 +200,7 @@ def test_half_precision_against_single(source: nn.Module) -> None:
     assert 1e-4 < found.relative_error < 0.3
 
 
-class TestLockstep:
+class TestSideBySide:
     class Chain(nn.Module):
         def __init__(self, order: tuple[str, ...] = ("a", "b"), fails: bool = False) -> None:
             super().__init__()

@@ -17,8 +17,8 @@ from ilmconvert.models.head import number_of_classes
 
 RANDOM_CAVEAT = (
     "Random numbers instead of images. They show whether the arithmetic is right; they can't show how often the "
-    "classes of your images agree (a network gives noise the same few classes), nor how a bound or a start from "
-    "moments does in use. Give images with --data DIR."
+    "classes of your images agree (a network gives noise the same few classes), nor how a bound, or layers initialised "
+    "from running statistics, do in use. Give images with --data DIR."
 )
 
 
