@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from ilmconvert.nn.restore_range import Range, RestoreRange, to_range
 # inside depends on shapes. It looks the name up in this module.
 torch.fx.wrap("ilm_norm")
 
+#: The tensors of a layer that never train.
+CONSTANTS = ("ref_mean", "ref_std")
 _OF_BATCH_NORM = frozenset({"running_mean", "running_var", "num_batches_tracked", "track_running_stats"})
 
 
@@ -57,8 +59,8 @@ class ILMNorm(nn.Module):
         encoder: (R, K), shared by both features; no biases.
         weight_decoder, bias_decoder: (K, R), start at 0.
         restore_weight, restore_bias: (C,), start at 0; None without ``restore``.
-        ref_mean, ref_std: (G,), 0 and 1, not trained; None without ``restore``. They are frozen parameters, since
-            Opacus refuses layers that have buffers.
+        ref_mean, ref_std: (G,), 0 and 1, None without ``restore``. Constants: buffers, which stand in the state dict
+            and which no optimizer, weight decay or unfreezing moves.
 
     Raises:
         ValueError: ``num_groups`` or ``key_group_size`` doesn't divide ``num_channels`` (the message names the
@@ -73,8 +75,9 @@ class ILMNorm(nn.Module):
     bias: nn.Parameter | None
     restore_weight: nn.Parameter | None
     restore_bias: nn.Parameter | None
-    ref_mean: nn.Parameter | None
-    ref_std: nn.Parameter | None
+    ref_mean: Tensor | None
+    ref_std: Tensor | None
+    _before_meta: tuple[Tensor | None, Tensor | None] | None = None
 
     def __init__(
         self,
@@ -107,8 +110,8 @@ class ILMNorm(nn.Module):
         self.restore_range: RestoreRange | Range | None = _checked_range(restore_range, restore)
         self.affine = affine
 
-        def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=trained)
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         key_groups = num_channels // key_group_size
         width = max(2, key_groups // reduction)
@@ -119,8 +122,8 @@ class ILMNorm(nn.Module):
         self.bias_decoder: nn.Parameter = parameter(key_groups, width)
         self.register_parameter("restore_weight", parameter(num_channels) if restore else None)
         self.register_parameter("restore_bias", parameter(num_channels) if restore else None)
-        for name in ("ref_mean", "ref_std"):
-            self.register_parameter(name, parameter(num_groups, trained=False) if restore else None)
+        for name in CONSTANTS:
+            self.register_buffer(name, torch.empty(num_groups, device=device, dtype=dtype) if restore else None)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -142,6 +145,7 @@ class ILMNorm(nn.Module):
                 t.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        ref_mean, ref_std = self._references()
         return ilm_norm(
             x,
             self.weight,
@@ -154,8 +158,8 @@ class ILMNorm(nn.Module):
             correction=self.correction,
             restore_weight=self.restore_weight,
             restore_bias=self.restore_bias,
-            ref_mean=self.ref_mean,
-            ref_std=self.ref_std,
+            ref_mean=ref_mean,
+            ref_std=ref_std,
             restore_bound=self.restore_bound,
             restore_range=self.restore_range,
         )
@@ -196,6 +200,36 @@ class ILMNorm(nn.Module):
         for name, tensor in tensors.items():
             setattr(layer, name, nn.Parameter(tensor))
         return layer
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """None of its own: Opacus asks this of a trained layer, and refuses those whose buffers change with the data.
+
+        The reference values are constants. ``named_buffers()`` has them, here and from the model that holds the layer.
+
+        >>> layer = ILMNorm(8, 2, key_group_size=4, restore=True)
+        >>> list(layer.buffers()), [name for name, _ in layer.named_buffers()]
+        ([], ['ref_mean', 'ref_std'])
+        """
+        yield from (buffer for name, buffer in self.named_buffers(recurse=recurse) if name not in CONSTANTS)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ILMNorm:
+        before = self.ref_mean, self.ref_std
+        super()._apply(fn, recurse)
+        self._before_meta = before if self.ref_std is not None and self.ref_std.is_meta else None
+        return self
+
+    def _references(self) -> tuple[Tensor | None, Tensor | None]:
+        """The constants. Opacus calls a copy on the meta device with real parameters; constants it knows nothing of."""
+        if self.ref_std is not None and self.ref_std.is_meta and self._before_meta and not self.encoder.is_meta:
+            return self._before_meta
+        return self.ref_mean, self.ref_std
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in CONSTANTS:  # of whole modules that were pickled when these were parameters
+            if name in self._parameters:
+                old = self._parameters.pop(name)
+                self._buffers[name] = None if old is None else old.detach()
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_BATCH_NORM:

@@ -224,10 +224,11 @@ def test_kernels_and_formula_have_the_same_gradients(memory_format: torch.memory
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-def test_thawed_reference_values_get_their_gradient() -> None:
-    layer = trained_layer(restore=True, restore_bound=2.0).requires_grad_()
+def test_reference_values_as_arguments_get_their_gradient() -> None:
+    """The layer's are constants, but the function is one of all its tensors."""
+    layer = trained_layer(restore=True, restore_bound=2.0)
     x = torch.randn(2, 32, 4, 4, dtype=torch.float64)
-    refs = (layer.ref_mean, layer.ref_std)
+    refs = (layer.ref_mean.requires_grad_(), layer.ref_std.requires_grad_())
     got = torch.autograd.grad(layer(x).square().sum(), refs)
     for a, b in zip(got, torch.autograd.grad(restoring_formula(layer, x).square().sum(), refs), strict=True):
         torch.testing.assert_close(a, b)
