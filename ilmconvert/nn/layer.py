@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.errors import NoRunningStatistics
+from ilmconvert.errors import NoRunningStatistics, NotScriptable
 from ilmconvert.nn.authors_checkpoint import read_authors_layer
 from ilmconvert.nn.functional import ilm_norm
 from ilmconvert.nn.group_sizes import check_divides
-from ilmconvert.nn.restore_range import Range, RestoreRange, to_range
+from ilmconvert.nn.restore_range import RestoreRange, to_range
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
@@ -107,7 +107,7 @@ class ILMNorm(nn.Module):
         self.correction = correction
         self.restore = restore
         self.restore_bound = restore_bound
-        self.restore_range: RestoreRange | Range | None = _checked_range(restore_range, restore)
+        self.restore_range: RestoreRange | None = _checked_range(restore_range, restore)
         self.affine = affine
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -224,6 +224,13 @@ class ILMNorm(nn.Module):
             return self._before_meta
         return self.ref_mean, self.ref_std
 
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks before it compiles: refuses, since its errors don't say what is wrong."""
+        raise NotScriptable(
+            "torch.jit.script can't compile an ILM Norm: use torch.jit.trace, torch.export or torch.compile, or script "
+            "the result of ilmconvert.export.fold.fold where every layer folds to a plain one"
+        )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name in CONSTANTS:  # of whole modules that were pickled when these were parameters
@@ -272,7 +279,7 @@ class ILMNormAct(ILMNorm):
         return result
 
 
-def _checked_range(limits: Sequence[float] | None, restore: bool) -> RestoreRange | Range | None:
+def _checked_range(limits: Sequence[float] | None, restore: bool) -> RestoreRange | None:
     if limits is None:
         return None
     if not restore:

@@ -15,7 +15,7 @@ from packaging.version import Version
 from torch import nn
 from torch.func import functional_call, grad, hessian, vmap
 
-from ilmconvert import ILMNorm
+from ilmconvert import ConversionError, ILMNorm
 from ilmconvert.nn import ILMNormAct, ilm_norm
 from ilmconvert.nn.group_sizes import best_key_group_size, best_num_groups, divisors
 from tests.helpers import TOLERANCE
@@ -309,6 +309,12 @@ def test_symbolic_tracing_keeps_it_whole() -> None:
     x = torch.randn(2, 32, 3, 3, dtype=torch.float64)
     assert torch.equal(traced(x), model(x))
     assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [ilm_norm]
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")
+def test_jit_script_is_refused_in_one_line() -> None:
+    with pytest.raises(ConversionError, match=r"^torch\.jit\.script can't compile an ILM Norm: [^\n]*$"):
+        torch.jit.script(nn.Sequential(nn.Conv2d(3, 32, 1), trained_layer()))
 
 
 def test_jit_trace() -> None:
