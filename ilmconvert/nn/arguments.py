@@ -35,7 +35,7 @@ class RestoringConstants(NamedTuple):
     """A layer with an unbounded restoring path as ``x (gain + (base_weight + gate) / sigma) + base_bias + offset + mu
     (bias_gain - scale)``, where ``scale`` is the factor of ``x``, and gate and offset are the meta-network's.
 
-    Right after a conversion ``base_weight`` is 0 and both gains are one: whatever the statistics are, they cancel exactly.
+    Right after a conversion ``base_weight`` is 0 and both gains are the same: the statistics cancel exactly.
 
     Attributes:
         gain, bias_gain: (G, C / G), of the source's affine function.

@@ -21,6 +21,7 @@ torch.fx.wrap("ilm_norm")
 
 #: The tensors of a layer that never train.
 CONSTANTS = ("ref_mean", "ref_std")
+_IN_THE_KERNEL: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 _OF_BATCH_NORM = frozenset({"running_mean", "running_var", "num_batches_tracked", "track_running_stats"})
 
 
@@ -145,6 +146,9 @@ class ILMNorm(nn.Module):
                 t.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._norm(x, "none")
+
+    def _norm(self, x: Tensor, activation: str) -> Tensor:
         ref_mean, ref_std = self._references()
         return ilm_norm(
             x,
@@ -162,6 +166,7 @@ class ILMNorm(nn.Module):
             ref_std=ref_std,
             restore_bound=self.restore_bound,
             restore_range=self.restore_range,
+            activation=activation,
         )
 
     def config(self) -> dict[str, Any]:
@@ -275,8 +280,19 @@ class ILMNormAct(ILMNorm):
         self.act: nn.Module = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.act(self.drop(super().forward(x)))
+        name = _IN_THE_KERNEL.get(type(self.act), "none")
+        # Elsewhere the module itself, whose hooks and whose place in a traced graph others may look for.
+        plain = name != "none" and type(self.drop) is nn.Identity and type(x) is Tensor and x.is_cuda
+        if plain and self._is_free(self.act) and self._is_free(self.drop):
+            return self._norm(x, name)
+        result: Tensor = self.act(self.drop(self._norm(x, "none")))
         return result
+
+    @staticmethod
+    def _is_free(module: nn.Module) -> bool:
+        """Whether nobody waits for a call of ``module``."""
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        return not any(hooks)
 
 
 def _checked_range(limits: Sequence[float] | None, restore: bool) -> RestoreRange | None:
