@@ -16,6 +16,10 @@ class NoRunningStatistics(ConversionError, AttributeError):
     """
 
 
+class NotScriptable(ConversionError):
+    """torch.jit.script was asked to compile an ILM Norm; its own errors would say nothing of use."""
+
+
 class CheckpointError(ILMConvertError):
     """A file isn't a checkpoint that can be loaded here; nothing was loaded."""
 

@@ -22,7 +22,6 @@ from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.sources import find_source
 
 BEST = "best.safetensors"
-_REFERENCES = ("ref_mean", "ref_std")
 _RESTORING = ("restore_weight", "restore_bias")
 
 
@@ -127,7 +126,7 @@ def norm_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The norms' own parameters that can train, with their last names."""
     for layer in norm_layers(model):
         for name, parameter in layer._parameters.items():
-            if parameter is not None and name not in _REFERENCES:
+            if parameter is not None:
                 yield name, parameter
 
 

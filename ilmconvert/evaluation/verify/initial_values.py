@@ -48,10 +48,10 @@ def _is_start(layer: nn.Module, source: NormDescription, config: Mapping[str, An
     if group_norm_target.is_plain(config):
         values = group_norm_target.values(source, config)
     else:
-        values = initial_values(source, dict(config), seed=0)
+        values = initial_values(source, dict(config), 0, layer.get_parameter("encoder").dtype)
         # its rows are random, and without the decoders they do nothing
         del values["encoder"]
-    return all(_same(layer._parameters.get(name), value) for name, value in values.items())
+    return all(_same(getattr(layer, name), value) for name, value in values.items())
 
 
 def _same(own: Tensor | None, expected: Tensor) -> bool:
