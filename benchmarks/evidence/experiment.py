@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ class Experiment:
     def selections(self, arms: Sequence[str]) -> Iterator[tuple[str, Settings]]:
         """Each arm's choice, after the runs that it takes."""
         for arm in arms:
-            yield arm, choose(lambda settings, seed, arm=arm: self._score(arm, settings, seed), self.scale.rates, SEEDS)
+            yield arm, choose(partial(self._score, arm), self.scale.rates, SEEDS)
 
     def finals(self, chosen: dict[str, Settings]) -> Iterator[Run]:
         """The final runs that are missing, seed by seed."""
@@ -163,5 +164,7 @@ class Experiment:
 
 
 def _smaller(splits: Splits, count: int | None) -> Splits:
-    parts = [Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)]
-    return Splits(*parts, num_classes=splits.num_classes)
+    train, val, test = (
+        Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)
+    )
+    return Splits(train, val, test, splits.num_classes)

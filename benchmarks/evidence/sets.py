@@ -82,7 +82,8 @@ def load_splits(name: str, size: int, cache: Path, root: Path | None = None) -> 
         torch.save({**parts, "num_classes": made.num_classes}, file.with_suffix(".part"))
         file.with_suffix(".part").rename(file)
     kept = torch.load(file, weights_only=True)
-    return Splits(*(Images(*kept[part]) for part in ("train", "val", "test")), num_classes=kept["num_classes"])
+    train, val, test = (Images(*kept[part]) for part in ("train", "val", "test"))
+    return Splits(train, val, test, kept["num_classes"])
 
 
 def draw(images: Images, count: int, seed: int) -> Images:
@@ -138,7 +139,8 @@ def _clipart(place: Path, size: int, cache: Path) -> Splits:
                 parts["test" if share < 0.15 else "val" if share < 0.3 else "train"].append((pixels, label))
     if not all(parts.values()):
         raise ILMConvertError(f"{place} lacks folders of the clip art ({', '.join(SUBJECTS)}); see --data-root")
-    return Splits(*(_shuffled(parts[part]) for part in ("train", "val", "test")), num_classes=len(SUBJECTS))
+    train, val, test = (_shuffled(parts[part]) for part in ("train", "val", "test"))
+    return Splits(train, val, test, len(SUBJECTS))
 
 
 def _drawings(folder: Path, size: int) -> Iterator[Tensor]:
