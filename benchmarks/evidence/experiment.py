@@ -40,12 +40,12 @@ class Scale:
 
     rates: Sequence[float] = RATES
     final_seeds: Sequence[int] = FINAL_SEEDS
-    shifted: int = 500
+    shifted: int = 300
     test: int | None = None
     quick: bool = False
 
 
-QUICK_SCALE = Scale(rates=(0.002, 0.005), final_seeds=(0, 1), shifted=2, test=4, quick=True)
+QUICK_SCALE = Scale(rates=(0.002, 0.005), final_seeds=(0, 1), shifted=2, test=8, quick=True)
 
 
 class Experiment:
@@ -98,11 +98,12 @@ class Experiment:
     def _final(self, arm: str, settings: Settings, seed: int) -> Run:
         begin = time.monotonic()
         trained = self._train(arm, settings, seed)
-        some = self._test_part(seed)
+        test = self._test_part(seed)
+        some = test.subset(list(range(min(self.scale.shifted, len(test)))))
         shifted = {
             name: accuracy(trained.network, trained.prepare, images) for name, images in self._shifted(some, seed)
         }
-        run = self._run(arm, FINAL, settings, seed, trained, self._splits.test, begin, shifted, movement(trained, some))
+        run = self._run(arm, FINAL, settings, seed, trained, test, begin, shifted, movement(trained, some))
         self._file.add(run)
         return run
 
@@ -148,10 +149,9 @@ class Experiment:
         return None
 
     def _test_part(self, seed: int) -> Images:
-        """The seed's own test images for shifts."""
+        """The seed's own test images: an equal part for each seed, all of them together the test set."""
         order = torch.randperm(len(self._splits.test), generator=torch.Generator().manual_seed(0))
-        count = self.scale.shifted
-        return self._splits.test.subset(order.roll(-seed * count)[:count])
+        return self._splits.test.subset(order.chunk(len(FINAL_SEEDS))[seed])
 
     def _shifted(self, some: Images, seed: int) -> list[tuple[str, Images]]:
         """Made once for all arms of a seed."""

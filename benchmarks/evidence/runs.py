@@ -19,7 +19,7 @@ class Run:
 
     Attributes:
         phase: ``SELECTION`` or ``FINAL``.
-        accuracy: on the validation images, or on the full test set; chance for a run that diverged.
+        accuracy: on the validation images, or on the seed's part of the test set; chance for a run that diverged.
         shifted: accuracy by ``"shift severity"``; of final runs.
         moved: see :func:`benchmarks.evidence.movement.movement`; of final runs.
         loss: mean training loss of the last epoch; None if it isn't finite.
