@@ -15,7 +15,7 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile
 from benchmarks.evidence.select import RATES, SEEDS, choose
-from benchmarks.evidence.sets import Images, Splits, draw, load_splits
+from benchmarks.evidence.sets import Images, draw, load_splits, smaller
 from benchmarks.evidence.shifts import shifted_sets
 from benchmarks.evidence.train import Settings, Trained, accuracy, train
 
@@ -72,7 +72,7 @@ class Experiment:
         self._budget = budget
         self.scale = scale or Scale()
         splits = load_splits(image_set, size, cache, root)
-        self._splits = _smaller(splits, self.scale.test) if self.scale.quick else splits
+        self._splits = splits if self.scale.test is None else smaller(splits, self.scale.test)
 
     def selections(self, arms: Sequence[str]) -> Iterator[tuple[str, Settings]]:
         """Each arm's choice, after the runs that it takes."""
@@ -161,10 +161,3 @@ class Experiment:
             torch.save(made, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
         return [(name, Images(*parts)) for name, parts in torch.load(file, weights_only=True).items()]
-
-
-def _smaller(splits: Splits, count: int | None) -> Splits:
-    train, val, test = (
-        Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)
-    )
-    return Splits(train, val, test, splits.num_classes)

@@ -92,6 +92,14 @@ def draw(images: Images, count: int, seed: int) -> Images:
     return images.subset(torch.randperm(len(images), generator=generator)[:count])
 
 
+def smaller(splits: Splits, count: int) -> Splits:
+    """The first images of each part, ``count`` at most: for runs that only show that something runs."""
+    train, val, test = (
+        Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)
+    )
+    return Splits(train, val, test, splits.num_classes)
+
+
 def _fashion_mnist(place: Path, size: int, cache: Path) -> Splits:
     root = _unpacked(place, cache)
     try:

@@ -60,12 +60,12 @@ def normalized(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def recipe_of(arm: Arm, settings: Settings, epochs: int, seed: int) -> Recipe:
+def recipe_of(arm: Arm, settings: Settings, epochs: int, seed: int, batch_size: int = BATCH_SIZE) -> Recipe:
     """The recipe that a run follows."""
     return Recipe(
         **{
             "epochs": epochs,
-            "batch_size": BATCH_SIZE,
+            "batch_size": batch_size,
             "lr": settings.rate,
             "clip_grad": CLIP,
             "head_lr_scale": 2.0,
@@ -80,7 +80,15 @@ def recipe_of(arm: Arm, settings: Settings, epochs: int, seed: int) -> Recipe:
 
 
 def train(
-    arm: Arm, settings: Settings, source: nn.Module, images: Images, num_classes: int, epochs: int, *, seed: int
+    arm: Arm,
+    settings: Settings,
+    source: nn.Module,
+    images: Images,
+    num_classes: int,
+    epochs: int,
+    *,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
 ) -> Trained:
     """Train one arm on ``images`` and return it in evaluation mode.
 
@@ -88,7 +96,7 @@ def train(
         source: the pretrained network in evaluation mode; stays as it is.
         seed: of the head, the order and the flips.
     """
-    recipe = recipe_of(arm, settings, epochs, seed)
+    recipe = recipe_of(arm, settings, epochs, seed, batch_size)
     source = copy.deepcopy(source)
     replace_head(source, num_classes, seed)
     prepare = prepared_for(arm, images)
@@ -127,10 +135,10 @@ class _Run:
     """The steps of a run."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, count: int) -> None:
-        if count < BATCH_SIZE:
-            raise ILMConvertError(f"there are {count} training images and a batch takes {BATCH_SIZE}; give more")
+        if count < recipe.batch_size:
+            raise ILMConvertError(f"there are {count} training images and a batch takes {recipe.batch_size}; give more")
         self._network, self._recipe = network, recipe
-        self._batches = count // BATCH_SIZE
+        self._batches = count // recipe.batch_size
         self._annealing = Annealing(recipe, self._batches * recipe.epochs)
         set_trainable(network, recipe, with_head=True)
         self._optimizer = make_optimizer(parameter_groups(network, recipe), recipe)
@@ -142,13 +150,13 @@ class _Run:
     def all(self, inputs: Tensor, labels: Tensor, features: Tensor | None) -> float:
         """Every epoch; the mean loss of the last, which is not finite after a run that diverged."""
         generator = torch.Generator().manual_seed(self._recipe.seed + 1)
-        loss = math.nan
+        loss, size = math.nan, self._recipe.batch_size
         for _ in range(self._recipe.epochs):
             training_mode(self._network, freeze_batch_norm=self._recipe.freeze_batch_norm)
-            order = torch.randperm(len(labels), generator=generator)[: self._batches * BATCH_SIZE]
+            order = torch.randperm(len(labels), generator=generator)[: self._batches * size]
             side = torch.randint(2, (len(order),), generator=generator)
             losses = []
-            for indices, sides in zip(order.split(BATCH_SIZE), side.split(BATCH_SIZE), strict=True):
+            for indices, sides in zip(order.split(size), side.split(size), strict=True):
                 wanted = None if features is None else features[sides, indices]
                 losses.append(self._learn(inputs[sides, indices], labels[indices], wanted))
                 if not math.isfinite(losses[-1]):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import plot, tables
+from benchmarks.evidence import batch_sizes, from_scratch, plot, tables
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
@@ -292,3 +292,36 @@ def test_command_resumes_and_its_tables_and_plot_show_the_runs(
 def test_training_takes_whole_batches() -> None:
     with pytest.raises(ILMConvertError, match="1 training images"):
         train(ARMS[FROZEN], Settings(0.01), small_network(), small_images(BATCH_SIZE - 1), 3, 1, seed=0)
+
+
+def test_networks_from_scratch_are_compared_with_their_base(
+    tmp_path: Path, fashion_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--batch-sizes", "4"]
+    options += ["--norms", "GN", "ILM-GN", "ILM-GN, authors' start"]
+    from_scratch.main(options)
+    lines, printed = (tmp_path / "from_scratch.jsonl").read_text(), capsys.readouterr().out
+    assert len(lines.splitlines()) == 3 * (len(from_scratch.RATES) + 2)
+    assert printed.count("ILM-GN") == 2
+    from_scratch.main(options)
+    assert (tmp_path / "from_scratch.jsonl").read_text() == lines
+    assert capsys.readouterr().out == printed
+
+
+def test_an_ilm_norm_starts_as_its_base_and_the_authors_start_does_not() -> None:
+    x = torch.rand(4, 64, 5, 5)
+    ours, base, theirs = (from_scratch.NORMS[name](64) for name in ("ILM-GN", "GN", "ILM-GN, authors' start"))
+    assert torch.allclose(ours(x), base(x), atol=1e-5)
+    assert 1.2 < (theirs(x).std() / base(x).std()).item() < 1.8
+
+
+def test_batch_sizes_are_swept_and_drawn(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch_sizes, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--batch-sizes", "1", "4"]
+    threads = torch.get_num_threads()
+    batch_sizes.main([*options, "--arms", FROZEN, "ilm-gn"])
+    torch.set_num_threads(threads)
+    assert "| network | 1 | 4 |" in capsys.readouterr().out
+    assert ARMS["ilm-gn"].title in (tmp_path / "batch_sizes.svg").read_text()
