@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     splits = load_splits(options.image_set, SIZE, options.out / "cache", options.data_root)
-    images, epochs, seeds = IMAGES, EPOCHS, FINAL_SEEDS
+    seeds: tuple[int, ...] = FINAL_SEEDS
+    images, epochs = IMAGES, EPOCHS
     if options.quick:
         splits, images, epochs, seeds = smaller(splits, 8), 8, 1, FINAL_SEEDS[:2]
     sweep = Sweep(load_lite0(), splits, Lines(options.out / "batch_sizes.jsonl"), images=images, epochs=epochs)

@@ -188,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
     options = parser.parse_args(argv)
     splits = load_splits("fashion-mnist", SIZE, options.out / "cache", options.data_root)
-    count, epochs, seeds = options.images, options.epochs, FINAL_SEEDS
+    seeds: tuple[int, ...] = FINAL_SEEDS
+    count, epochs = options.images, options.epochs
     if options.quick:
         splits, count, epochs, seeds = smaller(splits, 16), 16, 1, FINAL_SEEDS[:2]
     lines = Lines(options.out / "from_scratch.jsonl")

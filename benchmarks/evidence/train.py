@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,12 +43,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after its run, beside what it started from; ``loss`` is the mean of the last epoch."""
+    """A network after its run, beside what it started from.
+
+    Attributes:
+        loss: the mean of the last epoch.
+        gradient: the median length of the first epoch's gradients before they are clipped.
+    """
 
     network: nn.Module
     start: nn.Module
     prepare: Prepare
     loss: float
+    gradient: float
 
     @property
     def diverged(self) -> bool:
@@ -60,14 +67,16 @@ def normalized(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def recipe_of(arm: Arm, settings: Settings, epochs: int, seed: int, batch_size: int = BATCH_SIZE) -> Recipe:
+def recipe_of(
+    arm: Arm, settings: Settings, epochs: int, seed: int, batch_size: int = BATCH_SIZE, clip: float = CLIP
+) -> Recipe:
     """The recipe that a run follows."""
     return Recipe(
         **{
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": settings.rate,
-            "clip_grad": CLIP,
+            "clip_grad": clip,
             "head_lr_scale": 2.0,
             "norm_lr_scale": settings.norm_scale,
             "restore_lr_scale": settings.norm_scale,
@@ -89,6 +98,7 @@ def train(
     *,
     seed: int,
     batch_size: int = BATCH_SIZE,
+    clip: float = CLIP,
 ) -> Trained:
     """Train one arm on ``images`` and return it in evaluation mode.
 
@@ -96,7 +106,7 @@ def train(
         source: the pretrained network in evaluation mode; stays as it is.
         seed: of the head, the order and the flips.
     """
-    recipe = recipe_of(arm, settings, epochs, seed, batch_size)
+    recipe = recipe_of(arm, settings, epochs, seed, batch_size, clip)
     source = copy.deepcopy(source)
     replace_head(source, num_classes, seed)
     prepare = prepared_for(arm, images)
@@ -105,8 +115,9 @@ def train(
     features = _features(source, inputs) if settings.distill else None
     network = arm.build(source, inputs[0])
     start = copy.deepcopy(network)
-    loss = _Run(network, recipe, len(images)).all(inputs, images.labels, features)
-    return Trained(network.eval(), start.eval(), prepare, loss)
+    run = _Run(network, recipe, len(images))
+    loss = run.all(inputs, images.labels, features)
+    return Trained(network.eval(), start.eval(), prepare, loss, run.first_gradient())
 
 
 def prepared_for(arm: Arm, images: Images) -> Prepare:
@@ -146,6 +157,11 @@ class _Run:
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._caught = ClassifierInput(network) if recipe.distill else None
         self._step = 0
+        self._lengths: list[float] = []
+
+    def first_gradient(self) -> float:
+        """The median length of the first epoch's gradients."""
+        return statistics.median(self._lengths[: self._batches])
 
     def all(self, inputs: Tensor, labels: Tensor, features: Tensor | None) -> float:
         """Every epoch; the mean loss of the last, which is not finite after a run that diverged."""
@@ -174,7 +190,8 @@ class _Run:
         self._schedule.apply(self._step)
         if self._step < self._recipe.freeze_epochs * self._batches:
             self._drop_backbone_gradients()
-        nn.utils.clip_grad_norm_(self._parameters, CLIP)
+        assert self._recipe.clip_grad is not None
+        self._lengths.append(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_grad).item())
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._step += 1

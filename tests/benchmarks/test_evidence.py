@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import batch_sizes, from_scratch, plot, tables
+from benchmarks.evidence import batch_sizes, from_scratch, plot, stability, tables
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
@@ -325,3 +326,33 @@ def test_batch_sizes_are_swept_and_drawn(
     torch.set_num_threads(threads)
     assert "| network | 1 | 4 |" in capsys.readouterr().out
     assert ARMS["ilm-gn"].title in (tmp_path / "batch_sizes.svg").read_text()
+
+
+def test_rate_and_clip_are_measured_once(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stability, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick"]
+    threads = torch.get_num_threads()
+    stability.main(options)
+    printed = capsys.readouterr().out
+    assert printed.count(ARMS["ilm-gn-bound"].title) == len(stability.STEPS)
+    monkeypatch.setattr(stability, "train", None)  # nothing is trained again
+    stability.main(options)
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().out == printed
+
+
+def test_a_clip_below_the_gradient_sets_the_length_of_the_first_step() -> None:
+    images, source = small_images(2), small_network()
+
+    def moved(rate: float, clip: float) -> float:
+        arm = Arm("", ARMS["ilm-gn"].build, recipe={"weight_decay": 0.0, "head_lr_scale": 1.0})
+        trained = train(arm, Settings(rate, 0.0, 1.0), source, images, 3, 1, seed=0, clip=clip)
+        assert trained.gradient > clip
+        pairs = zip(trained.start.parameters(), trained.network.parameters(), strict=True)
+        return math.sqrt(sum((b - a).square().sum().item() for a, b in pairs))
+
+    expected = 1.9 * 2e-4  # the first step of Nesterov's momentum 0.9 is 1.9 times the gradient
+    assert moved(0.02, 0.01) == pytest.approx(expected, rel=0.05)
+    assert moved(0.002, 0.1) == pytest.approx(expected, rel=0.05)
