@@ -10,8 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ilmconvert import convert
 from ilmconvert.data.open_data import Data
-from ilmconvert.finetune import finetune
+from ilmconvert.finetune import Recipe, finetune
+from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
+from ilmconvert.nn import ILMNorm
 from ilmconvert.testing import randomize_norms
 
 RECOMMENDED_RATE = 0.004  # docs/finetune.md, for batch size 2
@@ -53,3 +56,31 @@ def test_twice_the_recommended_rate_trains(tmp_path: Path, settings: dict[str, A
     )
     assert result.metrics["val_top1"] > 0.9
     assert result.metrics["train_loss"] < 0.5
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw"])
+def test_a_step_moves_encoders_before_large_variances_no_further_than_others(opt: str) -> None:
+    """Relative to their size; at the common rate a variance of 10,000 makes it five thousand times as far and more."""
+    recipe = Recipe(opt=opt, lr=0.01, weight_decay=0.0)
+    moved = []
+    for deviation in (1.0, 100.0):
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(32)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        nn.init.constant_(norm.running_mean, 0.1 * deviation)
+        nn.init.constant_(norm.running_var, deviation**2)
+        network = convert(nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)).eval())
+        layer = network[0]
+        assert isinstance(layer, ILMNorm)
+        nn.init.constant_(layer.weight_decoder, 0.1)
+        nn.init.constant_(layer.bias_decoder, 0.1)
+        optimizer = make_optimizer(parameter_groups(network, recipe), recipe)
+        Schedule(optimizer, recipe, 1).apply(0)
+        before = layer.encoder.detach().clone()
+        nn.functional.cross_entropy(
+            network(torch.randn(4, 32, 8, 8) * deviation), torch.tensor([0, 1, 0, 1])
+        ).backward()
+        optimizer.step()
+        moved.append(((layer.encoder - before).norm() / before.norm()).item())
+    assert 0 < moved[1] < 20 * moved[0]
