@@ -71,7 +71,7 @@ def test_a_step_moves_encoders_before_large_variances_no_further_than_others(opt
         nn.init.constant_(norm.running_mean, 0.1 * deviation)
         nn.init.constant_(norm.running_var, deviation**2)
         network = convert(nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)).eval())
-        layer = network[0]
+        layer = network.get_submodule("0")
         assert isinstance(layer, ILMNorm)
         nn.init.constant_(layer.weight_decoder, 0.1)
         nn.init.constant_(layer.bias_decoder, 0.1)
