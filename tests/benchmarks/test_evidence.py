@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import batch_sizes, from_scratch, plot, stability, tables
+from benchmarks.evidence import batch_sizes, from_scratch, plot, rates, stability, tables
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
@@ -356,3 +356,18 @@ def test_a_clip_below_the_gradient_sets_the_length_of_the_first_step() -> None:
     expected = 1.9 * 2e-4  # the first step of Nesterov's momentum 0.9 is 1.9 times the gradient
     assert moved(0.02, 0.01) == pytest.approx(expected, rel=0.05)
     assert moved(0.002, 0.1) == pytest.approx(expected, rel=0.05)
+
+
+def test_rates_are_shown_with_what_was_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shift_ in (("runs", 0.0), ("before-a-change", 0.1)):
+        file = RunFile(tmp_path / f"{name}.jsonl")
+        file.add(run("ilm-gn", SEEDS[0], 0.6 + shift_, phase=SELECTION))
+        file.add(run("ilm-gn", SEEDS[1], 0.7 + shift_, phase=SELECTION))
+        file.add(run("ilm-gn", SEEDS[0], 0.9, phase=SELECTION, distill=0.0))
+    files = [str(file) for file in tmp_path.glob("*.jsonl")]
+    rates.main([*files, "-o", str(tmp_path / "rates.svg")])
+    title = ARMS["ilm-gn"].title
+    printed = capsys.readouterr().out
+    assert f"| {title} | 0.650 (2 seeds) |" in printed
+    assert f"| {title} (before a change) | 0.750 (2 seeds) |" in printed
+    assert "before a change" in (tmp_path / "rates.svg").read_text()
