@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def _clipart(place: Path, size: int, cache: Path) -> Splits:
     parts: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": [], "test": []}
     seen: set[bytes] = set()
     for label, subject in enumerate(SUBJECTS):
-        for pixels in _drawings(place / subject, size):
+        for pixels in drawings(place / subject, size):
             mark = hashlib.sha256(pixels.numpy().tobytes()).digest()
             if mark not in seen:
                 seen.add(mark)
@@ -151,11 +152,16 @@ def _clipart(place: Path, size: int, cache: Path) -> Splits:
     return Splits(train, val, test, len(SUBJECTS))
 
 
-def _drawings(folder: Path, size: int) -> Iterator[Tensor]:
-    """The drawings under a folder, on white squares."""
+def drawings(folder: Path, size: int) -> Iterator[Tensor]:
+    """The drawings under a folder, on white squares; those beyond Pillow's limit of pixels are left out."""
     for file in sorted(folder.rglob("*.png")):
-        with Image.open(file) as opened:
-            drawing = opened.convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            try:
+                with Image.open(file) as opened:
+                    drawing = opened.convert("RGBA")
+            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+                continue
         drawing.thumbnail((size, size), Image.Resampling.BICUBIC)
         paper = Image.new("RGBA", (size, size), "white")
         corner = ((size - drawing.width) // 2, (size - drawing.height) // 2)

@@ -21,7 +21,7 @@ from benchmarks.evidence.movement import movement
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile, read
 from benchmarks.evidence.select import RATES, SEEDS, at_edge, choose
-from benchmarks.evidence.sets import Images, draw, load_splits
+from benchmarks.evidence.sets import Images, draw, drawings, load_splits
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
 from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, prepared_for, train
 from ilmconvert.errors import ILMConvertError
@@ -96,6 +96,13 @@ def test_clip_art_is_split_by_content_and_counted_once(tmp_path: Path, monkeypat
     assert sum(len(part) for part in (splits.train, splits.val, splits.test)) == 80
     assert min(len(part) for part in (splits.train, splits.val, splits.test)) > 0
     assert (splits.train.pixels[:, :, 0] == 255).all()  # the paper above a wide drawing
+
+
+def test_drawings_too_large_to_be_opened_safely_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("small", 20), ("large", 200), ("larger", 400)):
+        Image.new("RGBA", (size, size)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)  # a warning beyond, an error beyond twice that
+    assert len(list(drawings(tmp_path, 16))) == 1
 
 
 def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
