@@ -21,7 +21,13 @@ COMBINATIONS = {
     "new torch, old timm": ("3.12", "highest", (OLD_TIMM,)),
     "newest": ("3.13", "highest", ()),
 }
-TESTS = ("test_layer", "test_convert", "test_checkpoint", "test_models", "test_cli_global")
+TESTS = (
+    "nn/test_layer",
+    "surgery/test_convert",
+    "checkpoint/test_checkpoint",
+    "models/test_models",
+    "cli/test_global_options",
+)
 
 
 @nox.session

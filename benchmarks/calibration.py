@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.photographs DIR`` makes the photographs, ``python -m benchmarks.calibration DIR --out OUT`` the
 tables: agreement with the source on ``DIR/test`` before and after a calibration on ``DIR/calibration``, for the
-paper's layers and for plain ones; what the calibration tried, on the part of its pictures that it holds out; and the
+paper's layers and for plain ones; what the calibration tried, on the part of its images that it holds out; and the
 plain networks distilled from the source on the same unlabelled photographs of ``DIR/calibration``, their norms only and
 everything. ``DIR/test`` chooses nothing. Without DIR the sample photographs and their crops take their place: one half
 of the photographs to calibrate, the other half to measure.
@@ -27,19 +27,19 @@ from benchmarks.report import Cell, Table, environment, publish
 from ilmconvert import convert
 from ilmconvert.calibration import Calibration, calibrate
 from ilmconvert.calibration.score import run, score
-from ilmconvert.data.sample_photographs import Picture, load_lite0, preprocess, sample_pictures
+from ilmconvert.data.sample_photographs import Photograph, load_lite0, preprocess, sample_photographs
 from ilmconvert.evaluation.metrics import paired_difference, wilson
 from ilmconvert.finetune.networks import norm_parameters
 
 TARGETS = ("ilm_ln", "ilm_gn", "ilm_in", "ln", "gn", "in")
 BATCH = 16
-# Of AdamW, with one cycle. All weights at a tenth of the norms' rate: few pictures are soon learnt by heart.
+# Of AdamW, with one cycle. All weights at a tenth of the norms' rate: few images are soon learnt by heart.
 NORM_RATE, RATE = 3e-3, 1e-4
 Row = dict[str, Cell]
 
 
 class Test:
-    """Pictures that nothing is fitted to or chosen by, and what the source says of them."""
+    """ImageDataset that nothing is fitted to or chosen by, and what the source says of them."""
 
     def __init__(self, source: nn.Module, images: Tensor) -> None:
         self._batches = [(x,) for x in images.split(BATCH)]
@@ -73,20 +73,20 @@ def _span(interval: tuple[float, float]) -> str:
     return "{:.2f} to {:.2f}".format(*interval)
 
 
-def pictures(source: nn.Module, folder: Path | None, count: int) -> tuple[Tensor, Tensor]:
-    """Calibration and test pictures, (N, 3, H, W)."""
+def load_images(source: nn.Module, folder: Path | None, count: int) -> tuple[Tensor, Tensor]:
+    """Calibration and test images, (N, 3, H, W)."""
     if folder is None:
-        found = sample_pictures()
+        found = sample_photographs()
         # a photograph and its two crops stay together
         halves = [[p for i, p in enumerate(found) if i // 3 % 2 == half] for half in (0, 1)]
     else:
-        halves = [[_picture(p) for p in sorted((folder / part).glob("*.png"))] for part in ("calibration", "test")]
+        halves = [[_image(p) for p in sorted((folder / part).glob("*.png"))] for part in ("calibration", "test")]
     random.Random(0).shuffle(halves[0])
     return preprocess(source, halves[0][:count]), preprocess(source, halves[1])
 
 
-def _picture(path: Path) -> Picture:
-    return Picture(path.stem, Image.open(path).convert("RGB"), whole=True)
+def _image(path: Path) -> Photograph:
+    return Photograph(path.stem, Image.open(path).convert("RGB"), whole=True)
 
 
 def calibrated(source: nn.Module, to: str, images: Tensor, test: Test) -> tuple[nn.Module, list[Row], Calibration]:
@@ -125,7 +125,7 @@ def distil(
     chosen: Callable[[nn.Module], list[nn.Parameter]],
     rate: float,
 ) -> None:
-    """Trains some parameters on the source's class probabilities for the pictures and their mirror images, in place."""
+    """Trains some parameters on the source's class probabilities for the images and their mirror images, in place."""
     both = torch.cat([images, images.flip(3)])
     with torch.no_grad():
         targets = torch.cat([source(x).log_softmax(1) for x in both.split(BATCH)])
@@ -148,21 +148,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="with calibration/ and test/")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["ilm_ln", "ilm_gn", "ln", "gn"])
-    parser.add_argument("--pictures", type=int, default=128, help="for the calibration")
+    parser.add_argument("--images", type=int, default=128, help="for the calibration")
     parser.add_argument("--epochs", type=int, default=6, help="of the distillation; 0: none")
     parser.add_argument("--rate", type=float, default=RATE, help="of the distillation of all weights")
-    parser.add_argument("--quick", action="store_true", help="few pictures at 64 pixels: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few images at 64 pixels: to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for calibration.md and .json")
     arguments = parser.parse_args()
     source = load_lite0()
-    images, others = pictures(source, arguments.folder, 8 if arguments.quick else arguments.pictures)
+    images, others = load_images(source, arguments.folder, 8 if arguments.quick else arguments.images)
     if arguments.quick:
         images, others = (F.interpolate(x[:8], 64) for x in (images, others))
     test = Test(source, others)
     tables = [
-        Table(f"Agreement with the source on {len(others)} other pictures, {len(images)} to calibrate"),
-        Table("What the calibration tried, on the pictures that it held out"),
-        Table(f"Plain networks distilled on the {len(images)} pictures, unlabelled, {arguments.epochs} epochs"),
+        Table(f"Agreement with the source on {len(others)} other images, {len(images)} to calibrate"),
+        Table("What the calibration tried, on the images that it held out"),
+        Table(f"Plain networks distilled on the {len(images)} images, unlabelled, {arguments.epochs} epochs"),
     ]
     for to in arguments.targets:
         model, rows, found = calibrated(source, to, images, test)

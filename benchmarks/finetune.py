@@ -1,6 +1,6 @@
 """Transfer at batch size 2: fine-tuned conversions against BatchNorm and GroupNorm, all with the same budget.
 
-``python -m benchmarks.finetune --jobs 2 --out DIR`` fine-tunes the real EfficientNet-Lite0 on the picture sets of
+``python -m benchmarks.finetune --jobs 2 --out DIR`` fine-tunes the real EfficientNet-Lite0 on the image sets of
 :mod:`benchmarks.finetune_data`, once per seed, with every recipe and every baseline, and prints mean and standard
 error of the accuracy after the last epoch. ``DIR/finetune.jsonl`` gets a line a finished run; a run that is there is
 not repeated, so that the command goes on where it was stopped.
@@ -39,7 +39,7 @@ def train(task: Task) -> list[Run]:
     torch.set_num_threads(1)  # two processes of one thread do more than one of two
     arm = task.arm
     with tempfile.TemporaryDirectory() as scratch:
-        data = write_set(task.picture_set, task.seed, Path(scratch), quick=task.quick)
+        data = write_set(task.image_set, task.seed, Path(scratch), quick=task.quick)
         result = finetune(
             load_lite0(),
             data,
@@ -56,7 +56,7 @@ def train(task: Task) -> list[Run]:
             summaries[baseline] = json.loads(text)
     digest = task.settings()
     return [
-        Run(task.picture_set, name, task.seed, summary["last"]["val_top1"], summary["seconds"], digest)
+        Run(task.image_set, name, task.seed, summary["last"]["val_top1"], summary["seconds"], digest)
         for name, summary in summaries.items()
     ]
 
@@ -79,7 +79,7 @@ def measure(tasks: Sequence[Task], jobs: int, path: Path | None) -> list[Run]:
                 with path.open("a", encoding="utf-8") as stream:
                     stream.writelines(json.dumps(asdict(r)) + "\n" for r in new)
             shown = ", ".join(f"{r.arm} {r.accuracy:.3f} ({r.seconds:.0f} s)" for r in new)
-            print(f"{index}/{len(left)} {new[0].picture_set}, seed {new[0].seed}: {shown}", file=sys.stderr, flush=True)
+            print(f"{index}/{len(left)} {new[0].image_set}, seed {new[0].seed}: {shown}", file=sys.stderr, flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     return runs
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=names, help="all but the ablations of anneal, unless given")
     parser.add_argument("--lr", type=float, help=f"learning rate of all arms, {BUDGET['lr']:g} unless given")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="processes side by side")
-    parser.add_argument("--quick", action="store_true", help="two pictures a class, one epoch: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="two images a class, one epoch: to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for finetune.jsonl, .md and .json")
     arguments = parser.parse_args()
     if arguments.out:

@@ -56,13 +56,13 @@ class Task:
     """One call of ``finetune``: an arm, and the baselines beside it, on one set with one seed."""
 
     arm: Arm
-    picture_set: str
+    image_set: str
     seed: int
     quick: bool = False
     lr: float | None = None  # instead of the budget's
 
     def recipe(self) -> Recipe:
-        budget = {**BUDGET, "seed": self.seed, "hflip": 0.0 if self.picture_set.startswith("digits") else 0.5}
+        budget = {**BUDGET, "seed": self.seed, "hflip": 0.0 if self.image_set.startswith("digits") else 0.5}
         special = dict(self.arm.special)
         if self.lr is not None:
             budget["lr"] = self.lr
@@ -73,14 +73,14 @@ class Task:
         return get_recipe(self.arm.recipe, **changed, eval_every=budget["epochs"])
 
     def settings(self) -> str:
-        """A digest that changes with the recipe, the start, the library's version or the set's pictures a class."""
-        made = SETS[self.picture_set]
+        """A digest that changes with the recipe, the start, the library's version or the set's images a class."""
+        made = SETS[self.image_set]
         content = [self.recipe().to_dict(), self.arm.init, made.train, made.val, self.quick, __version__]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def run_keys(self) -> set[tuple[str, str, int, str]]:
         """Those of the runs that it makes."""
-        return {(self.picture_set, name, self.seed, self.settings()) for name in (self.arm.name, *self.arm.baselines)}
+        return {(self.image_set, name, self.seed, self.settings()) for name in (self.arm.name, *self.arm.baselines)}
 
 
 def arms() -> dict[str, Arm]:
@@ -104,7 +104,7 @@ def arms() -> dict[str, Arm]:
 
 def ablations() -> dict[str, Arm]:
     """What annealing would be without one of its parts; run only if named."""
-    late, kept = {"anneal_end": 0.7}, {"reference_pictures": 0}
+    late, kept = {"anneal_end": 0.7}, {"reference_images": 0}
     found = []
     for to in LAYERS:
         found += [

@@ -1,8 +1,8 @@
-"""Real, small, labelled picture sets from the files inside scikit-learn, scikit-image and matplotlib; no download.
+"""Real, small, labelled image sets from the files inside scikit-learn, scikit-image and matplotlib; no download.
 
 ``digits`` are handwritten digits, enlarged. ``photographs`` asks from which photograph a small crop comes: the
 training crops are cut from one half of it, the validation crops from the other, with a gap between. Each has a
-version in another domain: ``digits-noise`` (low contrast and noise) and ``photographs-haze`` (every picture under
+version in another domain: ``digits-noise`` (low contrast and noise) and ``photographs-haze`` (every image under
 haze of its own density and colour). :func:`write_set` writes a set as ``train/CLASS/*.png`` and ``val/CLASS/*.png``.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from ilmconvert.errors import ILMConvertError
 
-SIZE = 96  # side of every picture
+SIZE = 96  # side of every image
 MARGIN = 12  # around a digit
 # Photographs and scans with texture all over; the key is the class.
 PHOTOGRAPHS = {
@@ -50,7 +50,7 @@ Pixels = NDArray[np.float32]  # (SIZE, SIZE, 3), 0 to 1
 
 @dataclass(frozen=True)
 class Example:
-    """One picture; ``split`` is train or val."""
+    """One image; ``split`` is train or val."""
 
     split: str
     label: str
@@ -58,8 +58,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """How a set is made: pictures a class in each split, and what happens to every picture."""
+class ImageSet:
+    """How a set is made: images a class in each split, and what happens to every image."""
 
     examples: Callable[[int, int, int], Iterator[tuple[str, str, Pixels]]]
     train: int
@@ -68,10 +68,10 @@ class PictureSet:
 
 
 def examples(name: str, seed: int, *, quick: bool = False) -> Iterator[Example]:
-    """The pictures of a set. ``seed`` chooses the training pictures; the validation pictures are always the same.
+    """The images of a set. ``seed`` chooses the training images; the validation images are always the same.
 
     Raises:
-        ILMConvertError: no such set, or a package that holds the pictures is missing.
+        ILMConvertError: no such set, or a package that holds the images is missing.
     """
     if name not in SETS:
         raise ILMConvertError(f"unknown set {name!r}; use one of {', '.join(SETS)}")
@@ -98,7 +98,7 @@ def write_set(name: str, seed: int, folder: Path, *, quick: bool = False) -> Pat
 
 
 def _digits(seed: int, train: int, val: int) -> Iterator[tuple[str, str, Pixels]]:
-    """Training pictures from the first 1,000, validation pictures from the rest (other writers, mostly)."""
+    """Training images from the first 1,000, validation images from the rest (other writers, mostly)."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -159,15 +159,15 @@ def _noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _haze(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Mixed with an even, faintly coloured light; how much of the scene is left differs from picture to picture."""
+    """Mixed with an even, faintly coloured light; how much of the scene is left differs from image to image."""
     left = rng.uniform(0.08, 0.4)
     light = rng.uniform(0.55, 0.85) + rng.normal(scale=0.05, size=3)
     return (left * pixels + (1 - left) * light).astype(np.float32)
 
 
 SETS = {
-    "digits": PictureSet(_digits, train=16, val=40),
-    "digits-noise": PictureSet(_digits, train=16, val=40, shift=_noise),
-    "photographs": PictureSet(_photographs, train=10, val=24),
-    "photographs-haze": PictureSet(_photographs, train=10, val=24, shift=_haze),
+    "digits": ImageSet(_digits, train=16, val=40),
+    "digits-noise": ImageSet(_digits, train=16, val=40, shift=_noise),
+    "photographs": ImageSet(_photographs, train=10, val=24),
+    "photographs-haze": ImageSet(_photographs, train=10, val=24, shift=_haze),
 }

@@ -19,7 +19,7 @@ class Run:
     ``settings`` is the digest of everything else that the run was made with.
     """
 
-    picture_set: str
+    image_set: str
     arm: str
     seed: int
     accuracy: float
@@ -28,7 +28,7 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        return self.picture_set, self.arm, self.seed, self.settings
+        return self.image_set, self.arm, self.seed, self.settings
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -102,7 +102,7 @@ def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], dict[int, float]]:
     """Accuracy by seed, by (set, arm)."""
     cells: dict[tuple[str, str], dict[int, float]] = {}
     for r in runs:
-        cells.setdefault((r.picture_set, r.arm), {})[r.seed] = r.accuracy
+        cells.setdefault((r.image_set, r.arm), {})[r.seed] = r.accuracy
     return {key: cells[key] for key in sorted(cells, key=lambda key: (list(SETS).index(key[0]), order(key[1])))}
 
 

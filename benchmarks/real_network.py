@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from ilmconvert import convert
-from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_pictures
+from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_photographs
 from ilmconvert.evaluation.demo import TARGETS, compare, group_norm_baseline, logits_of
 
 # The usual replacement that normalises over the same groups as the target.
@@ -36,9 +36,9 @@ class Row:
 
 
 def measure() -> list[Row]:
-    """Every target with both initialisations and both baselines, over all sample pictures."""
+    """Every target with both initialisations and both baselines, over all sample images."""
     source = load_lite0()
-    batch = preprocess(source, sample_pictures())
+    batch = preprocess(source, sample_photographs())
     reference = logits_of(source, batch)
     rows = []
     for layer, start, model in _networks(source):
@@ -47,9 +47,9 @@ def measure() -> list[Row]:
     return rows
 
 
-def to_markdown(rows: list[Row], pictures: int) -> str:
+def to_markdown(rows: list[Row], images: int) -> str:
     lines = [
-        f"| new layer | start | same top-1 ({pictures} pictures) | largest logit error | mean logit error |",
+        f"| new layer | start | same top-1 ({images} images) | largest logit error | mean logit error |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
@@ -66,7 +66,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        print(to_markdown(rows, len(sample_pictures())))
+        print(to_markdown(rows, len(sample_photographs())))
 
 
 def _networks(source: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:

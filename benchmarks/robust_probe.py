@@ -1,9 +1,9 @@
 """Does a bounded network give better features for a shifted target? A head is trained, the network isn't.
 
 ``python -m benchmarks.robust_probe`` takes the features of the real EfficientNet-Lite0, and of its conversion bounded
-without pictures, for the picture sets of :mod:`benchmarks.finetune_data`, fits a logistic regression on the training
-pictures, and prints its accuracy on the validation pictures: mean and standard error over seeds, each of which chooses
-other training pictures. The first is what a fine-tuning of the head on frozen BatchNorm gives.
+without images, for the image sets of :mod:`benchmarks.finetune_data`, fits a logistic regression on the training
+images, and prints its accuracy on the validation images: mean and standard error over seeds, each of which chooses
+other training images. The first is what a fine-tuning of the head on frozen BatchNorm gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.finetune_data import Example, examples
 from benchmarks.report import Cell, Table, environment, publish
 from ilmconvert import calibrate_bound, convert
-from ilmconvert.data.sample_photographs import Picture, load_lite0, preprocess
+from ilmconvert.data.sample_photographs import Photograph, load_lite0, preprocess
 from ilmconvert.export.fold import fold
 
 SETS = ("photographs", "photographs-haze", "digits", "digits-noise")
@@ -29,8 +29,8 @@ SETS = ("photographs", "photographs-haze", "digits", "digits-noise")
 def features(networks: dict[str, nn.Module], found: Sequence[Example], size: int) -> dict[str, Tensor]:
     """(N, 1280) for each network, pooled."""
     source = next(iter(networks.values()))
-    pictures = preprocess(source, [Picture(e.label, e.image, whole=True) for e in found])
-    batches = nn.functional.interpolate(pictures, size, mode="bilinear", antialias=True).split(8)
+    images = preprocess(source, [Photograph(e.label, e.image, whole=True) for e in found])
+    batches = nn.functional.interpolate(images, size, mode="bilinear", antialias=True).split(8)
     return {
         title: torch.cat([n.forward_head(n.forward_features(x), pre_logits=True) for x in batches])
         for title, n in networks.items()
@@ -38,12 +38,12 @@ def features(networks: dict[str, nn.Module], found: Sequence[Example], size: int
 
 
 def accuracies(networks: dict[str, nn.Module], name: str, seeds: int, size: int, *, quick: bool) -> list[list[float]]:
-    """Of a head on each network's features, on the validation pictures of one set: networks x seeds."""
+    """Of a head on each network's features, on the validation images of one set: networks x seeds."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # the validation pictures are the same for every seed
+    # the validation images are the same for every seed
     val = [e for e in examples(name, 0, quick=quick) if e.split == "val"]
     val_features, val_labels = features(networks, val, size), [e.label for e in val]
     result: list[list[float]] = [[] for _ in networks]
@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robust_probe", description=__doc__)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS[:2]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=96, help="of the pictures that the network sees")
-    parser.add_argument("--quick", action="store_true", help="two pictures a class: to see that it runs")
+    parser.add_argument("--size", type=int, default=96, help="of the images that the network sees")
+    parser.add_argument("--quick", action="store_true", help="two images a class: to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for robust_probe.md and .json")
     arguments = parser.parse_args()
     source = load_lite0()

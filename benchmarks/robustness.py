@@ -1,9 +1,9 @@
 """Conversions with a bounded first norm against their source under corruption, on the real EfficientNet-Lite0.
 
 ``python -m benchmarks.photographs DIR`` makes the photographs, ``python -m benchmarks.robustness DIR --out OUT`` the
-tables: how often each network gives a picture of ``DIR/test`` the class that the source gives the clean picture. The
+tables: how often each network gives an image of ``DIR/test`` the class that the source gives the clean image. The
 bounds are those that ``DIR/calibration``, unlabelled, gives. The baseline is the source behind a standardisation of
-every picture. Nothing is trained. Where the pictures have ImageNet labels (the names of foolbox's hold them), there
+every image. Nothing is trained. Where the images have ImageNet labels (the names of foolbox's hold them), there
 is a table of accuracies, too. Takes about ten minutes of one core. ``OUT/robustness.jsonl`` gets a line a condition;
 one that is there is not measured again, so that the command goes on where it was stopped.
 """
@@ -46,10 +46,10 @@ CORRUPTIONS = (
 LABEL = re.compile(r"imagenet_\d+_(\d+)$")
 
 
-def pictures(
+def load_images(
     source: nn.Module, folder: Path, count: int, size: int | None
 ) -> tuple[list[Tensor], list[int | None], Callable[[Tensor], Tensor]]:
-    """Up to ``count`` pictures from 0 to 1, the labelled ones first, their labels, and the normalisation left to do."""
+    """Up to ``count`` images from 0 to 1, the labelled ones first, their labels, and the normalisation left to do."""
     from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(source)
@@ -65,13 +65,13 @@ def pictures(
     return made, [int(m[1]) if (m := labels[p]) else None for p in paths], lambda x: (x - mean) / std
 
 
-def contenders(source: nn.Module, batches: Sequence[Tensor], *, without_pictures: bool) -> dict[str, nn.Module]:
+def contenders(source: nn.Module, batches: Sequence[Tensor], *, without_images: bool) -> dict[str, nn.Module]:
     """The networks by title, the source first. The conversions are folded: the same function, faster."""
     std = torch.cat([x.std((1, 2, 3), correction=0) for x in batches]).mean().item()
     found: dict[str, nn.Module] = {SOURCE: source, BASELINE: StandardizedInput(source, std)}
     wanted = [("ILM-LN robust", "ilm_ln", batches), ("ILM-GN robust", "ilm_gn", batches)]
-    if without_pictures:
-        wanted.append(("ILM-LN robust, no pictures", "ilm_ln", None))
+    if without_images:
+        wanted.append(("ILM-LN robust, no images", "ilm_ln", None))
     for title, to, given in wanted:
         network = convert(source, to)
         limits = network.get_submodule(calibrate_bound(network, given)).restore_range
@@ -112,20 +112,20 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness", description=__doc__)
     parser.add_argument("folder", type=Path, help="with calibration/ and test/")
-    parser.add_argument("--pictures", type=int, default=100, help="to measure on, at most")
+    parser.add_argument("--images", type=int, default=100, help="to measure on, at most")
     parser.add_argument("--corruptions", nargs="*", default=list(CORRUPTIONS))
     parser.add_argument("--severities", nargs="+", type=int, choices=SEVERITIES, default=list(SEVERITIES))
-    parser.add_argument("--without-pictures", action="store_true", help="a bound from no pictures, too")
-    parser.add_argument("--size", type=int, help="of the pictures; the network's unless given")
+    parser.add_argument("--without-images", action="store_true", help="a bound from no images, too")
+    parser.add_argument("--size", type=int, help="of the images; the network's unless given")
     parser.add_argument("--out", type=Path, help="folder for robustness.md, .json and .svg")
     arguments = parser.parse_args()
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
     source = load_lite0()
-    images, labels, normalize = pictures(source, arguments.folder / "test", arguments.pictures, arguments.size)
-    calibration, _, _ = pictures(source, arguments.folder / "calibration", 200, arguments.size)
+    images, labels, normalize = load_images(source, arguments.folder / "test", arguments.images, arguments.size)
+    calibration, _, _ = load_images(source, arguments.folder / "calibration", 200, arguments.size)
     batches = normalize(torch.stack(calibration)).split(8)
-    networks = contenders(source, batches, without_pictures=arguments.without_pictures)
+    networks = contenders(source, batches, without_images=arguments.without_images)
     plain = [Condition(name) for name in (CLEAN, *AFFINE)]
     levels = [[Condition(name, severity) for name in arguments.corruptions] for severity in arguments.severities]
     path = arguments.out / "robustness.jsonl" if arguments.out else None
@@ -133,7 +133,7 @@ def main() -> None:
     found = dict(measured(networks, images, normalize, sum(levels, plain), path))
     by_name = [Condition(n, s) for n in arguments.corruptions for s in sorted(arguments.severities)]
     tables, rows = tables_of({condition: found[condition] for condition in plain + by_name}, labels)
-    where = {**environment("cpu"), "calibration pictures": len(calibration)}
+    where = {**environment("cpu"), "calibration images": len(calibration)}
     publish("robustness", tables, where, arguments.out)
     if arguments.out:
         plot_agreement(rows, arguments.out / "robustness.svg")

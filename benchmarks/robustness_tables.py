@@ -29,14 +29,14 @@ def tables_of(
         for title, given in classes.items():
             hits.setdefault(condition.name, {}).setdefault(title, []).append((given == reference).double())
             right.setdefault(condition.name, {}).setdefault(title, []).append((given == truth)[known].double())
-    count = f"{len(labels)} pictures"
+    count = f"{len(labels)} images"
     tables = [
-        mean_table(f"Agreement with the source's class of the clean picture, {count}, mean over severities", hits),
+        mean_table(f"Agreement with the source's class of the clean image, {count}, mean over severities", hits),
         severity_table(f"Agreement, {count}, severity by severity", rows),
         losses(rows),
     ]
     if known.sum() > 1:
-        title = f"Accuracy on the {int(known.sum())} pictures with an ImageNet label, mean over severities"
+        title = f"Accuracy on the {int(known.sum())} images with an ImageNet label, mean over severities"
         tables.append(mean_table(title, right))
     return tables, rows
 
@@ -54,7 +54,7 @@ def severity_table(title: str, rows: Sequence[Agreement]) -> Table:
 
 
 def mean_table(title: str, hits: dict[str, dict[str, list[Tensor]]]) -> Table:
-    """The mean over severities and its 95 % interval, from the pictures' own means: each counts once."""
+    """The mean over severities and its 95 % interval, from the images' own means: each counts once."""
     table = Table(title)
     for condition, networks in hits.items():
         line: dict[str, Cell] = {"condition": condition}

@@ -1,7 +1,7 @@
-"""A detector trained one picture at a time: find coins, with torchvision's RetinaNet on a pretrained backbone.
+"""A detector trained one image at a time: find coins, with torchvision's RetinaNet on a pretrained backbone.
 
-Large pictures leave room for one in a batch. Here a RetinaNet gets EfficientNet-Lite0 as its backbone and learns from
-crops of the left half of a photograph, 120 steps of one picture; judged on the right half and two mirror images of it:
+Large images leave room for one in a batch. Here a RetinaNet gets EfficientNet-Lite0 as its backbone and learns from
+crops of the left half of a photograph, 120 steps of one image; judged on the right half and two mirror images of it:
 
     $ python examples/detection_batch_1.py
     BatchNorm, training    average precision 0.93
@@ -66,14 +66,14 @@ def coins() -> list[Sample]:
     markers = 1 * (grey < 30) + 2 * (grey > 150)
     filled = ndimage.binary_fill_holes(segmentation.watershed(filters.sobel(grey), markers) == 2)
     found = torch.tensor([region.bbox for region in measure.regionprops(measure.label(filled)) if region.area >= 300])
-    picture = tv_tensors.Image(torch.tensor(grey / 255.0, dtype=torch.float).expand(3, -1, -1))
+    image = tv_tensors.Image(torch.tensor(grey / 255.0, dtype=torch.float).expand(3, -1, -1))
     halves = []
     for left in (0, 384 - HALF):
         middle = (found[:, 1] + found[:, 3]) / 2 - left
         boxes = found[(middle > 0) & (middle < HALF)][:, [1, 0, 3, 2]].float() - torch.tensor([left, 0, left, 0])
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(303, HALF))
         labels = torch.ones(len(boxes), dtype=torch.long)
-        halves.append((picture[:, :, left : left + HALF], {"boxes": boxes, "labels": labels}))
+        halves.append((image[:, :, left : left + HALF], {"boxes": boxes, "labels": labels}))
     return halves
 
 
@@ -94,8 +94,8 @@ def train(model: nn.Module, half: Sample, steps: int, *, frozen_norms: bool) -> 
             module.eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     for _ in range(steps):
-        picture, target = augment(*half)
-        loss = sum(model([picture], [target]).values())
+        image, target = augment(*half)
+        loss = sum(model([image], [target]).values())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -106,8 +106,8 @@ def train(model: nn.Module, half: Sample, steps: int, *, frozen_norms: bool) -> 
 def average_precision(model: nn.Module, samples: list[Sample]) -> float:
     """Area under precision over recall, at an overlap of one half."""
     found, total = [], 0
-    for picture, target in samples:
-        result = model.eval()([picture])[0]
+    for image, target in samples:
+        result = model.eval()([image])[0]
         free = torch.ones(len(target["boxes"]), dtype=torch.bool)
         total += len(free)
         for score, overlaps in zip(result["scores"], box_iou(result["boxes"], target["boxes"]), strict=True):

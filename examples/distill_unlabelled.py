@@ -10,8 +10,8 @@ to zero (``anneal``). Both learn from 360 crops of photographs alone; 200 other 
     pure layer, distilled                same class as the source:  57.0%
     pure layer, annealed                 same class as the source:  60.5%
 
-About 4 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,finetune]'``. Three passes over 360 pictures bring
-back about half of what the pure layer lost, no more: keep the restoring path unless you have pictures for a longer run.
+About 4 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,finetune]'``. Three passes over 360 images bring
+back about half of what the pure layer lost, no more: keep the restoring path unless you have images for a longer run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from ilmconvert import convert, load
 from ilmconvert.data.open_data import open_data
-from ilmconvert.data.sample_photographs import load_lite0, sample_pictures
+from ilmconvert.data.sample_photographs import load_lite0, sample_photographs
 from ilmconvert.evaluation.accuracy import evaluate
 from ilmconvert.finetune import finetune, get_recipe
 from ilmconvert.finetune.loaders import with_transforms
@@ -33,8 +33,8 @@ SIZE = 128
 
 
 def write_crops(folder: Path, count: int, seed: int) -> Path:
-    """Random crops of twelve packaged photographs, as one flat folder of unlabelled pictures."""
-    random, photographs = np.random.default_rng(seed), [p.image for p in sample_pictures() if p.whole]
+    """Random crops of twelve packaged photographs, as one flat folder of unlabelled images."""
+    random, photographs = np.random.default_rng(seed), [p.image for p in sample_photographs() if p.whole]
     folder.mkdir(parents=True)
     for number in range(count):
         photograph = photographs[number % len(photographs)]
@@ -46,13 +46,13 @@ def write_crops(folder: Path, count: int, seed: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few pictures, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs")
     options = parser.parse_args()
     source = load_lite0()
     with tempfile.TemporaryDirectory() as temporary:
-        pictures = Path(temporary, "pictures")
-        write_crops(pictures / "train", 24 if options.quick else 360, seed=0)
-        write_crops(pictures / "val", 12 if options.quick else 200, seed=1)
+        images = Path(temporary, "images")
+        write_crops(images / "train", 24 if options.quick else 360, seed=0)
+        write_crops(images / "val", 12 if options.quick else 200, seed=1)
         settings = {
             "epochs": 1 if options.quick else 3,
             "batch_size": 8,
@@ -60,7 +60,7 @@ def main() -> None:
             "crop_pct": 1.0,
             "workers": 0,
         }
-        data = with_transforms(open_data(pictures), get_recipe("distill", **settings), source)
+        data = with_transforms(open_data(images), get_recipe("distill", **settings), source)
         agreement = {
             "converted, with the restoring path": evaluate(convert(source), data.val, against=source).agreement,
             "pure layer, before": evaluate(convert(source, init="moments"), data.val, against=source).agreement,
@@ -68,7 +68,7 @@ def main() -> None:
         for name, recipe, init in (("distilled", "distill", "moments"), ("annealed", "anneal", "identity")):
             result = finetune(
                 source,
-                pictures,
+                images,
                 recipe,
                 output=Path(temporary, name),
                 init=init,

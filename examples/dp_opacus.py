@@ -10,9 +10,9 @@ its source knew. 1024 handwritten digits, three passes, epsilon 8; accuracy on 4
     converted, norms and head          54826 trained, epsilon 8.0, top-1 76.8%
     GroupNorm put in, norms and head   54826 trained, epsilon 8.0, top-1 11.0%
 
-About 3 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,dp,finetune]'``. With so few pictures the noise
+About 3 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,dp,finetune]'``. With so few images the noise
 on more parameters eats up what they learn: the head alone does as well. Convolutions train, too, if you let them; their
-gradients by picture take half a second each here.
+gradients by image take half a second each here.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ilmconvert.data.sample_photographs import load_lite0
 from ilmconvert.evaluation.accuracy import evaluate
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
-EPSILON, DELTA = 8.0, 5e-4  # delta: less than one over the number of pictures
+EPSILON, DELTA = 8.0, 5e-4  # delta: less than one over the number of images
 
 
 def digits(count: int) -> tuple[TensorDataset, TensorDataset]:
-    """scikit-learn's handwritten digits, enlarged from 8 to 64 pixels: pictures to train on, and 400 others."""
+    """scikit-learn's handwritten digits, enlarged from 8 to 64 pixels: images to train on, and 400 others."""
     pixels, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    pictures = torch.tensor(pixels / 8 - 1, dtype=torch.float).view(-1, 1, 8, 8)[order].expand(-1, 3, -1, -1)
-    large = nn.functional.interpolate(pictures, size=64, mode="bicubic")
+    images = torch.tensor(pixels / 8 - 1, dtype=torch.float).view(-1, 1, 8, 8)[order].expand(-1, 3, -1, -1)
+    large = nn.functional.interpolate(images, size=64, mode="bicubic")
     y = torch.tensor(labels)[order]
     return TensorDataset(large[400 : 400 + count], y[400 : 400 + count]), TensorDataset(large[:400], y[:400])
 
@@ -87,7 +87,7 @@ def train_privately(model: nn.Module, train: TensorDataset, epochs: int) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few pictures, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # Opacus's, on hooks and on its random numbers
     train, test = digits(64 if options.quick else 1024)

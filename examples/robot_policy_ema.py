@@ -1,9 +1,9 @@
-"""The picture encoder of a robot's policy, started from ImageNet and used as a moving average of its weights.
+"""The image encoder of a robot's policy, started from ImageNet and used as a moving average of its weights.
 
 Policies are mostly used as the moving average of their weights, and learn from small batches: neither suits BatchNorm,
 whose running statistics belong to the weights and batches of training. Diffusion policy puts GroupNorm in its place,
 and loses the pretrained weights. A converted encoder keeps them and has no running statistics. The task: reach for a
-red puck on unseen tables, after 120 batches of 8 demonstrations. Errors are in half widths of the picture:
+red puck on unseen tables, after 120 batches of 8 demonstrations. Errors are in half widths of the image:
 
     $ python examples/robot_policy_ema.py
     BatchNorm, training    error of the last weights 0.186, of their average 0.208
@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ilmconvert import convert
-from ilmconvert.data.sample_photographs import load_lite0, sample_pictures
+from ilmconvert.data.sample_photographs import load_lite0, sample_photographs
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 SIDE, BATCH, DECAY = 96, 8, 0.95
@@ -36,15 +36,15 @@ class Table:
     """What the camera sees: a table (a crop of a photograph) and a red puck; the action is to reach for the puck."""
 
     def __init__(self, seed: int, held_out: bool) -> None:
-        photographs = [p.image for p in sample_pictures() if p.whole]
+        photographs = [p.image for p in sample_photographs() if p.whole]
         for photograph in photographs:
             photograph.thumbnail((320, 320))
         self.photographs = photographs[8:] if held_out else photographs[:8]
         self.random = np.random.default_rng(seed)
 
     def demonstrations(self, count: int) -> tuple[Tensor, Tensor]:
-        """Pictures (N, 3, 96, 96), and the actions (N, 2): where the puck is, from -1 to 1."""
-        pictures, actions = [], self.random.uniform(-0.8, 0.8, (count, 2))
+        """ImageDataset (N, 3, 96, 96), and the actions (N, 2): where the puck is, from -1 to 1."""
+        images, actions = [], self.random.uniform(-0.8, 0.8, (count, 2))
         rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
         for x, y in actions:
             photograph = self.photographs[self.random.integers(len(self.photographs))]
@@ -53,8 +53,8 @@ class Table:
             table = photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
             seen = np.asarray(table) / 255 * self.random.uniform(0.4, 1.0)
             seen[(columns - x) ** 2 + (rows - y) ** 2 < 0.02] = (0.9, 0.1, 0.1)
-            pictures.append((seen - MEAN) / STD)
-        x = torch.tensor(np.stack(pictures), dtype=torch.float).permute(0, 3, 1, 2)
+            images.append((seen - MEAN) / STD)
+        x = torch.tensor(np.stack(images), dtype=torch.float).permute(0, 3, 1, 2)
         return x.contiguous(), torch.tensor(actions, dtype=torch.float)
 
 
@@ -83,15 +83,15 @@ def clone_behaviour(policy: Policy, steps: int, tests: int, *, frozen_norms: boo
         for module in policy.modules():
             if frozen_norms and isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        pictures, actions = world.demonstrations(BATCH)
-        loss = nn.functional.mse_loss(policy(pictures), actions)
+        images, actions = world.demonstrations(BATCH)
+        loss = nn.functional.mse_loss(policy(images), actions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         average.update(policy, step=step)
-    pictures, actions = Table(1, held_out=True).demonstrations(tests)
+    images, actions = Table(1, held_out=True).demonstrations(tests)
     with torch.no_grad():
-        found = [model.eval()(pictures) for model in (policy, average.module)]
+        found = [model.eval()(images) for model in (policy, average.module)]
     last, averaged = (float((result - actions).square().mean().sqrt()) for result in found)
     return last, averaged
 

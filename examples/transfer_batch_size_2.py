@@ -1,8 +1,8 @@
 """Transfer at batch size 2, as on a small device: ImageNet's EfficientNet-Lite0 learns handwritten digits.
 
-At two pictures a step BatchNorm's statistics are noise, and a GroupNorm put in its place throws the pretrained network
+At two images a step BatchNorm's statistics are noise, and a GroupNorm put in its place throws the pretrained network
 away; freezing the statistics is the usual way out. The converted network starts where the source is, has no statistics,
-and learns with the same recipe and the same 400 steps (200 pictures, four epochs):
+and learns with the same recipe and the same 400 steps (200 images, four epochs):
 
     $ python examples/transfer_batch_size_2.py
                                            top-1   loss
@@ -33,7 +33,7 @@ from ilmconvert.finetune import finetune
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
-def write_pictures(folder: Path, train: int, val: int) -> Path:
+def write_images(folder: Path, train: int, val: int) -> Path:
     """scikit-learn's digits, enlarged from 8 to 64 pixels, as folders train/DIGIT and val/DIGIT."""
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))[: train + val]
@@ -47,15 +47,15 @@ def write_pictures(folder: Path, train: int, val: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few pictures, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs")
     parser.add_argument("--output", type=Path, help="keep the run folder here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         output = options.output or Path(temporary, "run")
-        pictures = write_pictures(Path(temporary, "digits"), *((40, 20) if options.quick else (200, 400)))
+        images = write_images(Path(temporary, "digits"), *((40, 20) if options.quick else (200, 400)))
         result = finetune(
             load_lite0(),
-            pictures,
+            images,
             "full",
             output=output,
             num_classes=10,

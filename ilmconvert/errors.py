@@ -41,7 +41,7 @@ class RecipeError(ILMConvertError):
 
 
 class DataError(ILMConvertError):
-    """Pictures that can't be trained on as asked."""
+    """ImageDataset that can't be trained on as asked."""
 
     def __init__(self, message: object = "") -> None:
         # torch re-raises what a worker raised with the worker's whole traceback as the message.

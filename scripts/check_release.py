@@ -17,7 +17,7 @@ from pathlib import Path
 from ilmconvert import __version__
 
 HOLDS = ("py.typed", "zoo_norms.csv", "cli/__init__.py")
-SDIST_HOLDS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "tests/test_cli.py")
+SDIST_HOLDS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "tests/cli/test_commands.py")
 USE = """
 import ilmconvert, torch
 assert ilmconvert.__version__ == {version!r}

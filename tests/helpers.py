@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilmconvert.testing import randomize_norms
 
-__all__ = ["TOLERANCE", "randomize_norms", "relative_error", "save_trained"]
+__all__ = ["CHROMIUM", "ROOT", "TOLERANCE", "randomize_norms", "relative_error", "save_trained", "source_network"]
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 
 # Largest allowed relative_error between a source and its conversion, by the type that both compute in.
 TOLERANCE: dict[torch.dtype, float] = {
@@ -46,10 +53,16 @@ def relative_error(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -
     return 0.0 if error == 0 else error / scale if scale else float("inf")
 
 
+def source_network(name: str = "test_resnet", *, scale: float = 1.0, **args: Any) -> nn.Module:
+    """A model of timm in evaluation mode, the same each time, whose norms tell a right conversion from a wrong one."""
+    torch.manual_seed(0)
+    model: nn.Module = randomize_norms(timm.create_model(name, **args).eval(), scale=scale)
+    return model
+
+
 def save_trained(folder: Path, *, scale: float = 1.0) -> Path:
     """Weights of timm's test_resnet with telling norms, as ``folder``/trained.safetensors."""
-    torch.manual_seed(0)
-    model = randomize_norms(timm.create_model("test_resnet"), scale=scale)
+    model = source_network(scale=scale)
     path = folder / "trained.safetensors"
     save_file(model.state_dict(), path)
     return path

@@ -32,7 +32,7 @@ def prepared(batches: Iterable[Any], device: torch.device) -> list[Inputs]:
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         found.append((_moved(x, device),))
     if not found:
-        raise CalibrationError("there are no batches to calibrate on; give a few tens of pictures")
+        raise CalibrationError("there are no batches to calibrate on; give a few tens of images")
     return found
 
 

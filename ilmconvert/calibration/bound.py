@@ -1,9 +1,9 @@
 """A bound on the restoring path of the first norm: a converted network that is sturdier than its source.
 
-The statistics of the first norm's input say how a picture was taken: its contrast and its light. Those of later layers
-say what is on it, too; bounding them costs agreement on clean pictures. So the first ILM Norm alone gets a range
-(:class:`ilmconvert.nn.restore_range.PictureRange`): within it the network computes what its source computes, and outside a
-picture is normalised to the limit.
+The statistics of the first norm's input say how an image was taken: its contrast and its light. Those of later layers
+say what is on it, too; bounding them costs agreement on clean images. So the first ILM Norm alone gets a range
+(:class:`ilmconvert.nn.restore_range.RestoreRange`): within it the network computes what its source computes, and
+outside an image is normalised to the limit.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ilmconvert.errors import ConversionError
 from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.kernels import dispatch
-from ilmconvert.nn.restore_range import PictureRange, picture_deviations, to_range
+from ilmconvert.nn.restore_range import RestoreRange, image_deviations, to_range
 
-#: Without pictures: about what calibration gives for photographs on a network whose input they centre.
-DEFAULT_RANGE = PictureRange(-0.6, 0.5, 1.3)
+#: Without images: about what calibration gives for photographs on a network whose input they centre.
+DEFAULT_RANGE = RestoreRange(-0.6, 0.5, 1.3)
 QUANTILE = 0.1
 # Mean and standard deviation of photographs from 0 to 1. A normalisation that takes less than the mean away leaves the
 # first norm running statistics of which grey is the larger part.
@@ -34,7 +34,7 @@ def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
     First in the order of registration, which is that of execution for the networks of timm and torchvision.
 
     Raises:
-        ConversionError: no ILM Norm with a restoring path, or ``DEFAULT_RANGE`` for a network whose pictures aren't
+        ConversionError: no ILM Norm with a restoring path, or ``DEFAULT_RANGE`` for a network whose images aren't
             centred.
         ValueError: the range is empty.
 
@@ -57,42 +57,42 @@ def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
 
 
 def _check_centred(model: nn.Module) -> None:
-    """An error where ``DEFAULT_RANGE`` can't hold, as far as the model says what pictures it takes."""
+    """An error where ``DEFAULT_RANGE`` can't hold, as far as the model says what images it takes."""
     config = getattr(model, "pretrained_cfg", None) or {}
     mean = tuple(config.get("mean") or ())
     if any(abs(m - _GREY) > _SPREAD for m in mean):
         raise ConversionError(
-            f"this network takes pictures that aren't centred (mean {mean}), for which no range is known: take it "
-            "from pictures, by convert --robust --data DIR or calibrate_bound(model, batches)"
+            f"this network takes images that aren't centred (mean {mean}), for which no range is known: take it "
+            "from images, by convert --robust --data DIR or calibrate_bound(model, batches)"
         )
 
 
 def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *, quantile: float = QUANTILE) -> str:
-    """Make a converted network sturdier: bound its first norm by the range that unlabelled pictures take, in place.
+    """Make a converted network sturdier: bound its first norm by the range that unlabelled images take, in place.
 
     The low limit of the contrast and the radius of the means are quantiles; the high limit is the largest contrast
-    that was seen, since little is gained by weakening a strong picture. The layer that runs first is bounded.
+    that was seen, since little is gained by weakening a strong image. The layer that runs first is bounded.
 
     Args:
         model: a converted network.
-        batches: (N, C, H, W) each, prepared as for the network; some fifty pictures or more. None: :func:`bound` with
+        batches: (N, C, H, W) each, prepared as for the network; some fifty images or more. None: :func:`bound` with
             ``DEFAULT_RANGE``.
-        quantile: share of the pictures that may lie beyond each of these two limits; 0 to below 1/2.
+        quantile: share of the images that may lie beyond each of these two limits; 0 to below 1/2.
 
     Returns:
         The name of the bounded layer.
 
     Raises:
-        ConversionError: no restoring path, or pictures that don't differ.
+        ConversionError: no restoring path, or images that don't differ.
         ValueError: ``quantile`` is out of its range.
 
     >>> from ilmconvert import convert
     >>> source = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 5)).eval()
     >>> _ = source[0].running_mean.normal_()
-    >>> model, pictures = convert(source), torch.linspace(0.5, 1, 64).view(64, 1, 1, 1) * torch.randn(64, 3, 8, 8)
-    >>> calibrate_bound(model, pictures.split(16), quantile=0.0)
+    >>> model, images = convert(source), torch.linspace(0.5, 1, 64).view(64, 1, 1, 1) * torch.randn(64, 3, 8, 8)
+    >>> calibrate_bound(model, images.split(16), quantile=0.0)
     '0'
-    >>> torch.allclose(model(pictures), source(pictures), atol=1e-5)
+    >>> torch.allclose(model(images), source(images), atol=1e-5)
     True
     """
     if not 0 <= quantile < 0.5:
@@ -104,14 +104,12 @@ def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *
         for batch in batches:
             model(batch)
     if seen.first is None or len(seen.values) < 2:
-        raise ConversionError(
-            "the bound needs a restoring path that runs and at least two pictures; give more pictures"
-        )
+        raise ConversionError("the bound needs a restoring path that runs and at least two images; give more images")
     contrast, radius = seen.values.unbind(1)
     low, far = torch.quantile(contrast, quantile), torch.quantile(radius, 1 - quantile)
     if not low < contrast.max():
-        raise ConversionError("all these pictures have the same contrast, which leaves no range; give various pictures")
-    seen.layers[seen.first].restore_range = PictureRange(low.item(), contrast.max().item(), far.item()).checked()
+        raise ConversionError("all these images have the same contrast, which leaves no range; give various images")
+    seen.layers[seen.first].restore_range = RestoreRange(low.item(), contrast.max().item(), far.item()).checked()
     return seen.first
 
 
@@ -120,7 +118,7 @@ def _restoring(model: nn.Module) -> Iterator[tuple[str, ILMNorm]]:
 
 
 class _Deviations:
-    """While entered, keeps the deviations (pictures, 2) of whichever layer runs first."""
+    """While entered, keeps the deviations (images, 2) of whichever layer runs first."""
 
     def __init__(self, layers: dict[str, ILMNorm]) -> None:
         self.layers = layers
@@ -144,5 +142,5 @@ class _Deviations:
             assert layer.ref_mean is not None
             assert layer.ref_std is not None
             means, variances = dispatch.moments(inputs[0], layer.num_channels)
-            found = picture_deviations(means, variances, layer.ref_mean, layer.ref_std, layer.eps)
+            found = image_deviations(means, variances, layer.ref_mean, layer.ref_std, layer.eps)
             self.values = torch.cat((self.values, found.float().cpu()))

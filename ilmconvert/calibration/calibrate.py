@@ -21,7 +21,7 @@ from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
 START, CONSTANTS, DAMPED, META_NETWORK = "start", "constants", "damped constants", "meta-network"
-RIDGE = 0.1  # the start counts like a tenth of the pictures
+RIDGE = 0.1  # the start counts like a tenth of the images
 DAMPING = 0.5  # of the way from the start: small groups leave a layer little that it could match its source by
 DECAYS = (1e-3, 1e-4)  # of the meta-network, tried on each layer
 MARGIN = 0.9  # of the error of the constants: the meta-network has to be so much better on the held-out samples
@@ -100,7 +100,7 @@ def calibrate(
     Args:
         model: with layers of ``init="moments"``, or plain ones; not the restoring ones, which need none.
         batches: tensors, or tuples and lists whose first item is what the model takes (the rest, labels, is ignored).
-            Some tens of pictures of the kind that the model will see, in several batches and in random order.
+            Some tens of images of the kind that the model will see, in several batches and in random order.
         source: what ``model`` was converted from; the layers have the same names.
         meta: fit the meta-networks, too.
         holdout: the share of the batches (of the samples, for a single batch) that is held out.

@@ -1,4 +1,4 @@
-"""New reference values of the restoring path, from pictures, without any change of what the network computes."""
+"""New reference values of the restoring path, from images, without any change of what the network computes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ilmconvert.nn.kernels import dispatch
 def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     """Set ``ref_mean`` and ``ref_std`` to the averages over the instances of ``batches``, in place.
 
-    The restoring path then says how far an instance lies from those pictures instead of from what the source was
+    The restoring path then says how far an instance lies from those images instead of from what the source was
     trained on; weight, bias and both gains change with the references so that every output stays the same:
 
         weight += restore_weight (s' - s) / s,   bias += restore_bias (m' - m) / s,   both gains times s' / s
@@ -32,7 +32,7 @@ def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
 
     Args:
         model: in any mode; runs in evaluation mode, without gradients.
-        batches: tensors, or tuples and lists whose first item is what the model takes; some tens of pictures.
+        batches: tensors, or tuples and lists whose first item is what the model takes; some tens of images.
 
     Returns:
         the names of the layers that have new references.
@@ -64,7 +64,7 @@ def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
             model(*inputs)
         found = {name: torch.cat(parts, 1) for name, parts in seen.items()}
         if any(not t.isfinite().all() for t in found.values()):
-            raise CalibrationError("the pictures give statistics that aren't finite; look for damaged ones")
+            raise CalibrationError("the images give statistics that aren't finite; look for damaged ones")
         for name, each in found.items():
             _move(layers[name], *each.mean(1))
     return list(found)

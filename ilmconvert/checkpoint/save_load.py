@@ -41,8 +41,8 @@ def save(
     Args:
         model: a model with ILM Norm layers.
         path: the file; its folder must exist. An existing file is replaced.
-        spec: how the model was built. By default what :func:`ilmconvert.models.create.create_model` noted on it, or what
-            timm did; it is checked against the model. A model that is in no zoo is saved without: give that one
+        spec: how the model was built. By default what :func:`ilmconvert.models.create.create_model` noted on it, or
+            what timm did; it is checked against the model. A model that is in no zoo is saved without: give that one
             to ``load(path, into=...)``.
         provenance: where the weights come from; JSON values. By default what ``create_model`` noted.
 

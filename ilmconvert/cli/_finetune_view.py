@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bar(enabled: bool = True) -> Iterator[Callable[[Progress], None] | None]:
-    """A progress bar on stderr with loss, accuracy, pictures a second and the time left, only on a terminal.
+    """A progress bar on stderr with loss, accuracy, images a second and the time left, only on a terminal.
 
     Yields the function to call with every :class:`ilmconvert.finetune.Progress`; None where nothing is shown.
     """
@@ -85,7 +85,7 @@ def print_result(result: Result) -> None:
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the table shows: a network, and how it does on the validation pictures."""
+    """What the table shows: a network, and how it does on the validation images."""
     before, best = summary["before"], summary["best"]
     found = []
     if before is not None:
@@ -106,7 +106,7 @@ def _row(row: Mapping[str, Any]) -> str:
         return _share(row["val_top1"])
     if row["val_agreement"] is not None:
         return f"{_share(row['val_agreement'])} the same class as the teacher"
-    return "no validation pictures"
+    return "no validation images"
 
 
 def _share(value: float) -> str:
@@ -123,7 +123,7 @@ def print_plan(summary: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     table.add_row("device", f"{summary['device']}, {summary['processes']} process(es)")
     table.add_row(
-        "pictures", f"{summary['data'].get('train')} to train, {summary['data'].get('val') or 'no'} to validate"
+        "images", f"{summary['data'].get('train')} to train, {summary['data'].get('val') or 'no'} to validate"
     )
     table.add_row("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch")
     for kind, group in summary["trained"].items():

@@ -12,12 +12,12 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", help="Pictures to measure on; needed unless all decoders and restoring paths are zero.")
+@click.option("--data", help="ImageDataset to measure on; needed unless all decoders and restoring paths are zero.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="Of a layer's output.")
-@click.option("--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
+@click.option("--images", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--input-size", type=click.IntRange(min=1), help="Side of the pictures.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of pictures.")
+@click.option("--input-size", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
+@click.option("--seed", default=0, show_default=True, help="Of the choice of images.")
 @output_options("CHECKPOINT-plain")
 def collapse(
     checkpoint: Path,
@@ -32,20 +32,20 @@ def collapse(
 
     \b
     Examples:
-      ilmconvert collapse run/best.safetensors --data pictures
-      ilmconvert collapse run/best.safetensors --data pictures --tolerance 1e-2 --json
+      ilmconvert collapse run/best.safetensors --data images
+      ilmconvert collapse run/best.safetensors --data images --tolerance 1e-2 --json
     """
     output = output or checkpoint.with_name(f"{checkpoint.stem}-plain.safetensors")
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save
-    from ilmconvert.cli.calibrate import picture_batches
+    from ilmconvert.cli.calibrate import image_batches
     from ilmconvert.export.stock_timm import timm_arguments
 
     with progress() as say:
         say(f"loading {checkpoint}")
         model = load(checkpoint)
-        batches = None if data is None else picture_batches(model, data, **choice)
+        batches = None if data is None else image_batches(model, data, **choice)
         say("measuring every layer")
         found = collapsed(model, batches, tolerance=tolerance)
         save(found.model, output)
@@ -65,6 +65,6 @@ def collapse(
     exact = sum(layer.exact for layer in found.layers)
     click.echo(f"{len(found.layers)} layers, {exact} of them exactly; largest deviation {found.deviation:.1e}")
     if found.score is not None:
-        agreement = "" if found.score.agreement is None else f"; same class on {found.score.agreement:.1%} of pictures"
+        agreement = "" if found.score.agreement is None else f"; same class on {found.score.agreement:.1%} of images"
         click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")
     click.echo(f"Wrote {output}")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # That a bound is taken from.
-PICTURES = 200
+IMAGES = 200
 
 
 @click.command()
@@ -51,7 +51,7 @@ PICTURES = 200
 )
 @push_options
 @click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under weak and strong contrast.")
-@click.option("--data", metavar="DATA", help="With --robust: unlabelled pictures to take the bound from.")
+@click.option("--data", metavar="DATA", help="With --robust: unlabelled images to take the bound from.")
 @output_options("MODEL-TO")
 def convert(
     model: str,
@@ -144,16 +144,16 @@ def _convert(
 
 
 def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Bound the first norm, by pictures where there are some: its name and the limits."""
+    """Bound the first norm, by images where there are some: its name and the limits."""
     from ilmconvert.calibration.bound import calibrate_bound
     from ilmconvert.nn import ILMNorm
 
     batches = None
     if data is not None:
-        from ilmconvert.cli.calibrate import picture_batches
+        from ilmconvert.cli.calibrate import image_batches
 
-        say(f"measuring pictures of {data}")
-        batches = picture_batches(model, data, pictures=PICTURES, batch_size=8, seed=0)
+        say(f"measuring images of {data}")
+        batches = image_batches(model, data, images=IMAGES, batch_size=8, seed=0)
     name = calibrate_bound(model, batches)
     layer = model.get_submodule(name)
     assert isinstance(layer, ILMNorm)

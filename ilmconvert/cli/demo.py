@@ -19,7 +19,7 @@ MOST_ROWS = 12
 
 @click.command()
 @click.option("--to", type=click.Choice(TARGETS), default="ilm_gn", show_default=True, help="The new layer.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all images.")
 def demo(to: str, as_json: bool) -> None:
     """Convert a real ImageNet network offline and classify sample photographs before and after.
 
@@ -56,15 +56,15 @@ def predictions(result: DemoResult) -> Table:
         expected = networks[0].classes[row]
         seen = [network.classes[row] for network in networks]
         marked = [f"[green]{name}[/]" if name == expected else f"[red]{name}[/]" for name in seen]
-        table.add_row(result.pictures[row], *marked)
+        table.add_row(result.images[row], *marked)
     return table
 
 
 def summary(result: DemoResult) -> Table:
-    """One row a network: agreement with the source and largest error of the logits, over all pictures."""
+    """One row a network: agreement with the source and largest error of the logits, over all images."""
     from rich.table import Table
 
-    table = Table(title=f"Against the source, {len(result.pictures)} pictures, before any training")
+    table = Table(title=f"Against the source, {len(result.images)} images, before any training")
     table.add_column("network")
     table.add_column("same class as the source", justify="right")
     table.add_column("largest logit error", justify="right")

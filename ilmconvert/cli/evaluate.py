@@ -33,17 +33,15 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
     help="Of one folder of class folders only the share that finetune holds out with this option.  [default: all]",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
-@click.option("--unlabelled", is_flag=True, help="A folder of pictures without classes; needs --against.")
-@click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, picture by picture.")
+@click.option("--unlabelled", is_flag=True, help="A folder of images without classes; needs --against.")
+@click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, image by image.")
 @click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))
 @click.option("--against-weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("SOURCE"))
 @model_arg_option("a model that is given by name")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read pictures."
-)
-@click.option(
-    "--input-size", type=click.IntRange(min=1), help="Height and width of the pictures.  [default: the model's]"
+    "--input-size", type=click.IntRange(min=1), help="Height and width of the images.  [default: the model's]"
 )
 @click.option("--device", metavar="cpu|cuda|...", help="[default: an accelerator if there is one]")
 @click.option("--amp", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True)
@@ -67,7 +65,7 @@ def evaluate(
 
     \b
     Examples:
-      ilmconvert evaluate run/ --data pictures --against resnet50
+      ilmconvert evaluate run/ --data images --against resnet50
       ilmconvert evaluate resnet50-ilm_gn.safetensors --data photos --unlabelled --against resnet50
     """
     with progress() as say:
@@ -75,18 +73,18 @@ def evaluate(
         model = _load(checkpoint, weights, model_args)
         other = None if against is None else _load(against, against_weights, model_args)
         say(f"opening {data}")
-        pictures, share, labelled = _pictures(model, data, input_size, **which)
+        images, share, labelled = _images(model, data, input_size, **which)
         if against is None and not labelled:
             raise click.UsageError("without labels there is only the comparison with another model: add --against")
 
         def show(done: int, total: int | None) -> None:
-            say(f"{done} of {total} pictures" if total else f"{done} pictures")
+            say(f"{done} of {total} images" if total else f"{done} images")
 
         from ilmconvert.evaluation.accuracy import evaluate as measure
 
         result = measure(
             model,
-            pictures,
+            images,
             against=other,
             device=device or _device(),
             amp=amp,
@@ -95,7 +93,7 @@ def evaluate(
             progress=show,
         )
     if as_json:
-        print_json({"model": checkpoint, "against": against, "data": data, "pictures": share, **result.to_dict()})
+        print_json({"model": checkpoint, "against": against, "data": data, "images": share, **result.to_dict()})
     else:
         _print(result, f"{checkpoint} on {data} ({share})", against)
 
@@ -113,10 +111,10 @@ def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
     return open_model(name, weights)[1]
 
 
-def _pictures(
+def _images(
     model: nn.Module, source: str, input_size: int | None, *, val_split: float | None, seed: int, unlabelled: bool
 ) -> tuple[Dataset[Any], str, bool]:
-    """The validation pictures of ``source`` as the model wants them, or all if none are set apart.
+    """The validation images of ``source`` as the model wants them, or all if none are set apart.
 
     Also which of the two, and whether they have labels.
     """
@@ -124,7 +122,7 @@ def _pictures(
     from ilmconvert.data.transforms import for_evaluation, transform_config
 
     found = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
-    share = "all pictures" if found.val is None else "validation pictures"
+    share = "all images" if found.val is None else "validation images"
     items = for_evaluation(found.train if found.val is None else found.val, transform_config(model, input_size))
     return items, share, found.labelled or found.val is not None
 
@@ -150,16 +148,16 @@ def _print(result: Evaluation, title: str, against: str | None) -> None:
 def rows(result: Evaluation, against: str | None) -> list[tuple[str, str]]:
     """What the table shows: a label and a text each, without what wasn't measured."""
     found: list[tuple[str, str | None]] = [
-        ("pictures", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
+        ("images", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
         ("top-1", _share(result.top1, result.top1_interval)),
         ("top-5", _share(result.top5)),
         ("loss", None if result.loss is None else f"{result.loss:.4f} nats"),
         ("calibration error", _share(result.calibration_error)),
-        ("not finite", f"{result.not_finite} pictures" if result.not_finite else None),
+        ("not finite", f"{result.not_finite} images" if result.not_finite else None),
         (f"same class as {against}", _share(result.agreement, result.agreement_interval)),
         (f"top-1 of {against}", _share(result.against_top1)),
         ("difference", _share(result.difference, result.difference_interval, sign="+")),
-        ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} pictures a second"),
+        ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
     ]
     return [(label, text) for label, text in found if text is not None]
 

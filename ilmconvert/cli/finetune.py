@@ -85,7 +85,7 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
 @section_option(_DATA, "--unlabelled", is_flag=True, help="Ignore labels: distillation only.")
 @section_option(_DATA, "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where torch/NAME lies.")
 @section_option(_DATA, "--dataset-download", is_flag=True, help="Let torchvision fetch torch/NAME.")
-@section_option(_DATA, "--input-key", metavar="KEY", help="Column of the pictures in hfds/NAME.")
+@section_option(_DATA, "--input-key", metavar="KEY", help="Column of the images in hfds/NAME.")
 @section_option(_DATA, "--target-key", metavar="KEY", help="Column of the labels in hfds/NAME.")
 @recipe_options
 def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size: bool, **options: Any) -> None:
@@ -120,7 +120,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
 
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
-        warn("no validation pictures, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
+        warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
     with _can_be_resumed(options["dry_run"]), bar(_is_main() and not options["as_json"]) as progress:
         result = run(
             model,

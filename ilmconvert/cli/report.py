@@ -73,7 +73,7 @@ def _print(run: Run) -> None:
     from ilmconvert.report.run_page import label
     from ilmconvert.report.text import NONE, share
 
-    table = Table(title=f"{run.summary.get('model', run.path)}, top-1 on validation pictures")
+    table = Table(title=f"{run.summary.get('model', run.path)}, top-1 on validation images")
     for column in ("network", "before", "right after", "after", "best epoch"):
         table.add_column(column, overflow="fold")
     for arm in arms(run):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--data", required=True, help="A folder of pictures, or a timm dataset's name; labels aren't used.")
-@click.option("--pictures", type=click.IntRange(min=2), default=200, show_default=True, help="At most so many.")
+@click.option("--data", required=True, help="A folder of images, or a timm dataset's name; labels aren't used.")
+@click.option("--images", type=click.IntRange(min=2), default=200, show_default=True, help="At most so many.")
 @click.option(
     "--severity", "severities", type=click.IntRange(1, 5), multiple=True, help="Repeatable.  [default: 1 3 5]"
 )
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     help="Try these of the first norm instead of the file's: log contrast, low and high, and radius of the means.",
 )
 @click.option("--input-size", type=click.IntRange(min=1), help="Height and width.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Which pictures.")
+@click.option("--seed", default=0, show_default=True, help="Which images.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a plot (PNG, SVG, PDF).")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
 def robustness(
     checkpoint: str,
     data: str,
-    pictures: int,
+    images: int,
     severities: tuple[int, ...],
     limits: tuple[float, ...] | None,
     input_size: int | None,
@@ -43,10 +43,10 @@ def robustness(
     plot: str | None,
     as_json: bool,
 ) -> None:
-    """Compare a bounded checkpoint with its source on corrupted pictures.
+    """Compare a bounded checkpoint with its source on corrupted images.
 
-    Counted is the class that the source gives the clean picture. The third column is the source behind a
-    standardisation of each picture, which undoes every global change of contrast and brightness.
+    Counted is the class that the source gives the clean image. The third column is the source behind a
+    standardisation of each image, which undoes every global change of contrast and brightness.
 
     \b
     Examples:
@@ -59,8 +59,8 @@ def robustness(
         say(f"loading {checkpoint}")
         from ilmconvert.calibration.bound import bound
         from ilmconvert.checkpoint.save_load import load
-        from ilmconvert.evaluation import robustness_images
-        from ilmconvert.evaluation.robustness import all_conditions, compare_networks
+        from ilmconvert.data.transforms import unit_images
+        from ilmconvert.evaluation.robustness import all_conditions, compare_networks, is_bounded, networks
 
         model = load(checkpoint)
         if limits:
@@ -68,14 +68,12 @@ def robustness(
                 bound(model, limits)
             except ValueError as error:
                 raise click.UsageError(f"--limits: {error}") from error
-        elif not robustness_images.is_bounded(model):
+        elif not is_bounded(model):
             raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
-        found, normalize = robustness_images.unit_pictures(
-            model, data, at_most=pictures, input_size=input_size, seed=seed
-        )
+        found, normalize = unit_images(model, data, at_most=images, input_size=input_size, seed=seed)
         conditions = all_conditions(severities or (1, 3, 5))
         rows = []
-        for row in compare_networks(robustness_images.networks(model, normalize, found), found, normalize, conditions):
+        for row in compare_networks(networks(model, normalize, found), found, normalize, conditions):
             say(f"{row.condition.name} {row.condition.severity or ''}")
             rows.append(row)
     if plot:
@@ -83,9 +81,9 @@ def robustness(
 
         plot_agreement(rows, Path(plot))
     if as_json:
-        print_json({"checkpoint": checkpoint, "data": data, "pictures": len(found), "rows": [_plain(r) for r in rows]})
+        print_json({"checkpoint": checkpoint, "data": data, "images": len(found), "rows": [_plain(r) for r in rows]})
     else:
-        _print(rows, f"{checkpoint}: {len(found)} pictures of {data}")
+        _print(rows, f"{checkpoint}: {len(found)} images of {data}")
 
 
 def _plain(row: Agreement) -> dict[str, Any]:

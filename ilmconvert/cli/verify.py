@@ -26,17 +26,15 @@ _WORST = 3
 @click.option("--weights", metavar="default|FILE", help="Of the source.  [default: those that the file names]")
 @model_arg_option("the source")
 @click.option(
-    "--data", metavar="DIR", help="Pictures to compare on, with or without classes.  [default: random inputs]"
+    "--data", metavar="DIR", help="ImageDataset to compare on, with or without classes.  [default: random inputs]"
 )
-@click.option("--max-pictures", type=click.IntRange(min=1), metavar="N", help="Of these only N, evenly spread.")
+@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Of these only N, evenly spread.")
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Height and width of the inputs.  [default: the model's]"
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--random-batches", type=click.IntRange(min=1), default=4, show_default=True, help="Without --data.")
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read pictures."
-)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
 @click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
 @click.option(
     "--layers",
@@ -44,7 +42,7 @@ _WORST = 3
     metavar="norms|all|none|PATTERN",
     help="Layers to compare one by one. Repeatable.  [default: norms]",
 )
-@click.option("--worst", type=click.IntRange(min=0), default=12, show_default=True, help="Pictures to list.")
+@click.option("--worst", type=click.IntRange(min=0), default=12, show_default=True, help="ImageDataset to list.")
 @click.option(
     "--max-error", type=_NOT_NEGATIVE, help="Largest error over the largest output.  [default: 1e-3 if exact]"
 )
@@ -123,7 +121,7 @@ def _sample(subject: Subject, options: dict[str, Any]) -> Sample:
     return folder_sample(
         subject.model,
         options["data"],
-        at_most=options["max_pictures"],
+        at_most=options["max_images"],
         batch_size=batch_size,
         input_size=size,
         workers=options["workers"],

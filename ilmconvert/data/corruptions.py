@@ -25,26 +25,26 @@ Corrupt = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Corruption:
-    """A function of a picture, a level and a random generator, and its level at each severity."""
+    """A function of an image, a level and a random generator, and its level at each severity."""
 
     function: Corrupt
     levels: tuple[object, ...]
 
 
-def corrupt(picture: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor:
-    """One picture, corrupted; always the same for the same arguments.
+def corrupt(image: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor:
+    """One image, corrupted; always the same for the same arguments.
 
     Args:
-        picture: (3, H, W), RGB from 0 to 1.
+        image: (3, H, W), RGB from 0 to 1.
         name: a key of ``CORRUPTIONS``.
         severity: 1 to 5.
-        seed: of noise, directions and clouds. Give every picture of a set its own.
+        seed: of noise, directions and clouds. Give every image of a set its own.
 
     Returns:
         (3, H, W), from 0 to 1.
 
     Raises:
-        ValueError: no such corruption or severity, or a picture of another shape.
+        ValueError: no such corruption or severity, or an image of another shape.
 
     >>> grey = torch.full((3, 32, 32), 0.5)
     >>> [round(corrupt(grey, "gaussian noise", s).std().item(), 1) for s in (1, 5)]
@@ -54,13 +54,13 @@ def corrupt(picture: Tensor, name: str, severity: int, *, seed: int = 0) -> Tens
         raise ValueError(f"unknown corruption {name!r}; use one of {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
         raise ValueError(f"severity={severity} must be from 1 to 5")
-    if picture.dim() != 3 or picture.shape[0] != 3:
-        raise ValueError(f"expected a picture of shape (3, H, W), got {tuple(picture.shape)}")
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"expected an image of shape (3, H, W), got {tuple(image.shape)}")
     chosen = CORRUPTIONS[name]
     # zlib's checksum, since Python's hash of a string differs between runs; the same clouds at every severity
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {seed}".encode()))
     level = chosen.levels[severity - 1]
-    return chosen.function(picture.float().cpu(), level, generator).clamp(0, 1).to(picture)
+    return chosen.function(image.float().cpu(), level, generator).clamp(0, 1).to(image)
 
 
 def _contrast(x: Tensor, factor: float, _: torch.Generator) -> Tensor:

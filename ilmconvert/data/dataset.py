@@ -1,4 +1,4 @@
-"""Labelled pictures as map-style datasets, and augmentation whose random choices depend on nothing but the item."""
+"""Labelled images as map-style datasets, and augmentation whose random choices depend on nothing but the item."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 UNLABELLED = -1
 
 
-class Pictures(Dataset[tuple[Any, int]]):
+class ImageDataset(Dataset[tuple[Any, int]]):
     """Items (PIL image, label) of a dataset that timm or torchvision made, or of some of its indices.
 
-    timm's own reading replaces a picture that can't be read by the next one; here that is an error.
+    timm's own reading replaces an image that can't be read by the next one; here that is an error.
 
     Args:
         source: a timm ``ImageDataset`` (its reader is used) or a dataset of (image, label).
@@ -50,9 +50,9 @@ class Pictures(Dataset[tuple[Any, int]]):
         place = self.indices[index]
         try:
             image, label = self._read(place)
-        except Exception as error:  # PIL raises about anything for a damaged picture
+        except Exception as error:  # PIL raises about anything for a damaged image
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"can't read the picture {self.name(index)} ({reason}); remove or replace it") from error
+            raise DataError(f"can't read the image {self.name(index)} ({reason}); remove or replace it") from error
         return image, self._label(label, index) if self.labelled else UNLABELLED
 
     def _label(self, label: Any, index: int) -> int:
@@ -78,10 +78,10 @@ class Pictures(Dataset[tuple[Any, int]]):
             return str(self.source.filename(self.indices[index], absolute=True))
         return f"number {self.indices[index]}"
 
-    def subset(self, indices: Sequence[int]) -> Pictures:
+    def subset(self, indices: Sequence[int]) -> ImageDataset:
         """Some of these items, by their numbers here."""
         chosen = [self.indices[i] for i in indices]
-        return Pictures(self.source, chosen, labelled=self.labelled, mode=self.mode)
+        return ImageDataset(self.source, chosen, labelled=self.labelled, mode=self.mode)
 
 
 class Augmented(Dataset[tuple[Any, int]]):
@@ -92,8 +92,8 @@ class Augmented(Dataset[tuple[Any, int]]):
     then workers need not be told of the epoch.
 
     Args:
-        items: a map-style dataset of (picture, label).
-        transform: of the picture; None: as it is.
+        items: a map-style dataset of (image, label).
+        transform: of the image; None: as it is.
         seed: of the random choices.
     """
 
@@ -116,8 +116,8 @@ class Augmented(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Any, int]:
         epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
         with seeded(self.seed, epoch, index):
-            picture, label = self.items[index]
-            return picture if self.transform is None else self.transform(picture), label
+            image, label = self.items[index]
+            return image if self.transform is None else self.transform(image), label
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -175,12 +175,12 @@ def _mixed(*numbers: int) -> tuple[int, int, int]:
     return int(a) >> 1, int(b) >> 1, int(c) >> 1
 
 
-def labels_of(pictures: Pictures) -> Tensor:
-    """The labels of all items, (N,), without reading pictures where the dataset knows them."""
-    source = pictures.source
+def labels_of(images: ImageDataset) -> Tensor:
+    """The labels of all items, (N,), without reading images where the dataset knows them."""
+    source = images.source
     reader: Any = getattr(source, "reader", None)
-    if not pictures.labelled:
-        return torch.full((len(pictures),), UNLABELLED)
+    if not images.labelled:
+        return torch.full((len(images),), UNLABELLED)
     if hasattr(reader, "samples"):
         known = [label for _, label in reader.samples]
     elif hasattr(reader, "iter_targets"):
@@ -188,5 +188,5 @@ def labels_of(pictures: Pictures) -> Tensor:
     elif hasattr(source, "targets"):
         known = source.targets
     else:
-        return torch.tensor([pictures[i][1] for i in range(len(pictures))])
-    return torch.as_tensor(known)[torch.tensor(list(pictures.indices))]
+        return torch.tensor([images[i][1] for i in range(len(images))])
+    return torch.as_tensor(known)[torch.tensor(list(images.indices))]

@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, and datasets that timm knows by name."""
+"""Where images come from: folders, and datasets that timm knows by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ilmconvert.data.dataset import Pictures, labels_of
+from ilmconvert.data.dataset import ImageDataset, labels_of
 from ilmconvert.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
@@ -17,7 +17,7 @@ VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "test")
 _MAP_STYLE, _STREAMS = ("torch", "hfds"), ("hfids", "tfds", "wds")
 _HUB_VAL_NAMES = ("validation", "test", "val", "valid")
 
-Opened = tuple[Pictures, Pictures | None, tuple[str, ...] | None]
+Opened = tuple[ImageDataset, ImageDataset | None, tuple[str, ...] | None]
 
 
 def open_folder(path: Path, train_split: str, val_name: str | None, unlabelled: bool) -> Opened:
@@ -48,8 +48,8 @@ def _subfolder(path: Path, names: tuple[str, ...]) -> Path | None:
 
 def _read_folder(
     folder: Path, unlabelled: bool, classes: tuple[str, ...] | None = None
-) -> tuple[Pictures, tuple[str, ...] | None]:
-    """The pictures of one split, labelled as ``classes`` are where they are given, and the classes."""
+) -> tuple[ImageDataset, tuple[str, ...] | None]:
+    """The images of one split, labelled as ``classes`` are where they are given, and the classes."""
     from timm.data import create_dataset
     from timm.data.readers.reader_image_folder import find_images_and_targets
 
@@ -59,19 +59,19 @@ def _read_folder(
     found = find_images_and_targets(str(folder), types=EXTENSIONS)[1]
     names = tuple(name for name in found if not name.startswith("."))
     if not names:
-        raise DataError(f"no pictures in {folder}; their names end in {', '.join(EXTENSIONS)}")
+        raise DataError(f"no images in {folder}; their names end in {', '.join(EXTENSIONS)}")
     if labelled and classes is not None:
         check_same_classes(classes, names, folder)
         missing = [name for name in classes if name not in names]
         if missing:
-            warnings.warn(f"{folder} has no pictures of {some(missing)}", stacklevel=5)
+            warnings.warn(f"{folder} has no images of {some(missing)}", stacklevel=5)
         names = classes
     elif labelled:
         check_classes(names, folder)
     class_map = {name: index for index, name in enumerate(names)}
     types = ";".join(EXTENSIONS)
     dataset = create_dataset("", root=str(folder), search_split=False, class_map=class_map, input_key=types)
-    return Pictures(dataset, labelled=labelled), names if labelled else None
+    return ImageDataset(dataset, labelled=labelled), names if labelled else None
 
 
 def open_named(
@@ -85,13 +85,13 @@ def open_named(
     prefix, slash, _ = name.partition("/")
     if not slash or prefix not in (*_MAP_STYLE, *_STREAMS):
         what = "is a file; unpack it into a folder" if Path(name).is_file() else "isn't a folder"
-        raise DataError(f"{name} {what}; give a folder of pictures, or a dataset such as torch/cifar10")
+        raise DataError(f"{name} {what}; give a folder of images, or a dataset such as torch/cifar10")
     if prefix in _STREAMS:
-        raise DataError(f"{name} is a stream, which can't be resumed exactly; use hfds/ or a folder of pictures")
+        raise DataError(f"{name} is a stream, which can't be resumed exactly; use hfds/ or a folder of images")
     name, colon, root = name.partition(":")
     if colon:
         kwargs = {**kwargs, "root": root}
-    train = Pictures(_create(name, train_split, kwargs), labelled=not unlabelled)
+    train = ImageDataset(_create(name, train_split, kwargs), labelled=not unlabelled)
     names = _class_names(train)
     if names is not None:
         check_classes(names, name)
@@ -100,7 +100,7 @@ def open_named(
         val = _create(name, val_name, kwargs)
     elif find_val:
         val = _find_val(name, kwargs)
-    return train, None if val is None else Pictures(val, labelled=not unlabelled), names
+    return train, None if val is None else ImageDataset(val, labelled=not unlabelled), names
 
 
 def _find_val(name: str, kwargs: dict[str, Any]) -> Any | None:
@@ -127,37 +127,39 @@ def _create(name: str, split: str, kwargs: dict[str, Any]) -> Any:
         raise DataError(f"can't open {name}, split {split}: {reason[:300]} (--data-dir says where it lies)") from error
 
 
-def _class_names(pictures: Pictures) -> tuple[str, ...] | None:
+def _class_names(images: ImageDataset) -> tuple[str, ...] | None:
     """The classes of a named dataset in the order of its labels; numbers where they have no names."""
-    if not pictures.labelled:
+    if not images.labelled:
         return None
-    known = getattr(getattr(pictures.source, "reader", pictures.source), "class_to_idx", None)
+    known = getattr(getattr(images.source, "reader", images.source), "class_to_idx", None)
     if known:
         return tuple(str(name) for name in sorted(known, key=known.__getitem__))
-    return tuple(str(i) for i in range(int(labels_of(pictures).max()) + 1))
+    return tuple(str(i) for i in range(int(labels_of(images).max()) + 1))
 
 
-def split(pictures: Pictures, fraction: float, seed: int, names: tuple[str, ...] | None) -> tuple[Pictures, Pictures]:
-    """Training and validation pictures: the same fraction of every class, at least one picture in each.
+def split(
+    images: ImageDataset, fraction: float, seed: int, names: tuple[str, ...] | None
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and validation images: the same fraction of every class, at least one image in each.
 
     Raises:
-        DataError: a class of one picture.
+        DataError: a class of one image.
     """
-    labels = labels_of(pictures)
+    labels = labels_of(images)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
         if len(members) < 2:
             what = f"the class {names[label]}" if names else "the folder"
-            raise DataError(f"{what} has one picture, which can't be split into training and validation; add some")
+            raise DataError(f"{what} has one image, which can't be split into training and validation; add some")
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     train, val = (torch.nonzero(mask).flatten().tolist() for mask in (~chosen, chosen))
-    return pictures.subset(train), pictures.subset(val)
+    return images.subset(train), images.subset(val)
 
 
-#: Endings of files that count as pictures.
+#: Endings of files that count as images.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
@@ -175,8 +177,8 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names) if rest <= 0 else f"{', '.join(names[:_SHOWN])} and {rest} more"
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file's name is that of a picture."""
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
@@ -186,21 +188,21 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def check_class_folders(folder: Path) -> None:
-    """Refuse pictures beside class folders, and empty class folders.
+    """Refuse images beside class folders, and empty class folders.
 
     Raises:
         DataError: names the first ones.
     """
-    loose = [p.name for p in folder.iterdir() if is_picture(p)]
+    loose = [p.name for p in folder.iterdir() if is_image(p)]
     if loose:
-        raise DataError(f"{folder} holds pictures ({some(loose)}) beside class folders; move them into their classes")
-    empty = [p.name for p in subfolders(folder) if not _any_picture(p)]
+        raise DataError(f"{folder} holds images ({some(loose)}) beside class folders; move them into their classes")
+    empty = [p.name for p in subfolders(folder) if not _any_image(p)]
     if empty:
-        raise DataError(f"no picture in the class folder {some(empty)} of {folder}; fill or remove it")
+        raise DataError(f"no image in the class folder {some(empty)} of {folder}; fill or remove it")
 
 
-def _any_picture(folder: Path) -> bool:
-    return any(is_picture(p) for p in folder.iterdir()) or any(_any_picture(p) for p in subfolders(folder))
+def _any_image(folder: Path) -> bool:
+    return any(is_image(p) for p in folder.iterdir()) or any(_any_image(p) for p in subfolders(folder))
 
 
 def check_classes(names: Sequence[str], where: object) -> None:
@@ -214,7 +216,7 @@ def check_classes(names: Sequence[str], where: object) -> None:
 
 
 def check_same_classes(train: Sequence[str], val: Sequence[str], where: object) -> None:
-    """Refuse validation pictures of classes that are never trained.
+    """Refuse validation images of classes that are never trained.
 
     Raises:
         DataError: names the first ones.

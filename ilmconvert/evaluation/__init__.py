@@ -6,20 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ilmconvert.evaluation.fidelity import Fidelity, fidelity
+    from ilmconvert.evaluation.compare import Fidelity, fidelity
     from ilmconvert.evaluation.latency import Cost
     from ilmconvert.evaluation.layer_metrics import LayerFidelity, common_layers, worst_layers
     from ilmconvert.evaluation.outputs import DETECTION_STAGES, OutputError, output_error
     from ilmconvert.evaluation.verify.reconstruct_source import implied_source
-    from ilmconvert.evaluation.worst_images import PictureFidelity
+    from ilmconvert.evaluation.worst_images import ImageFidelity
 
 __all__ = [
     "DETECTION_STAGES",
     "Cost",
     "Fidelity",
+    "ImageFidelity",
     "LayerFidelity",
     "OutputError",
-    "PictureFidelity",
     "common_layers",
     "fidelity",
     "implied_source",
@@ -29,12 +29,12 @@ __all__ = [
 
 # Imported when first asked for: corruptions and plots need none of the others.
 _HOMES = {
-    **dict.fromkeys(("Fidelity", "fidelity"), "fidelity"),
+    **dict.fromkeys(("Fidelity", "fidelity"), "compare"),
     "Cost": "latency",
     **dict.fromkeys(("LayerFidelity", "common_layers", "worst_layers"), "layer_metrics"),
     **dict.fromkeys(("DETECTION_STAGES", "OutputError", "output_error"), "outputs"),
     "implied_source": "verify.reconstruct_source",
-    "PictureFidelity": "worst_images",
+    "ImageFidelity": "worst_images",
 }
 
 

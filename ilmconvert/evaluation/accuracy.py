@@ -1,4 +1,4 @@
-"""Accuracy, calibration and speed of a classifier on labelled or unlabelled pictures, alone or against another."""
+"""Accuracy, calibration and speed of a classifier on labelled or unlabelled images, alone or against another."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class Evaluation:
     """What :func:`evaluate` measured. Shares are between 0 and 1; intervals hold 95 %.
 
     Attributes:
-        count: pictures seen.
+        count: images seen.
         labelled: how many of them have a label; without any, the next five are None.
-        top1, top5: share of labelled pictures whose label is the largest logit, or among the five largest. ``top5``
+        top1, top5: share of labelled images whose label is the largest logit, or among the five largest. ``top5``
             is None for five classes or fewer.
         top1_interval: Wilson's interval of ``top1``.
         loss: mean cross entropy, in nats.
         calibration_error: expected calibration error over 15 bins of equal width (Guo et al., ICML 2017).
         images_per_second: of the forward passes alone, over all processes; the first batch isn't timed if there are
-            others. None for no picture.
-        not_finite: pictures whose logits hold a NaN or an infinity. They count as wrong and agree with nothing.
-        agreement: share of all pictures on which both models have the same largest logit.
+            others. None for no image.
+        not_finite: images whose logits hold a NaN or an infinity. They count as wrong and agree with nothing.
+        agreement: share of all images on which both models have the same largest logit.
         agreement_interval: Wilson's interval of it.
         against_top1: the other model's ``top1``.
         difference: ``top1 - against_top1``.
-        difference_interval: the interval of the difference for paired pictures (Bonett and Price, 2012).
+        difference_interval: the interval of the difference for paired images (Bonett and Price, 2012).
     """
 
     count: int
@@ -78,23 +78,23 @@ def evaluate(
     accelerator: Accelerator | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Run a classifier over pictures, in evaluation mode and without gradients.
+    """Run a classifier over images, in evaluation mode and without gradients.
 
     Neither model's training flags change.
 
     Args:
         model: maps (N, C, H, W) to logits (N, classes).
-        data: a loader of batches ``(pictures, labels)``, or a dataset of such items. A label of -1 means none.
-        against: another model, such as the source of the conversion, run on the same pictures.
+        data: a loader of batches ``(images, labels)``, or a dataset of such items. A label of -1 means none.
+        against: another model, such as the source of the conversion, run on the same images.
         device: where to run; both models are moved there. None: where ``model`` is.
         amp: "no", "bf16" or "fp16": the type that autocast computes in.
         batch_size, workers: for a dataset; a loader has its own.
         accelerator: of a distributed run. ``data`` is then a loader that it prepared; every process has to call, and
-            gets the numbers of all pictures, none counted twice.
-        progress: called after each batch with the pictures done and their number, None where that isn't known.
+            gets the numbers of all images, none counted twice.
+        progress: called after each batch with the images done and their number, None where that isn't known.
 
     Raises:
-        EvaluationError: no picture, a label that the model has no logit for, outputs that aren't logits, models with
+        EvaluationError: no image, a label that the model has no logit for, outputs that aren't logits, models with
             different outputs, or a type that the device can't compute in.
 
     >>> batch = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 0])
@@ -112,8 +112,8 @@ def evaluate(
             if each is not None:
                 stack.enter_context(evaluating(each.to(where)))
         stack.enter_context(torch.no_grad())
-        for pictures, labels in loader:
-            x, y = pictures.to(where, non_blocking=True), torch.as_tensor(labels).to(where)
+        for images, labels in loader:
+            x, y = images.to(where, non_blocking=True), torch.as_tensor(labels).to(where)
             with context:
                 logits = clock.run(model, x)
                 others = None if against is None else _logits(against(x), x)
@@ -124,7 +124,7 @@ def evaluate(
             if progress is not None:
                 progress(seen, total)
     if not tally.count:
-        raise EvaluationError("there is no picture to evaluate on; check the data")
+        raise EvaluationError("there is no image to evaluate on; check the data")
     return Evaluation(**tally.summary(), images_per_second=clock.rate(accelerator))
 
 
@@ -197,16 +197,14 @@ def _gathered(
 def _logits(result: Any, x: Tensor) -> Tensor:
     if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(x) or result.shape[1] < 2:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise EvaluationError(
-            f"the model gives {got} for {len(x)} pictures, not logits (N, classes); give a classifier"
-        )
+        raise EvaluationError(f"the model gives {got} for {len(x)} images, not logits (N, classes); give a classifier")
     return result
 
 
 def _check(logits: Tensor, others: Tensor | None, labels: Tensor) -> None:
     classes = logits.shape[1]
     if labels.ndim != 1 or labels.is_floating_point() or len(labels) != len(logits):
-        raise EvaluationError(f"labels are one class number a picture, not {labels.dtype} of {tuple(labels.shape)}")
+        raise EvaluationError(f"labels are one class number an image, not {labels.dtype} of {tuple(labels.shape)}")
     if others is not None and others.shape[1] != classes:
         message = f"the model has {classes} classes and the one to compare it with {others.shape[1]}"
         raise EvaluationError(f"{message}; compare models of the same classes")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.data.sample_photographs import class_names, load_lite0, preprocess, sample_pictures
+from ilmconvert.data.sample_photographs import class_names, load_lite0, preprocess, sample_photographs
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.surgery import convert
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
@@ -20,9 +20,9 @@ BATCH_SIZE = 12
 
 @dataclass(frozen=True)
 class Comparison:
-    """One network against the source, over all sample pictures.
+    """One network against the source, over all sample images.
 
-    ``classes`` holds the top-1 class names; ``agreement`` the share of pictures on which the top-1 class is
+    ``classes`` holds the top-1 class names; ``agreement`` the share of images on which the top-1 class is
     the source's; ``largest_error`` and ``mean_error`` the largest and the mean absolute difference of the
     logits over the source's largest absolute logit.
     """
@@ -40,7 +40,7 @@ class DemoResult:
     """What :func:`run_demo` found; ``networks[0]`` is the source, ``whole`` tells photographs from crops."""
 
     to: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     whole: tuple[bool, ...]
     networks: tuple[Comparison, ...]
 
@@ -50,7 +50,7 @@ class DemoResult:
 
 
 def logits_of(model: nn.Module, batch: Tensor) -> Tensor:
-    """The model's logits (N, classes), a few pictures at a time."""
+    """The model's logits (N, classes), a few images at a time."""
     with torch.inference_mode():
         return torch.cat([model(part) for part in torch.split(batch, BATCH_SIZE)])
 
@@ -64,7 +64,7 @@ def compare(name: str, title: str, source: Tensor, logits: Tensor) -> Comparison
 
 
 def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = None) -> DemoResult:
-    """Classifies the sample pictures with the source, two usual replacements and both conversions to ``to``.
+    """Classifies the sample images with the source, two usual replacements and both conversions to ``to``.
 
     ``networks`` of the result are, in order: ``source``; ``fresh`` (GroupNorm(32), gamma 1, beta 0);
     ``copied`` (GroupNorm(32), the source's gamma and beta); ``identity`` and ``moments``
@@ -78,8 +78,8 @@ def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = Non
     if to not in TARGETS:
         raise ILMConvertError(f"unknown target {to!r}; use one of {', '.join(TARGETS)}")
     source = load_lite0()
-    pictures = sample_pictures()
-    batch = preprocess(source, pictures)
+    images = sample_photographs()
+    batch = preprocess(source, images)
     reference: Tensor | None = None
     networks = []
     for name, title, model in _networks(source, to):
@@ -88,7 +88,7 @@ def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = Non
         logits = logits_of(model, batch)
         reference = logits if reference is None else reference
         networks.append(compare(name, title, reference, logits))
-    names, whole = tuple(p.name for p in pictures), tuple(p.whole for p in pictures)
+    names, whole = tuple(p.name for p in images), tuple(p.whole for p in images)
     return DemoResult(to, names, whole, tuple(networks))
 
 

@@ -22,7 +22,7 @@ class Cost:
     Attributes:
         source_parameters, converted_parameters: numbers of parameters.
         source_seconds, converted_seconds: medians over passes that alternate between the models.
-        batch_size: pictures in a pass.
+        batch_size: images in a pass.
         device: such as "cpu, 2 threads".
     """
 

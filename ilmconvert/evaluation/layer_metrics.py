@@ -87,7 +87,7 @@ def converted_names(model: nn.Module) -> set[str]:
 
 
 class LayerSums:
-    """Sums over batches, from which :meth:`results` come. Its memory doesn't grow with the pictures."""
+    """Sums over batches, from which :meth:`results` come. Its memory doesn't grow with the images."""
 
     def __init__(self, source: nn.Module, converted: nn.Module) -> None:
         self._modules = {

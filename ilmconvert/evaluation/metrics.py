@@ -48,7 +48,7 @@ def paired_difference(gained: int, lost: int, count: int) -> Interval:
 
 
 class Tally:
-    """What :class:`ilmconvert.evaluation.accuracy.Evaluation` reports of the logits seen so far, which :meth:`add` adds to."""
+    """What :class:`ilmconvert.evaluation.accuracy.Evaluation` reports of the logits that :meth:`add` has seen."""
 
     count: int
     labelled: int
@@ -97,7 +97,7 @@ class Tally:
         self._lost += int((other_right & ~right).sum())
 
     def summary(self) -> dict[str, Any]:
-        """The fields of an ``Evaluation``, but for the speed; at least one picture was added."""
+        """The fields of an ``Evaluation``, but for the speed; at least one image was added."""
         n, some = self.labelled, self.labelled > 0
         finite = self._calibration is not None and self._calibration.update_called
         result: dict[str, Any] = {
@@ -124,5 +124,5 @@ def _calibration_error(classes: int) -> MulticlassCalibrationError:
     try:
         from torchmetrics.classification import MulticlassCalibrationError
     except ImportError as error:
-        raise ILMConvertError("labelled pictures need torchmetrics: pip install 'ilmconvert[finetune]'") from error
+        raise ILMConvertError("labelled images need torchmetrics: pip install 'ilmconvert[finetune]'") from error
     return MulticlassCalibrationError(classes, n_bins=BINS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ilmconvert.errors import ModelError
 from ilmconvert.evaluation.outputs import is_logits, relative_error
-from ilmconvert.evaluation.worst_images import WorstPictures
+from ilmconvert.evaluation.worst_images import WorstImages
 
 TOP_K = 5
 
@@ -21,7 +21,7 @@ class OutputSums:
     def __init__(self, worst: int) -> None:
         from ilmconvert.evaluation.metrics import Tally
 
-        self.pictures: WorstPictures = WorstPictures(worst)
+        self.images: WorstImages = WorstImages(worst)
         self._tally = Tally()
         self._largest = self._scale = self._error = self._kl = self._largest_kl = 0.0
         self._elements = self._near = self._count = 0
@@ -60,12 +60,12 @@ class OutputSums:
         if self._classes > TOP_K:
             near = (found.topk(TOP_K, 1).indices == expected.argmax(1, keepdim=True)).any(1)
             self._near += int((near & found.isfinite().all(1) & expected.isfinite().all(1)).sum())
-        self.pictures.add(expected, found, kl, labels, batch)
+        self.images.add(expected, found, kl, labels, batch)
 
     def summary(self) -> dict[str, Any]:
         """What was found; raises a ModelError where nothing was added."""
         if not self._count:
-            raise ModelError("there is no picture to compare the models on; check the data")
+            raise ModelError("there is no image to compare the models on; check the data")
         found: dict[str, Any] = {
             "count": self._count,
             "classes": self._classes,
@@ -97,7 +97,7 @@ class OutputSums:
 def split_batch(batch: Any, count: int | None = None) -> tuple[tuple[Any, ...], Tensor]:
     """The positional inputs in a batch, and its labels (-1 where there are none).
 
-    A tensor is the only input. ``(pictures, labels)`` with labels of shape (N,) and an integer type is what loaders
+    A tensor is the only input. ``(images, labels)`` with labels of shape (N,) and an integer type is what loaders
     yield. Any other tuple holds the inputs, as :func:`ilmconvert.data.example_inputs.probe_batch` makes them.
 
     >>> inputs, labels = split_batch((torch.ones(2, 3), torch.tensor([0, 1])))
@@ -107,7 +107,7 @@ def split_batch(batch: Any, count: int | None = None) -> tuple[tuple[Any, ...], 
     if isinstance(batch, Tensor):
         batch = (batch,)
     if not isinstance(batch, (tuple, list)) or not batch:
-        raise ModelError(f"a batch is a tensor, (pictures, labels) or a tuple of inputs, not {type(batch).__name__}")
+        raise ModelError(f"a batch is a tensor, (images, labels) or a tuple of inputs, not {type(batch).__name__}")
     labelled = len(batch) == 2 and isinstance(batch[1], Tensor) and batch[1].ndim == 1
     if labelled and not batch[1].is_floating_point():
         return (batch[0],), batch[1]

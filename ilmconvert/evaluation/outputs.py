@@ -35,7 +35,7 @@ class OutputError:
 
 
 def output_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...]) -> OutputError:
-    """Run both models on ``inputs`` (see :func:`ilmconvert.data.example_inputs.probe_batch`) in evaluation mode and compare.
+    """Run both models in evaluation mode on ``inputs`` (see :mod:`ilmconvert.data.example_inputs`) and compare.
 
     Neither model's training flags change. What torchvision's detection models return is chosen by thresholds and
     sorted, so that rounding can change it altogether: of these the networks inside (backbone, heads) are compared,

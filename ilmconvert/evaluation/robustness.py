@@ -1,4 +1,4 @@
-"""Networks side by side on clean and corrupted pictures: agreement with what the source says of the clean ones."""
+"""Networks side by side on clean and corrupted images: agreement with what the source says of the clean ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ilmconvert.nn import ILMNorm
 CLEAN = "clean"
 BATCH_SIZE = 8  # small batches stay in the processor's cache
 
-#: Exact changes of the normalised input, which leave the range of pictures: each undone by an affine map of the input.
+#: Exact changes of the normalised input, which leave the range of images: each undone by an affine map of the input.
 AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "contrast x0.25": lambda z: z * 0.25,
     "contrast x0.1": lambda z: z * 0.1,
@@ -40,11 +40,11 @@ class Agreement:
     """One network under one condition.
 
     Attributes:
-        agreement: share of the pictures with the class that the source gives the clean picture.
-        error: standard error of ``agreement`` over pictures.
+        agreement: share of the images with the class that the source gives the clean image.
+        error: standard error of ``agreement`` over images.
         gain: ``agreement`` less the source's under the same condition.
-        gain_error: standard error of ``gain``, from the difference picture by picture.
-        count: how many pictures.
+        gain_error: standard error of ``gain``, from the difference image by image.
+        count: how many images.
     """
 
     network: str
@@ -62,11 +62,11 @@ class Agreement:
 
 
 class StandardizedInput(nn.Module):
-    """The baseline: a network behind a standardisation of each picture, over all channels and positions.
+    """The baseline: a network behind a standardisation of each image, over all channels and positions.
 
     Args:
-        network: called with pictures of mean 0 and standard deviation ``std``.
-        std: that of the pictures that the network knows, in normalised units.
+        network: called with images of mean 0 and standard deviation ``std``.
+        std: that of the images that the network knows, in normalised units.
 
     >>> StandardizedInput(nn.Identity())(3 * torch.randn(2, 3, 8, 8) + 1).std(correction=0).round(decimals=3)
     tensor(0.5500)
@@ -95,7 +95,7 @@ def all_conditions(severities: Sequence[int] = SEVERITIES) -> list[Condition]:
 
 def compare_networks(
     networks: Mapping[str, nn.Module],
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     normalize: Callable[[Tensor], Tensor],
     conditions: Sequence[Condition] | None = None,
 ) -> Iterator[Agreement]:
@@ -103,31 +103,31 @@ def compare_networks(
 
     Args:
         networks: by title, in evaluation mode, from (N, 3, H, W) to (N, classes).
-        pictures: (3, H, W) each, RGB from 0 to 1, of the size that the networks expect.
-        normalize: from such pictures to the networks' input.
+        images: (3, H, W) each, RGB from 0 to 1, of the size that the networks expect.
+        normalize: from such images to the networks' input.
         conditions: default :func:`all_conditions`.
 
     Raises:
-        ValueError: no picture, no network, or an unknown corruption.
+        ValueError: no image, no network, or an unknown corruption.
     """
-    if not pictures or not networks:
-        raise ValueError("give at least one picture and one network")
+    if not images or not networks:
+        raise ValueError("give at least one image and one network")
     title, source = next(iter(networks.items()))
-    ((_, found),) = predicted({title: source}, pictures, normalize, [Condition(CLEAN)])
-    for condition, classes in predicted(networks, pictures, normalize, conditions):
+    ((_, found),) = predicted({title: source}, images, normalize, [Condition(CLEAN)])
+    for condition, classes in predicted(networks, images, normalize, conditions):
         yield from agreements(condition, classes, found[title])
 
 
 @torch.inference_mode()
 def predicted(
     networks: Mapping[str, nn.Module],
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     normalize: Callable[[Tensor], Tensor],
     conditions: Sequence[Condition] | None = None,
 ) -> Iterator[tuple[Condition, dict[str, Tensor]]]:
-    """The class (N,) that each network gives every picture, by title, condition after condition."""
+    """The class (N,) that each network gives every image, by title, condition after condition."""
     for condition in all_conditions() if conditions is None else conditions:
-        batch = corrupted(pictures, condition, normalize)
+        batch = corrupted(images, condition, normalize)
         yield condition, {title: _classes(network, batch) for title, network in networks.items()}
 
 
@@ -154,13 +154,13 @@ def agreements(condition: Condition, classes: Mapping[str, Tensor], expected: Te
     ]
 
 
-def corrupted(pictures: Sequence[Tensor], condition: Condition, normalize: Callable[[Tensor], Tensor]) -> Tensor:
-    """The pictures under a condition as one batch of network input; each picture's number is its seed."""
+def corrupted(images: Sequence[Tensor], condition: Condition, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+    """The images under a condition as one batch of network input; each image's number is its seed."""
     if condition.severity is None:
-        batch = normalize(torch.stack(list(pictures)))
+        batch = normalize(torch.stack(list(images)))
         return batch if condition.name == CLEAN else _affine(condition.name)(batch)
     severity = condition.severity
-    return normalize(torch.stack([corrupt(p, condition.name, severity, seed=i) for i, p in enumerate(pictures)]))
+    return normalize(torch.stack([corrupt(p, condition.name, severity, seed=i) for i, p in enumerate(images)]))
 
 
 def _classes(network: nn.Module, batch: Tensor) -> Tensor:
@@ -174,18 +174,18 @@ def _affine(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean; infinite for a single picture, of which nobody can tell."""
+    """Of the mean; infinite for a single image, of which nobody can tell."""
     count = values.numel()
     return values.std().item() / math.sqrt(count) if count > 1 else math.inf
 
 
-def networks(bounded: nn.Module, normalize: Normalize, pictures: Sequence[Tensor]) -> dict[str, nn.Module]:
+def networks(bounded: nn.Module, normalize: Normalize, images: Sequence[Tensor]) -> dict[str, nn.Module]:
     """The source, the bounded network, and the source behind a standardisation of its input, by title.
 
-    The source is the network without its bounds, which computes the same. Pictures are standardised to the mean
-    standard deviation that ``pictures`` have, which favours that baseline.
+    The source is the network without its bounds, which computes the same. ImageDataset are standardised to the mean
+    standard deviation that ``images`` have, which favours that baseline.
     """
-    std = torch.stack([normalize(p).std(correction=0) for p in pictures]).mean().item()
+    std = torch.stack([normalize(p).std(correction=0) for p in images]).mean().item()
     source = without_bounds(bounded)
     return {"source": source, "bounded": bounded.eval(), "input standardised": StandardizedInput(source, std)}
 

@@ -27,14 +27,14 @@ def plot_agreement(rows: Sequence[Agreement], path: Path) -> None:
     for shift, network in enumerate(networks):
         found = [[r for r in rows if (r.network, r.condition.name) == (network, name)] for name in names]
         values = [sum(r.agreement for r in group) / len(group) for group in found]
-        # The same pictures at every severity: the interval of their mean is hardly smaller than those of one.
+        # The same images at every severity: the interval of their mean is hardly smaller than those of one.
         ends = [[sum(r.interval[side] for r in group) / len(group) for group in found] for side in (0, 1)]
         errors = [[abs(end - value) for end, value in zip(side, values, strict=True)] for side in ends]
         heights = [i + 0.2 * (shift - (len(networks) - 1) / 2) for i in range(len(names))]
         panel.errorbar(values, heights, xerr=errors, fmt="o", markersize=4, label=network)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
-    panel.set(xlabel="agreement with the source's class of the clean picture", xlim=(0, 1.02))
+    panel.set(xlabel="agreement with the source's class of the clean image", xlim=(0, 1.02))
     panel.grid(axis="x", alpha=0.3)
     panel.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=len(networks), frameon=False)
     try:

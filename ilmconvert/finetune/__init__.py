@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ilmconvert.errors import FineTuneError
+
 if TYPE_CHECKING:
-    from ilmconvert.errors import FineTuneError
     from ilmconvert.finetune.batch_size import find_batch_size
     from ilmconvert.finetune.engine import finetune
     from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
@@ -18,7 +19,6 @@ __all__ = ["RECIPES", "FineTuneError", "Progress", "Recipe", "Result", "find_bat
 _HOMES = {
     "finetune": "engine",
     "find_batch_size": "batch_size",
-    "FineTuneError": "errors",
     **dict.fromkeys(("RECIPES", "Recipe", "get_recipe"), "recipe"),
     **dict.fromkeys(("Progress", "Result"), "result"),
 }
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
         if error.name not in _EXTRA:
             raise
         message = f"fine-tuning needs {error.name}: pip install 'ilmconvert[finetune]'"
-        raise import_module(f"{__name__}.errors").FineTuneError(message) from error
+        raise FineTuneError(message) from error
     value = globals()[name] = getattr(home, name)
     return value
 

@@ -29,9 +29,9 @@ def find_batch_size(
     device: torch.device | str | None = None,
     largest: int = _LARGEST,
 ) -> int:
-    """The largest power of two of pictures that a process can train on at once; at least 1.
+    """The largest power of two of images that a process can train on at once; at least 1.
 
-    On an accelerator batches are doubled until one doesn't fit. On a CPU the activations of one picture are counted,
+    On an accelerator batches are doubled until one doesn't fit. On a CPU the activations of one image are counted,
     and the batch is what fits into half of the memory that is free. Distillation's teacher isn't counted.
 
     Args:
@@ -85,7 +85,7 @@ def _forward(network: nn.Module, size: int, shape: tuple[int, int, int], recipe:
 
 
 def _bytes_of_activations(network: nn.Module, shape: tuple[int, int, int], recipe: Recipe) -> int:
-    """Bytes that autograd keeps for one picture: what two pictures need over one, so that weights don't count."""
+    """Bytes that autograd keeps for one image: what two images need over one, so that weights don't count."""
 
     def kept(size: int) -> int:
         storages: dict[int, int] = {}

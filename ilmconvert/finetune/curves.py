@@ -1,4 +1,4 @@
-"""The course of a run as a picture."""
+"""The course of a run as an image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plot_curves(metrics_csv: PathLike, out: PathLike, baselines: Mapping[str, Pa
         baselines: names and the ``metrics.csv`` of other runs; only their validation curves are drawn.
 
     Returns:
-        Whether there is a picture: False without matplotlib, or before the first epoch.
+        Whether there is an image: False without matplotlib, or before the first epoch.
 
     Raises:
         CheckpointError: ``out`` can't be written.

@@ -61,7 +61,8 @@ def finetune(
         init: of a conversion.
         progress: called on the main process after every batch.
         log_with: accelerate's trackers; None is TensorBoard where it is installed.
-        baselines: of ``ilmconvert.surgery.group_norm_baseline.BASELINES``: run these, too, in the same way, under OUTPUT/baselines.
+        baselines: names in ``ilmconvert.surgery.group_norm_baseline.BASELINES``: these run, too, in the same way, under
+            OUTPUT/baselines.
 
     Raises:
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
@@ -71,11 +72,11 @@ def finetune(
         seed_all(settings.seed)
         first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
         _check_baselines(baselines, first)
-        pictures = _open_data(data, settings, first.network, val_split)
+        images = _open_data(data, settings, first.network, val_split)
         guide = _guide(teacher, first, settings, weights)
-        config = describe(first, pictures, settings, guide, teacher, init)
-        take_references(first.network, pictures, settings)
-        run = Run(first, pictures, settings, guide, config, progress, log_with)
+        config = describe(first, images, settings, guide, teacher, init)
+        take_references(first.network, images, settings)
+        run = Run(first, images, settings, guide, config, progress, log_with)
         if dry_run:
             return run.dry(Path(output))
         return run.all(Path(output), baselines, resume)
@@ -123,15 +124,15 @@ _BATCH = 16
 
 
 def take_references(network: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Apply :func:`ilmconvert.calibration.update_references` with as many training pictures as the recipe says.
+    """Apply :func:`ilmconvert.calibration.update_references` with as many training images as the recipe says.
 
-    The pictures depend on the recipe's seed only, so that every process, and a resumed run, takes the same.
+    The images depend on the recipe's seed only, so that every process, and a resumed run, takes the same.
     """
     count = len(data.train)  # type: ignore[arg-type]
-    chosen = random.Random(recipe.seed).sample(range(count), min(recipe.reference_pictures, count))
+    chosen = random.Random(recipe.seed).sample(range(count), min(recipe.reference_images, count))
     if chosen:
-        pictures = [data.train[index][0] for index in chosen]
-        update_references(network, [torch.stack(pictures[i : i + _BATCH]) for i in range(0, len(pictures), _BATCH)])
+        images = [data.train[index][0] for index in chosen]
+        update_references(network, [torch.stack(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
 
 
 def check_recipe(data: Data, recipe: Recipe) -> None:

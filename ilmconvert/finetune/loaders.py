@@ -58,7 +58,7 @@ def _train_transform(config: dict[str, Any], recipe: Recipe) -> Callable[[Any], 
 def loaders(data: Data, recipe: Recipe, accelerator: Accelerator) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Loaders of global batches, to be prepared by an accelerator that splits batches (``split_batches=True``).
 
-    The order of the training pictures depends on (seed, epoch) only: call ``set_epoch`` of the prepared loader (or of
+    The order of the training images depends on (seed, epoch) only: call ``set_epoch`` of the prepared loader (or of
     ``data.train``) before each epoch. A last batch that isn't full is left out, unless it is the only one.
 
     Raises:
@@ -69,7 +69,7 @@ def loaders(data: Data, recipe: Recipe, accelerator: Accelerator) -> tuple[DataL
         raise RecipeError(f"batch_size {recipe.batch_size} is for all {processes} processes; use a multiple of that")
     share = recipe.batch_size // processes
     if (recipe.mixup or recipe.cutmix) and share % 2:
-        raise RecipeError(f"mixup and cutmix need an even number of pictures in a process, not {share}")
+        raise RecipeError(f"mixup and cutmix need an even number of images in a process, not {share}")
     train = data.train if isinstance(data.train, Augmented) else Augmented(data.train, None, recipe.seed)
     common: dict[str, Any] = {
         "num_workers": (workers := min(recipe.workers, _cores())),

@@ -92,7 +92,7 @@ class Objective:
             self._caught = ClassifierInput(student), ClassifierInput(self._teacher)
 
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the logits (N, classes) of ``model``, which may wrap the student, for pictures ``x``."""
+        """The loss and the logits (N, classes) of ``model``, which may wrap the student, for images ``x``."""
         logits = model(x)
         if not isinstance(logits, Tensor):
             kind = type(logits).__name__

@@ -22,7 +22,7 @@ class Meter:
         self._accelerator = accelerator
         dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
         self._sums = torch.zeros(4, dtype=dtype, device=accelerator.device)
-        self._pictures = 0
+        self._images = 0
         self._start = self._before = 0.0
 
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
@@ -58,18 +58,18 @@ class Meter:
 
     def start(self, seconds: float) -> None:
         """Start the clock, which showed ``seconds`` before."""
-        self._start, self._before, self._pictures = time.perf_counter(), seconds, 0
+        self._start, self._before, self._images = time.perf_counter(), seconds, 0
 
-    def tick(self, pictures: int) -> float:
-        """Another batch of so many pictures on this process; what the clock shows."""
-        self._pictures += pictures * self._accelerator.num_processes
+    def tick(self, images: int) -> float:
+        """Another batch of so many images on this process; what the clock shows."""
+        self._images += images * self._accelerator.num_processes
         return self._before + time.perf_counter() - self._start
 
     @property
     def speed(self) -> float | None:
-        """Pictures a second over all processes, since the clock was started."""
+        """ImageDataset a second over all processes, since the clock was started."""
         passed = time.perf_counter() - self._start
-        return self._pictures / passed if self._pictures else None
+        return self._images / passed if self._images else None
 
 
 def means(sums: Sequence[Sequence[float]], step: int) -> tuple[float, float | None]:

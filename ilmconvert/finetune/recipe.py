@@ -147,7 +147,7 @@ def _check_together(recipe: Recipe) -> None:
 # spoils what it stands on, with any norm.
 _STEADY: dict[str, Any] = {"clip_grad": 2.0, "head_lr_scale": 2.0}
 
-#: The recipes by name. ``full`` has the settings of the paper (SGD 0.9, weight decay 1e-4, 0.1 for 256 pictures).
+#: The recipes by name. ``full`` has the settings of the paper (SGD 0.9, weight decay 1e-4, 0.1 for 256 images).
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -156,7 +156,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("distill", distill=1.0, lr_base=0.05, **_STEADY),
         Recipe(
             "anneal",
-            reference_pictures=128,  # an average instance of these then needs no path
+            reference_images=128,  # an average instance of these then needs no path
             anneal="cosine",
             anneal_end=0.25,  # most of the run is for the paper's layer: what the path's end spoils has to heal
             distill=0.5,

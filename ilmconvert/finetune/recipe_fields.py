@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ilmconvert.finetune.field_checks import setting
 
 _TRAINS, _SCHEDULE, _OPT = "What trains", "Length and learning rate", "Optimizer"
-_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "Pictures and augmentation"
+_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "ImageDataset and augmentation"
 _SPEED, _RUN = "Precision and speed", "The run"
 
 
@@ -33,14 +33,16 @@ class Settings:
         None, _TRAINS, "Factor on the learning rate from one layer to the one below.", above=0, most=1
     )
 
-    epochs: int = setting(10, _SCHEDULE, "Passes over the training pictures.", least=1)
-    batch_size: int = setting(32, _SCHEDULE, "Pictures of a forward pass, over all processes.", least=1, also=("-b",))
+    epochs: int = setting(10, _SCHEDULE, "Passes over the training images.", least=1)
+    batch_size: int = setting(
+        32, _SCHEDULE, "ImageDataset of a forward pass, over all processes.", least=1, also=("-b",)
+    )
     grad_accum: int = setting(
         1, _SCHEDULE, "Forward passes of an optimizer step.", least=1, also=("--grad-accum-steps",)
     )
     lr: float | None = setting(None, _SCHEDULE, "Learning rate; overrides lr_base.", above=0)
     lr_base: float = setting(
-        0.1, _SCHEDULE, "Learning rate for 256 pictures a step: lr = lr_base * batch_size * grad_accum / 256.", above=0
+        0.1, _SCHEDULE, "Learning rate for 256 images a step: lr = lr_base * batch_size * grad_accum / 256.", above=0
     )
     sched: str = setting("cosine", _SCHEDULE, "Schedule.", choices=("cosine", "tanh", "constant"))
     warmup_epochs: float = setting(0.0, _SCHEDULE, "Epochs in which the learning rate rises.", least=0)
@@ -64,10 +66,10 @@ class Settings:
     restore_bound: float | None = setting(
         None, _RESTORE, "Soft bound of the path for a source, in deviations of its reference.", above=0
     )
-    reference_pictures: int = setting(
+    reference_images: int = setting(
         0,
         _RESTORE,
-        "Training pictures to take the path's reference values from, which changes no output; 0: keep the source's.",
+        "Training images to take the path's reference values from, which changes no output; 0: keep the source's.",
         least=0,
     )
     anneal: str = setting(
@@ -85,9 +87,9 @@ class Settings:
     mixup: float = setting(0.0, _LOSS, "Alpha of mixup; 0 is off.", least=0)
     cutmix: float = setting(0.0, _LOSS, "Alpha of cutmix; 0 is off.", least=0)
 
-    input_size: int | None = setting(None, _AUG, "Height and width of a picture; none: the model's.", least=1)
+    input_size: int | None = setting(None, _AUG, "Height and width of an image; none: the model's.", least=1)
     crop_pct: float | None = setting(
-        None, _AUG, "Centre of a validation picture that is seen; none: the model's.", above=0, most=1
+        None, _AUG, "Centre of a validation image that is seen; none: the model's.", above=0, most=1
     )
     no_aug: bool = setting(False, _AUG, "Train on centre crops, without any augmentation.")
     train_crop_mode: str | None = setting(
@@ -104,12 +106,12 @@ class Settings:
     reprob: float = setting(0.0, _AUG, "Probability of random erasing.", least=0, most=1)
 
     amp: str = setting("no", _SPEED, "Mixed precision.", choices=("no", "bf16", "fp16"))
-    channels_last: bool = setting(False, _SPEED, "Keep pictures with their channels last in memory.")
+    channels_last: bool = setting(False, _SPEED, "Keep images with their channels last in memory.")
     compile: bool = setting(False, _SPEED, "Use torch.compile.", also=("--torchcompile",))
     grad_checkpointing: bool = setting(False, _SPEED, "Recompute activations, to save memory.")
-    workers: int = setting(4, _SPEED, "Processes that read pictures, at most one a core.", least=0, also=("-j",))
+    workers: int = setting(4, _SPEED, "Processes that read images, at most one a core.", least=0, also=("-j",))
     validation_batch_size: int | None = setting(
-        None, _SPEED, "Pictures of a validation batch; none: batch_size, at least 32.", least=1, also=("-vb",)
+        None, _SPEED, "ImageDataset of a validation batch; none: batch_size, at least 32.", least=1, also=("-vb",)
     )
 
     seed: int = setting(0, _RUN, "Of every random choice.", least=0)

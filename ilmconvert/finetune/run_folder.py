@@ -231,7 +231,7 @@ def _take(descriptor: int, folder: Path) -> None:
     end = time.monotonic() + WAIT
     while True:
         try:
-            # unlike flock, not inherited by the processes that read pictures
+            # unlike flock, not inherited by the processes that read images
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:

@@ -109,7 +109,7 @@ class Run:
         return summary
 
     def _before(self, name: str, trainer: Trainer) -> dict[str, Any] | None:
-        """What the network is worth on the validation pictures, and its source or teacher, unless the head is new."""
+        """What the network is worth on the validation images, and its source or teacher, unless the head is new."""
         if self.first.head_replaced or trainer.val_loader is None:
             return None
         others = {"source": None if name else self.first.source, "teacher": trainer.against}

@@ -94,7 +94,7 @@ class Trainer:
             self._finish_epoch(provenance)
 
     def evaluate(self, against: nn.Module | None = None, model: nn.Module | None = None) -> Evaluation | None:
-        """``model`` (by default the network as it would be kept) on the validation pictures; None without any."""
+        """``model`` (by default the network as it would be kept) on the validation images; None without any."""
         if self.val_loader is None:
             return None
         model = self.learner.evaluated if model is None else model

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ilmconvert.nn.restore_range import PictureRange, Range
+from ilmconvert.nn.restore_range import Range, RestoreRange
 
 
 class Tensors(NamedTuple):
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     eps: float
     correction: int
     restore_bound: float | None
-    restore_range: PictureRange | Range | None = None
+    restore_range: RestoreRange | Range | None = None
 
     @property
     def finest(self) -> int:

@@ -11,13 +11,13 @@ from torch import Tensor
 from ilmconvert.nn.arguments import Settings, Tensors
 from ilmconvert.nn.kernels import autograd
 from ilmconvert.nn.kernels.formulas import merge_moments
-from ilmconvert.nn.restore_range import PictureRange, into_range, picture_into_range
+from ilmconvert.nn.restore_range import RestoreRange, image_into_range, into_range
 
 
 def composed(x: Tensor, t: Tensors, s: Settings) -> Tensor:
     """:func:`ilmconvert.nn.ilm_norm` for checked arguments."""
-    # a picture's range is about its channels
-    finest = x.shape[1] if isinstance(s.restore_range, PictureRange) else s.finest
+    # an image's range is about its channels
+    finest = x.shape[1] if isinstance(s.restore_range, RestoreRange) else s.finest
     mean, var = autograd.moments(x, finest)
     count = prod(x.shape[2:]) * (x.shape[1] // finest)
     mu, var_g = _corrected(mean, var, s.num_groups, count, s.correction)
@@ -30,8 +30,8 @@ def composed(x: Tensor, t: Tensors, s: Settings) -> Tensor:
     if t.restore_weight is not None and t.ref_mean is not None and t.ref_std is not None:
         ref_mean, ref_std = t.ref_mean.to(mu.dtype), t.ref_std.to(mu.dtype)
         kept_mu, kept_sigma = mu, sigma
-        if isinstance(s.restore_range, PictureRange):
-            kept_mu, kept_sigma = picture_into_range(mean, var, mu, sigma, ref_mean, ref_std, s.eps, s.restore_range)
+        if isinstance(s.restore_range, RestoreRange):
+            kept_mu, kept_sigma = image_into_range(mean, var, mu, sigma, ref_mean, ref_std, s.eps, s.restore_range)
         elif s.restore_range is not None:
             kept_mu, kept_sigma = into_range(mu, sigma, ref_mean, ref_std, s.restore_range)
         omega = _restore(omega, t.restore_weight, _deviation(kept_sigma, ref_std, ref_std), s.restore_bound)

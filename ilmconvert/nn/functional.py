@@ -59,9 +59,9 @@ def ilm_norm(
         restore_weight, restore_bias: (C,), both or neither.
         ref_mean, ref_std: (G,), with the former.
         restore_bound: tau > 0; each deviation z becomes tau * tanh(z / tau).
-        restore_range: limits of an instance's contrast and colour, as :class:`ilmconvert.nn.restore_range.PictureRange` has
-            them. Within them nothing changes; on the restoring path an instance outside counts as if it had been
-            brought to the limit. (Four numbers are those of the older :class:`ilmconvert.nn.restore_range.Range`.)
+        restore_range: limits of an instance's contrast and colour, a
+            :class:`ilmconvert.nn.restore_range.RestoreRange`. Within them nothing changes; on the restoring path an
+            instance outside counts as if it had been brought to the limit.
 
     Returns:
         (N, C, *), type and memory format of ``x``.

@@ -13,7 +13,7 @@ from ilmconvert.errors import NoRunningStatistics
 from ilmconvert.nn.authors_checkpoint import read_authors_layer
 from ilmconvert.nn.functional import ilm_norm
 from ilmconvert.nn.group_sizes import check_divides
-from ilmconvert.nn.restore_range import PictureRange, Range, to_range
+from ilmconvert.nn.restore_range import Range, RestoreRange, to_range
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
@@ -43,8 +43,8 @@ class ILMNorm(nn.Module):
         restore: add the restoring path, with which the layer can compute any per-channel affine function exactly.
         restore_bound: tau; deviations z on that path become ``tau * tanh(z / tau)``. None: no bound.
         restore_range: instances whose contrast or colour lies outside these limits (see
-            :class:`ilmconvert.nn.restore_range.PictureRange`) are normalised to the limit on that path, and those inside pass
-            as they are. None: all pass.
+            :class:`ilmconvert.nn.restore_range.RestoreRange`) are normalised to the limit on that path; those
+            inside pass as they are. None: all pass.
         affine: learn ``weight`` and ``bias`` per channel.
         device, dtype: of the parameters.
 
@@ -104,7 +104,7 @@ class ILMNorm(nn.Module):
         self.correction = correction
         self.restore = restore
         self.restore_bound = restore_bound
-        self.restore_range: PictureRange | Range | None = _checked_range(restore_range, restore)
+        self.restore_range: RestoreRange | Range | None = _checked_range(restore_range, restore)
         self.affine = affine
 
         def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
@@ -238,7 +238,7 @@ class ILMNormAct(ILMNorm):
         return result
 
 
-def _checked_range(limits: Sequence[float] | None, restore: bool) -> PictureRange | Range | None:
+def _checked_range(limits: Sequence[float] | None, restore: bool) -> RestoreRange | Range | None:
     if limits is None:
         return None
     if not restore:

@@ -13,17 +13,17 @@ _SATURATION = 0.1
 _TINY = 1e-12  # keeps the gradient of a root finite at 0; far below what float32 resolves of 1
 
 
-class PictureRange(NamedTuple):
-    """Limits of a picture's contrast and of its colour, relative to the reference values over all channels.
+class RestoreRange(NamedTuple):
+    """Limits of an image's contrast and of its colour, relative to the reference values over all channels.
 
     The contrast is what varies within channels, the colour what the channels' means are. A veil of the
-    picture's own colour changes the former and leaves the latter, so that they are told apart.
+    image's own colour changes the former and leaves the latter, so that they are told apart.
 
     Attributes:
         contrast_low, contrast_high: of log(s / ref_std), where s is the root of the channels' mean variance.
         mean_radius: of the channels' root mean square of (mean - ref_mean) / ref_std.
 
-    >>> PictureRange(-0.5, 0.5, 1.0).checked().mean_radius
+    >>> RestoreRange(-0.5, 0.5, 1.0).checked().mean_radius
     1.0
     """
 
@@ -31,7 +31,7 @@ class PictureRange(NamedTuple):
     contrast_high: float
     mean_radius: float
 
-    def checked(self) -> PictureRange:
+    def checked(self) -> RestoreRange:
         """Itself; raises a ValueError for an empty range."""
         if not (self.contrast_low < self.contrast_high and self.mean_radius > 0):
             raise ValueError(f"restore_range={tuple(self)} needs its lower limit below the upper one and a radius > 0")
@@ -41,7 +41,7 @@ class PictureRange(NamedTuple):
 class Range(NamedTuple):
     """Limits of an instance's statistics over all channels and positions, relative to their reference values.
 
-    What checkpoints hold that were bounded before there was a :class:`PictureRange`.
+    What checkpoints hold that were bounded before there was a :class:`RestoreRange`.
 
     Attributes:
         std_low, std_high: of log(sigma / ref_std).
@@ -63,18 +63,18 @@ class Range(NamedTuple):
         return self
 
 
-def to_range(limits: Sequence[float]) -> PictureRange | Range:
-    """Three numbers as a :class:`PictureRange`, four as a :class:`Range`.
+def to_range(limits: Sequence[float]) -> RestoreRange | Range:
+    """Three numbers as a :class:`RestoreRange`, four as a :class:`Range`.
 
     Raises:
         ValueError: another count, or an empty range.
 
     >>> to_range([-0.5, 0.5, 1.0])
-    PictureRange(contrast_low=-0.5, contrast_high=0.5, mean_radius=1.0)
+    RestoreRange(contrast_low=-0.5, contrast_high=0.5, mean_radius=1.0)
     """
     if len(limits) not in (3, 4):
         raise ValueError(f"restore_range={limits} must be three numbers: low and high contrast, radius of the means")
-    return PictureRange(*limits).checked() if len(limits) == 3 else Range(*limits).checked()
+    return RestoreRange(*limits).checked() if len(limits) == 3 else Range(*limits).checked()
 
 
 def knee(z: Tensor, low: float, high: float) -> Tensor:
@@ -88,7 +88,7 @@ def knee(z: Tensor, low: float, high: float) -> Tensor:
     return inside + width * torch.tanh((z - inside) / width)
 
 
-def picture_into_range(
+def image_into_range(
     means: Tensor,
     variances: Tensor,
     mu: Tensor,
@@ -96,11 +96,11 @@ def picture_into_range(
     ref_mean: Tensor,
     ref_std: Tensor,
     eps: float,
-    limits: PictureRange,
+    limits: RestoreRange,
 ) -> tuple[Tensor, Tensor]:
-    """The statistics that the restoring path gives a picture back so that it is brought into the range.
+    """The statistics that the restoring path gives an image back so that it is brought into the range.
 
-    The picture's contrast is scaled about the means of its channels. These are drawn to the reference mean: by the
+    The image's contrast is scaled about the means of its channels. These are drawn to the reference mean: by the
     scale, where it lessens the contrast, and to the radius. The rescaling ``a * sigma' * (x - mu) / sigma + a * mu' +
     c`` does so for any groups, since ``mu'`` is there for each channel; inside the range ``sigma'`` and ``mu'`` are
     ``sigma`` and ``mu``, and it is the source's ``a * x + c``.
@@ -108,7 +108,7 @@ def picture_into_range(
     Shape: ``means``, ``variances`` (N, C) of the channels; ``mu``, ``sigma`` (N, G) of the groups; references (G,);
     results (N, C) and (N, G).
     """
-    contrast, radius = picture_deviations(means, variances, ref_mean, ref_std, eps).split(1, 1)
+    contrast, radius = image_deviations(means, variances, ref_mean, ref_std, eps).split(1, 1)
     scale = (knee(contrast, limits.contrast_low, limits.contrast_high) - contrast).exp()
     pull = knee(radius * scale.clamp(max=1), -limits.mean_radius, limits.mean_radius) / radius
     centre, _ = _over_groups(ref_mean, ref_std)
@@ -117,8 +117,8 @@ def picture_into_range(
     return groups + (scale - 1) * (groups - means) + (pull - 1) * (means - centre), scale * sigma
 
 
-def picture_deviations(means: Tensor, variances: Tensor, ref_mean: Tensor, ref_std: Tensor, eps: float) -> Tensor:
-    """What :class:`PictureRange` limits, for each instance: (N, 2), of the contrast and the colour.
+def image_deviations(means: Tensor, variances: Tensor, ref_mean: Tensor, ref_std: Tensor, eps: float) -> Tensor:
+    """What :class:`RestoreRange` limits, for each instance: (N, 2), of the contrast and the colour.
 
     Shape: ``means``, ``variances`` (N, C) of the channels; references (G,).
     """
@@ -131,7 +131,7 @@ def picture_deviations(means: Tensor, variances: Tensor, ref_mean: Tensor, ref_s
 def into_range(mu: Tensor, sigma: Tensor, ref_mean: Tensor, ref_std: Tensor, limits: Range) -> tuple[Tensor, Tensor]:
     """The group statistics that an instance would have if it were brought into the range by one scale and one shift.
 
-    All groups of an instance move together: their statistics over all channels say how the picture was taken, while
+    All groups of an instance move together: their statistics over all channels say how the image was taken, while
     what sets the groups apart says what is on it.
 
     Shape: ``mu``, ``sigma`` (N, G), the references (G,); two tensors (N, G).

@@ -34,20 +34,20 @@ def write_page(template: str, path: str | Path, **values: Any) -> Path:
     return write_atomically(path, write)
 
 
-def picture_url(picture: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """A normalised picture (1 or 3, H, W) as a JPEG inside a URL.
+def image_url(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """A normalised image (1 or 3, H, W) as a JPEG inside a URL.
 
     >>> import torch
-    >>> picture_url(torch.zeros(3, 4, 4), (0.5,) * 3, (0.5,) * 3)[:23]
+    >>> image_url(torch.zeros(3, 4, 4), (0.5,) * 3, (0.5,) * 3)[:23]
     'data:image/jpeg;base64,'
     """
     from torchvision.transforms.functional import to_pil_image
 
-    channels = len(picture)
-    shift, scale = (picture.new_tensor(values[:channels]).view(-1, 1, 1) for values in (mean, std))
-    image = to_pil_image((picture * scale + shift).nan_to_num().clamp(0, 1))
+    channels = len(image)
+    shift, scale = (image.new_tensor(values[:channels]).view(-1, 1, 1) for values in (mean, std))
+    pil = to_pil_image((image * scale + shift).nan_to_num().clamp(0, 1))
     stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=JPEG_QUALITY)
+    pil.save(stream, format="JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 

@@ -39,7 +39,7 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The row of the best epoch; of a run that goes on, by accuracy, agreement or loss on validation pictures."""
+        """The row of the best epoch; of a run that goes on, by accuracy, agreement or loss on validation images."""
         if self.summary.get("best") is not None:
             found: Mapping[str, Any] = self.summary["best"]
             return found
@@ -50,14 +50,14 @@ class Run:
         return self.rows[-1] if self.rows else None
 
     @property
-    def validation_pictures(self) -> int | None:
+    def validation_images(self) -> int | None:
         """How many there are, where the folder says."""
         counts = (self.config.get("data", {}).get("val"), (self.summary.get("before") or {}).get("count"))
         return next((count for count in counts if isinstance(count, int) and count > 0), None)
 
     @property
     def validated(self) -> bool:
-        """Whether an epoch was measured on validation pictures."""
+        """Whether an epoch was measured on validation images."""
         return any(row.get(column) is not None for row in self.rows for column in ("val_top1", "val_agreement"))
 
     @property
@@ -118,7 +118,7 @@ def arms(run: Run) -> list[Arm]:
 def _arm(run: Run, source: float | None) -> Arm:
     best = run.best
     end = None if best is None else best.get("val_top1")
-    count = run.validation_pictures
+    count = run.validation_images
     interval = None
     if end is not None and count is not None:
         from ilmconvert.evaluation.metrics import wilson

@@ -20,7 +20,7 @@ _RECIPE = (
     "weight_decay", "anneal", "distill", "restore_bound", "to", "seed", "amp",
 )  # fmt: skip
 _CURVES: tuple[tuple[str, str, str | None, bool], ...] = (
-    ("Accuracy on validation pictures", "val_top1", "train_top1", True),
+    ("Accuracy on validation images", "val_top1", "train_top1", True),
     ("Loss", "val_loss", "train_loss", False),
     ("Same first class as the teacher", "val_agreement", None, True),
 )
@@ -72,7 +72,7 @@ def _cards(run: Run, table: Sequence[Arm]) -> list[tuple[str, str, str]]:
     own = table[0]
     cards = []
     if own.source is not None:
-        cards.append(("Before: the source", share(own.source) or "", "on the same validation pictures"))
+        cards.append(("Before: the source", share(own.source) or "", "on the same validation images"))
     before = run.summary.get("before") or {}
     agreement, other = before.get("agreement"), before.get("against") or "source"
     if own.start is not None:
@@ -96,7 +96,7 @@ def _cards(run: Run, table: Sequence[Arm]) -> list[tuple[str, str, str]]:
         cards.append(("Against the best baseline", f"{gap:+.1f} points", f"{label(best.name, run)}: {share(best.end)}"))
     seconds = run.rows[-1].get("seconds") if run.rows else None
     speed = run.rows[-1].get("images_per_second") if run.rows else None
-    more = "" if speed is None else f"{small(speed)} pictures a second"
+    more = "" if speed is None else f"{small(speed)} images a second"
     cards.append(("Training time", duration(seconds), more))
     return cards
 
@@ -109,7 +109,7 @@ def _shares(run: Run, table: Sequence[Arm]) -> Markup | None:
     ]
     if table[0].source is not None:
         rows.insert(0, Share("the source, before", table[0].source, None, "source"))
-    return shares_figure(rows, "top-1 accuracy on validation pictures") if len(rows) > 1 else None
+    return shares_figure(rows, "top-1 accuracy on validation images") if len(rows) > 1 else None
 
 
 def _curve(run: Run, title: str, column: str, train: str | None, percent: bool) -> tuple[str, Markup] | None:
@@ -149,9 +149,7 @@ def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
             "The head is new, so that neither the source nor the converted network can be measured before training."
         )
     if run.rows and not run.validated:
-        notes.append(
-            "There are no validation pictures, so that nothing here tells how well the network does on others."
-        )
+        notes.append("There are no validation images, so that nothing here tells how well the network does on others.")
     if run.finished and not run.baselines:
         cure = "--freeze-bn-source runs three"
         if not _converted_here(run):
@@ -181,7 +179,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     classes = data.get("classes")
     rows: list[tuple[str, Any]] = [
         ("run folder", run.path),
-        ("pictures", data.get("source")),
+        ("images", data.get("source")),
         ("training, validation", f"{data.get('train')}, {data.get('val') or 'none'}"),
         (
             "classes",

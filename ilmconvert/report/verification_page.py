@@ -9,7 +9,7 @@ from typing import Any
 from ilmconvert.evaluation.layer_metrics import worst_layers
 from ilmconvert.evaluation.verify.verification import Verification
 from ilmconvert.report.figures import layers_figure, shows_rounding
-from ilmconvert.report.pages import picture_url, write_page
+from ilmconvert.report.pages import image_url, write_page
 from ilmconvert.report.text import TIMES, decibels, duration, share, small
 
 Card = tuple[str, str, str]
@@ -21,7 +21,7 @@ def write_verification(result: Verification, path: str | Path) -> Path:
     Raises:
         CheckpointError: the file can't be written.
     """
-    pictures = _pictures(result)
+    images = _images(result)
     return write_page(
         "verify.html.jinja",
         path,
@@ -30,8 +30,8 @@ def write_verification(result: Verification, path: str | Path) -> Path:
         cards=_cards(result),
         figure=layers_figure(result.fidelity.layers) if result.fidelity.layers else None,
         rounding=shows_rounding(result.fidelity.layers),
-        pictures=pictures,
-        thumbnails=any(picture["url"] for picture in pictures),
+        images=images,
+        thumbnails=any(image["url"] for image in images),
         groups=_groups(result),
         skipped=_skipped(result),
         facts=_facts(result),
@@ -52,10 +52,10 @@ def _cards(result: Verification) -> list[Card]:
     cards.append(("Largest error over the largest output", small(found.relative_error), error))
     if found.kl is not None:
         cards.append(
-            ("KL divergence, mean", f"{small(found.kl)} nats", f"largest of a picture {small(found.largest_kl)}")
+            ("KL divergence, mean", f"{small(found.kl)} nats", f"largest of an image {small(found.largest_kl)}")
         )
     if found.converted_top1 is not None:
-        more = f"source {share(found.source_top1)}, {found.labelled} labelled pictures"
+        more = f"source {share(found.source_top1)}, {found.labelled} labelled images"
         cards.append(("Accuracy of the converted network", share(found.converted_top1) or "", more))
     if found.layers:
         worst = worst_layers(found.layers, 1)[0]
@@ -69,21 +69,21 @@ def _cards(result: Verification) -> list[Card]:
     return cards
 
 
-def _pictures(result: Verification) -> list[dict[str, Any]]:
+def _images(result: Verification) -> list[dict[str, Any]]:
     mean, std = _normalisation(result)
     rows = []
-    for picture, thumbnail in zip(result.fidelity.pictures, result.fidelity.thumbnails, strict=True):
-        names = result.names(vars(picture))
+    for image, thumbnail in zip(result.fidelity.images, result.fidelity.thumbnails, strict=True):
+        names = result.names(vars(image))
         shown = thumbnail is not None and not result.sample.random
         rows.append(
             {
-                **vars(picture),
-                "agrees": picture.agrees,
-                "name": names.get("name", f"number {picture.index + 1}"),
-                "label": f"labelled {names.get('label_name', picture.label)}" if picture.label is not None else None,
-                "source": names.get("source_class_name", f"class {picture.source_class}"),
-                "converted": names.get("converted_class_name", f"class {picture.converted_class}"),
-                "url": picture_url(thumbnail, mean, std) if shown and thumbnail is not None else None,
+                **vars(image),
+                "agrees": image.agrees,
+                "name": names.get("name", f"number {image.index + 1}"),
+                "label": f"labelled {names.get('label_name', image.label)}" if image.label is not None else None,
+                "source": names.get("source_class_name", f"class {image.source_class}"),
+                "converted": names.get("converted_class_name", f"class {image.converted_class}"),
+                "url": image_url(thumbnail, mean, std) if shown and thumbnail is not None else None,
             }
         )
     return rows

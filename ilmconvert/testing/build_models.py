@@ -19,16 +19,16 @@ SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 _VIDEO_SIZES = (48, 112, 224)
 _DETECTION_SIZE = 128
 _LARGE = 256
-# The pictures stay as small as they are given. No threshold for boxes, so that the heads behind them see some: even
+# The images stay as small as they are given. No threshold for boxes, so that the heads behind them see some: even
 # scores of exactly 0 (saturated by random weights) are above -1.
-_PICTURES = {"min_size": _DETECTION_SIZE, "max_size": _DETECTION_SIZE}
-_TWO_STAGES = {**_PICTURES, "box_score_thresh": -1.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10}
+_IMAGES = {"min_size": _DETECTION_SIZE, "max_size": _DETECTION_SIZE}
+_TWO_STAGES = {**_IMAGES, "box_score_thresh": -1.0, "rpn_post_nms_top_n_test": 100, "box_detections_per_img": 10}
 _DETECTION_ARGS: Mapping[str, Mapping[str, Any]] = {
     "faster_rcnn": _TWO_STAGES,
     "mask_rcnn": _TWO_STAGES,
     "keypoint_rcnn": _TWO_STAGES,
-    "retinanet": {**_PICTURES, "score_thresh": -1.0},
-    "fcos": {**_PICTURES, "score_thresh": -1.0},
+    "retinanet": {**_IMAGES, "score_thresh": -1.0},
+    "fcos": {**_IMAGES, "score_thresh": -1.0},
     "ssdlite": {"score_thresh": -1.0},
 }
 
@@ -48,7 +48,7 @@ def family(spec: ModelSpec) -> str:
 
 
 def for_sweep(name: str) -> ModelSpec:
-    """The spec with which the sweep builds a model: of small pictures, where the constructor has to be told."""
+    """The spec with which the sweep builds a model: of small images, where the constructor has to be told."""
     spec = parse_name(name)
     if spec.library == "timm":
         return _halved(spec)
@@ -57,7 +57,7 @@ def for_sweep(name: str) -> ModelSpec:
 
 
 def _halved(spec: ModelSpec) -> ModelSpec:
-    """For half the picture size where timm's model is bound to a large one: the same layers, a quarter of the work."""
+    """For half the image size where timm's model is bound to a large one: the same layers, a quarter of the work."""
     import timm
 
     cfg = timm.models.get_pretrained_cfg(spec.architecture)
@@ -108,7 +108,7 @@ def find_size(model: nn.Module, batch_size: int) -> int | None:
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     model.eval()
-    # The auxiliary heads of GoogLeNet and Inception need larger pictures than the rest, and only run in training.
+    # The auxiliary heads of GoogLeNet and Inception need larger images than the rest, and only run in training.
     model.training = bool(getattr(model, "aux_logits", False))
     with torch.no_grad():
         found = outputs(model(*inputs))
@@ -119,7 +119,7 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 def keep_boxes(model: nn.Module) -> nn.Module:
     """Let the boxes of a two-stage detector stay near their anchors; in place.
 
-    With random weights nearly all of them would lie outside of the picture, and the heads behind them see nothing.
+    With random weights nearly all of them would lie outside of the image, and the heads behind them see nothing.
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -129,7 +129,7 @@ def keep_boxes(model: nn.Module) -> nn.Module:
 
 
 def targets(images: list[Tensor], model: nn.Module) -> list[dict[str, Tensor]]:
-    """One box a picture, with what mask and keypoint heads are trained on."""
+    """One box an image, with what mask and keypoint heads are trained on."""
     heads = getattr(model, "roi_heads", None)
     result = []
     for image in images:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def step(model: nn.Module) -> nn.Module:
-    """The page's step on all pictures at once."""
+    """The page's step on all images at once."""
     torch.manual_seed(1)
     x, y = torch.randn(4, 3, 64, 64), torch.randint(model.num_classes, (4,))
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)

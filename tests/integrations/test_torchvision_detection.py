@@ -104,10 +104,10 @@ class Squares(torch.utils.data.Dataset):
     def __len__(self):
         return 4
     def __getitem__(self, index):
-        picture, left = torch.full((3, 96, 96), 0.2), 10 + 12 * index
-        picture[:, left : left + 30, left : left + 30] = 0.9
+        image, left = torch.full((3, 96, 96), 0.2), 10 + 12 * index
+        image[:, left : left + 30, left : left + 30] = 0.9
         box = torch.tensor([[left, left, left + 30, left + 30]], dtype=torch.float)
-        return picture, {"boxes": box, "labels": torch.tensor([1]), "image_id": number(index),
+        return image, {"boxes": box, "labels": torch.tensor([1]), "image_id": number(index),
                          "area": torch.tensor([900.0]), "iscrowd": torch.tensor([0])}
 
 torch.manual_seed(0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ilmconvert.evaluation.fidelity import Fidelity
+from ilmconvert.evaluation.compare import Fidelity
 from ilmconvert.evaluation.layer_metrics import worst_layers
 from ilmconvert.evaluation.verify.opened_checkpoint import Subject
 
@@ -61,7 +61,7 @@ def promise_of(
     """What the checkpoint's settings promise; limits that are given stand in the place of its own.
 
     An exact start (``init="identity"``, no bound, not trained since) promises the source's function up to rounding; a
-    bounded one the classes of ordinary pictures. A start from moments, plain layers among them, promises that its
+    bounded one the classes of ordinary images. A start from moments, plain layers among them, promises that its
     norms hold what the source's statistics give and that all else is the source's; once it is calibrated, the latter
     only. Trained checkpoints promise nothing. Agreement on random inputs (``random``) is only judged if asked for.
     """
@@ -90,7 +90,7 @@ def _of_settings(subject: Subject) -> Promise:
         text = "Its plain layers stand for ILM Norms that were nearly constant: no promise how near they are."
         return Promise(text, same_tensors=True)
     if subject.bounded:
-        text = "Exact start with a bound: pictures like those that it was trained on keep their class."
+        text = "Exact start with a bound: images like those that it was trained on keep their class."
         return Promise(text, min_agreement=BOUNDED_AGREEMENT, same_tensors=True)
     rounding = ROUNDING.get(subject.dtype, ROUNDING[torch.bfloat16])
     half = subject.dtype in (torch.float16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The pictures that a checkpoint is verified on: a folder's, or random numbers."""
+"""The images that a checkpoint is verified on: a folder's, or random numbers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ilmconvert.data.example_inputs import probe_batch
 from ilmconvert.models.head import number_of_classes
 
 RANDOM_CAVEAT = (
-    "Random numbers instead of pictures. They show whether the arithmetic is right; they can't show how often the "
-    "classes of your pictures agree (a network gives noise the same few classes), nor how a bound or a start from "
-    "moments does in use. Give pictures with --data DIR."
+    "Random numbers instead of images. They show whether the arithmetic is right; they can't show how often the "
+    "classes of your images agree (a network gives noise the same few classes), nor how a bound or a start from "
+    "moments does in use. Give images with --data DIR."
 )
 
 
@@ -28,9 +28,9 @@ class Sample:
         batches: the batches.
         description: what they are, for people.
         random: whether they are random numbers.
-        names: of the pictures, in order; empty where they have none.
+        names: of the images, in order; empty where they have none.
         class_names: of the logits; empty where unknown.
-        caveats: what these pictures can't show.
+        caveats: what these images can't show.
     """
 
     batches: Iterable[Any] = field(repr=False)
@@ -64,19 +64,19 @@ def folder_sample(
     input_size: int | None = None,
     workers: int = 0,
 ) -> Sample:
-    """The validation pictures of a folder or named dataset, or all where none are set apart, as the model wants them.
+    """The validation images of a folder or named dataset, or all where none are set apart, as the model wants them.
 
     Labels are used where there are as many classes as logits.
 
     Args:
         model: whose transform and logits they are for.
         source: see :func:`ilmconvert.data.open_data.open_data`.
-        at_most: so many pictures, spread evenly over all of them.
+        at_most: so many images, spread evenly over all of them.
         batch_size, workers: of the loader.
         input_size: height and width; None: the model's.
 
     Raises:
-        DataError: no pictures, or one that can't be read.
+        DataError: no images, or one that can't be read.
     """
     from ilmconvert.data.open_data import open_data
     from ilmconvert.data.transforms import for_evaluation, transform_config
@@ -90,7 +90,7 @@ def folder_sample(
     fits = data.num_classes is not None and data.num_classes == number_of_classes(model)
     caveats = [] if fits or data.num_classes is None else [_no_labels(data.num_classes, number_of_classes(model))]
     dataset = _Unlabelled(Subset(ready, chosen), keep=fits)
-    which = "pictures" if wanted == count else f"of {count} pictures, evenly spread,"
+    which = "images" if wanted == count else f"of {count} images, evenly spread,"
     part = "" if data.val is None else " (validation part)"
     name_of = getattr(items, "name", None)
     return Sample(
@@ -125,8 +125,8 @@ class _Unlabelled(Dataset[tuple[Any, int]]):
         return len(self.items)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        picture, label = self.items[index]
-        return picture, label if self.keep else -1
+        image, label = self.items[index]
+        return image, label if self.keep else -1
 
 
 def _no_labels(classes: int, logits: int | None) -> str:

@@ -79,7 +79,7 @@ class Subject:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the file says that its norms were fitted to pictures after the conversion."""
+        """Whether the file says that its norms were fitted to images after the conversion."""
         return "calibrated" in self.header["settings"]
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ilmconvert._constants import __version__
-from ilmconvert.evaluation.fidelity import Fidelity, fidelity
+from ilmconvert.evaluation.compare import Fidelity, fidelity
 from ilmconvert.evaluation.verify.criteria import BROKEN, Check, Promise, judge, promise_of, verdict
 from ilmconvert.evaluation.verify.find_source import Reference, differing_tensors
 from ilmconvert.evaluation.verify.initial_values import unlike_start
@@ -22,7 +22,7 @@ class Verification:
     """What :func:`verify` found.
 
     Attributes:
-        subject, reference, sample: what was compared, with what, on which pictures.
+        subject, reference, sample: what was compared, with what, on which images.
         fidelity: the measurement.
         promise, checks: what holds for this checkpoint, limit by limit.
         verdict: "kept", "broken" or "not judged".
@@ -63,7 +63,7 @@ class Verification:
         """All of it as JSON has it, but for infinities and NaN."""
         header = self.subject.header
         found = self.fidelity.to_dict()
-        pictures = [{**entry, **self.names(entry)} for entry in found["pictures"]]
+        images = [{**entry, **self.names(entry)} for entry in found["images"]]
         return {
             "checkpoint": str(self.subject.path),
             "sha256": self.subject.sha256,
@@ -77,18 +77,18 @@ class Verification:
             "checks": [asdict(check) for check in self.checks],
             "caveats": list(self.caveats),
             **found,
-            "pictures": pictures,
+            "images": images,
             "changed_tensors": None if self.changed is None else list(self.changed),
             "converted": self.subject.converted,
             "skipped": [asdict(entry) for entry in self.skipped],
             "versions": self.versions,
         }
 
-    def names(self, picture: dict[str, Any]) -> dict[str, Any]:
-        """The names that belong to the numbers in an entry of ``pictures``, where they are known."""
-        named = {key: self.class_name(picture[key]) for key in ("source_class", "converted_class", "label")}
+    def names(self, image: dict[str, Any]) -> dict[str, Any]:
+        """The names that belong to the numbers in an entry of ``images``, where they are known."""
+        named = {key: self.class_name(image[key]) for key in ("source_class", "converted_class", "label")}
         found: dict[str, Any] = {f"{key}_name": name for key, name in named.items() if name is not None}
-        index = picture["index"]
+        index = image["index"]
         return {**found, "name": self.sample.names[index]} if index < len(self.sample.names) else found
 
     def class_name(self, index: int | None) -> str | None:

@@ -1,0 +1,350 @@
+"""``ilmconvert finetune``, end to end on a small network and small images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import save_file
+
+import ilmconvert
+from ilmconvert.cli import finetune as module
+from ilmconvert.cli import main
+from ilmconvert.cli._exit import EXIT_INTERRUPTED
+from ilmconvert.cli._finetune_view import bar, numbers, rows
+from ilmconvert.data.open_data import open_data
+from ilmconvert.finetune import Progress
+from ilmconvert.finetune.field_checks import settings_of
+from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.group_norm_baseline import BASELINES
+from tests.helpers import randomize_norms, save_trained
+
+SMALL = ["--input-size", "48", "-b", "4", "--epochs", "2", "-j", "0", "--lr", "1e-3", "--log-with", "none"]
+TIMM_NAMES = {
+    "--opt", "--momentum", "--weight-decay", "--clip-grad", "--layer-decay", "--sched", "--lr", "--lr-base",
+    "--warmup-lr", "--min-lr", "--epochs", "--warmup-epochs", "--no-aug", "--train-crop-mode", "--scale", "--ratio",
+    "--hflip", "--vflip", "--color-jitter", "--aa", "--reprob", "--mixup", "--cutmix", "--smoothing", "--seed",
+    "--workers", "-j", "-b", "--batch-size", "-vb", "--validation-batch-size", "--grad-accum-steps",
+    "--grad-checkpointing", "--channels-last", "--model-ema-decay", "--val-interval", "--recovery-interval",
+    "--kd-temperature", "--num-classes", "--resume", "--output", "--data-dir", "--dataset-download", "--train-split",
+    "--val-split", "--input-key", "--target-key", "--crop-pct", "--torchcompile",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageDataset of two classes that differ in colour, and weights of a network that has seen something."""
+    path = tmp_path_factory.mktemp("finetune")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for channel, name in enumerate(("blue", "red")):
+            (path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 120, (50, 50, 3))
+                image[..., 2 - 2 * channel] += 120
+                Image.fromarray(image.astype(np.uint8)).save(path / "data" / split / name / f"{i}.png")
+    save_trained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def inside(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder holds data/ and trained.safetensors, and is empty otherwise."""
+    for name in ("data", "trained.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(main, ["finetune", *args])
+
+
+def start(*args: str) -> Result:
+    """Fine-tune the trained network with a new head of two classes."""
+    return run("test_resnet", "--weights", "trained.safetensors", "--data", "data", "--num-classes", "2", *SMALL, *args)
+
+
+def fails(*args: str) -> str:
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def test_a_run_and_what_it_prints() -> None:
+    result = start("-o", "run")
+    assert result.exit_code == 0, result.stderr
+    assert "fine-tuned, epoch" in result.stdout
+    assert "the head is new" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"Wrote {Path('run/best.safetensors')}"
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["recipe"]["lr"] == 1e-3
+    assert config["recipe"]["input_size"] == 48
+    assert get_recipe("run/config.yaml").epochs == 2
+    model = ilmconvert.load("run/best.safetensors")
+    assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 2)
+
+
+def test_json_and_a_source_with_its_own_head() -> None:
+    torch.manual_seed(1)
+    model = timm.create_model("test_resnet", num_classes=2)
+    randomize_norms(model)
+    save_file(model.state_dict(), "two.safetensors")
+    converted = CliRunner().invoke(
+        main, ["test_resnet", "--weights", "two.safetensors", "--model-arg", "num_classes=2", "-o", "ilm.safetensors"]
+    )
+    assert converted.exit_code == 0, converted.stderr
+    result = run("ilm.safetensors", "--data", "data", "-o", "run", "--json", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert 0 <= summary["accuracy"]["converted"] <= 1
+    assert summary["best"]["epoch"] in (1, 2)
+    assert summary["data"]["classes"] == ["blue", "red"]
+
+
+def test_baselines_are_trained_and_shown() -> None:
+    result = start("-o", "run", "--freeze-bn-source", "--epochs", "1")
+    assert result.exit_code == 0, result.stderr
+    for name in BASELINES:
+        assert f"baseline {name}" in result.stdout
+        assert Path(f"run/baselines/{name}/metrics.csv").exists()
+    assert set(module.BASELINES) == set(BASELINES)
+
+
+def test_distillation_without_labels() -> None:
+    args = ["--weights", "trained.safetensors", "--data", "data/train", "--unlabelled", "--val-split", "0.25"]
+    result = run("test_resnet", *args, "--recipe", "distill", "-o", "run", "--json", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["best"]["val_top1"] is None
+    assert 0 <= summary["best"]["val_agreement"] <= 1
+    assert summary["data"]["labelled"] is False
+
+
+def test_a_plain_checkpoint_is_distilled_from_its_source() -> None:
+    converted = CliRunner().invoke(main, ["test_resnet", "--weights", "trained.safetensors", "--to", "gn"])
+    assert converted.exit_code == 0, converted.stderr
+    args = ["test_resnet-gn.safetensors", "--data", "data/train", "--unlabelled", "--val-split", "0.25", *SMALL]
+    args += ["--recipe", "distill", "-o", "run"]
+    assert "name its source with --teacher" in fails(*args)
+    result = run(*args, "--teacher", "test_resnet", "--weights", "trained.safetensors", "--train", "norm")
+    assert result.exit_code == 0, result.stderr
+    assert "same class as the teacher" in result.stdout
+    before, after = (ilmconvert.load(path).state_dict() for path in (args[0], "run/last.safetensors"))
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    assert moved
+    assert all(before[key].ndim == 1 for key in moved)
+
+
+def test_resume_of_a_finished_run_gives_its_result() -> None:
+    first = start("-o", "run", "--json")
+    before = {path: path.read_bytes() for path in Path("run").glob("*.safetensors")}
+    assert start("-o", "run").exit_code == 2
+    again = start("-o", "run", "--json", "--resume")
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    assert {path: path.read_bytes() for path in before} == before
+    other = start("-o", "run", "--resume", "--weight-decay", "0.5")
+    assert other.exit_code == 2
+    assert "weight_decay" in other.stderr
+
+
+def test_dry_run_writes_nothing() -> None:
+    result = start("-o", "run", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "Nothing was written" in result.stdout
+    assert "12 to train, 6 to validate" in result.stdout
+    assert "6 steps, 3 batches an epoch" in result.stdout
+    assert not Path("run").exists()
+
+
+def test_without_validation_images() -> None:
+    result = run(
+        "test_resnet",
+        "--weights",
+        "trained.safetensors",
+        "--data",
+        "data/train",
+        "--num-classes",
+        "2",
+        "-o",
+        "run",
+        *SMALL,
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith("Warning: no validation images")
+    assert "no validation images" in result.stdout
+    assert "the head is new" not in result.stdout
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_show_config_is_a_recipe_file(name: str) -> None:
+    result = run("--show-config", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none")
+    Path("mine.yaml").write_text(result.stdout)
+    assert get_recipe("mine.yaml") == get_recipe(name, lr_base=0.01, patience=3, clip_grad=None)
+    assert "learning rate of the optimizer: 0.00125" in result.stdout
+    assert run("--show-config", "--recipe", "mine.yaml").stdout == result.stdout
+
+
+def test_options_win_over_the_file() -> None:
+    Path("mine.yaml").write_text("base: anneal\npatience: 5\nscale: [0.1, 1]\namp: bf16\nhflip: 0\n")
+    options = ["--patience", "none", "--scale", "0.2", "0.3", "--amp", "no", "--no-aug", "--torchcompile"]
+    shown = yaml.safe_load(run("--show-config", "--recipe", "mine.yaml", *options).stdout)
+    assert (shown["patience"], shown["scale"], shown["amp"], shown["hflip"]) == (None, [0.2, 0.3], "no", 0)
+    assert (shown["no_aug"], shown["compile"], shown["anneal"]) == (True, True, "cosine")
+
+
+def test_every_field_is_an_option_in_a_section() -> None:
+    options = {name for p in module.finetune.params for name in (*p.opts, *p.secondary_opts)}
+    text = CliRunner().invoke(main, ["finetune", "--help"], terminal_width=100).stdout
+    for name, (_, about, _) in settings_of(Recipe).items():
+        assert f"--{name.replace('_', '-')}" in options
+        assert f"Recipe: {about.section.lower()}:" in text
+    assert not options & {"--name"}
+    assert options >= TIMM_NAMES
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from ilmconvert.cli import main\ntry: main(['finetune', '--help'])\n"
+    code += "finally: print({'torch', 'timm', 'yaml', 'accelerate'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "set()", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data", "data", "-o", "run"], "name a checkpoint or a model"),
+        (["test_resnet", "-o", "run"], "add --data"),
+        (["test_resnet", "--data", "data"], "add --output"),
+        (["test_resnet", "--data", "nowhere", "-o", "run"], "nowhere isn't a folder"),
+        (["test_resnet", "--data", "data", "-o", "run", "--epochs", "0"], "--epochs has to be at least 1, not 0"),
+        (["test_resnet", "--data", "data", "-o", "run", "--head-lr-scale", "x"], "--head-lr-scale has to be a number"),
+        (["test_resnet", "--data", "data", "-o", "run", "--recipe", "nrom"], "did you mean norm?"),
+        (["test_resnet", "--data", "data", "-o", "run", "--val-split", "2"], "between 0 and 1"),
+        (["test_resnet", "--data", "data/train", "-o", "run", "--val-split", "x"], "x"),
+        (["tets_resnet", "--data", "data", "-o", "run"], "test_resnet"),
+    ],
+)
+def test_refused_in_one_line(args: list[str], message: str) -> None:
+    assert message in fails(*args)
+    assert not Path("run").exists()
+
+
+def test_a_head_of_another_size_is_refused() -> None:
+    assert "--num-classes 2" in fails("test_resnet", "--weights", "trained.safetensors", "--data", "data", "-o", "run")
+
+
+def test_find_batch_size() -> None:
+    args = ["--weights", "trained.safetensors", "--input-size", "64", "--find-batch-size"]
+    small = json.loads(run("test_resnet", *args, "--json").stdout)["batch_size"]
+    assert small >= 1
+    assert run("test_resnet", *args).stdout == f"--batch-size {small}\n"
+
+
+def test_options_of_the_data_and_the_model_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(model: Any, data: Any, recipe: Recipe, **arguments: Any) -> None:
+        seen.update(arguments, model=model, data=data, recipe=recipe)
+        raise click.ClickException("enough")
+
+    monkeypatch.setattr("ilmconvert.finetune.engine.finetune", stop)
+    monkeypatch.setattr("ilmconvert.finetune.finetune", stop, raising=False)
+    args = ["--data", "data/train", "--val-split", "0.5", "--seed", "3", "--teacher", "resnet18", "--init", "moments"]
+    args += ["--baseline", "train-bn", "--baseline", "train-bn", "--log-with", "wandb", "--log-with", "trackio"]
+    assert "enough" in fails("test_resnet", "-o", "run", *args)
+    expected = open_data("data/train", val_split=0.5, seed=3)
+    assert seen["data"].description == expected.description
+    assert (seen["teacher"], seen["init"], seen["recipe"].seed) == ("resnet18", "moments", 3)
+    assert seen["baselines"] == ("train-bn",)
+    assert seen["log_with"] == ["wandb", "trackio"]
+
+
+def test_interrupted_runs_say_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any, **arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ilmconvert.finetune.engine.finetune", interrupt)
+    monkeypatch.setattr("ilmconvert.finetune.finetune", interrupt, raising=False)
+    result = run("test_resnet", "--data", "data", "-o", "run")
+    assert result.exit_code == EXIT_INTERRUPTED
+    assert "--resume continues the run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        (["torch.distributed.run", "--nproc_per_node", "2"], 2),
+        # accelerate starts several processes on GPUs only; on CPUs torchrun does
+        pytest.param(["accelerate.commands.launch", "--cpu", "--num_processes", "1"], 1, marks=pytest.mark.slow),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers(launcher: list[str], processes: int) -> None:
+    command = [sys.executable, "-m", *launcher, "-m", "ilmconvert", "finetune", "test_resnet", "--weights", "none"]
+    options = ["--data", "data", "--num-classes", "2", "-o", "run", *SMALL, "--dry-run", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)  # printed by one process
+    assert (summary["processes"], summary["steps"]) == (processes, 6)
+    assert result.stderr.count("never trained") == 1
+
+
+def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bar() as update:
+        assert update is None
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with bar() as update:
+        assert update is not None
+        update(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0))
+    with bar(enabled=False) as update:
+        assert update is None
+    assert numbers(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0)) == (
+        "loss 0.500  top-1 25.0%  12 img/s  0:01:01 left"
+    )
+    assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, None, None)) == ""
+
+
+def test_rows_of_the_table() -> None:
+    best = {"epoch": 3, "val_top1": 0.75, "val_agreement": None}
+    before = {"top1": 0.5, "against_top1": 0.5, "agreement": 1.0}
+    found = rows({"before": before, "best": best, "baselines": {"frozen-bn": {**best, "val_top1": 0.7}}})
+    assert found == [
+        ("source", "50.00%"),
+        ("converted", "50.00%"),
+        ("fine-tuned, epoch 3", "75.00%"),
+        ("baseline frozen-bn", "70.00%"),
+    ]
+
+
+def test_the_run_ends_with_ilm_norms() -> None:
+    assert start("-o", "run", "--recipe", "anneal", "--to", "ilm_ln").exit_code == 0
+    layers = [m for m in ilmconvert.load("run/last.safetensors").modules() if isinstance(m, ILMNorm)]
+    assert layers
+    assert {m.num_groups for m in layers} == {1}
+    assert not any(m.restore for m in layers)
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['accelerate'] = None; from ilmconvert.cli import main; main()"
+    command = [sys.executable, "-c", code, "finetune", "test_resnet", "--data", "nowhere", "-o", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["Error: fine-tuning needs accelerate: pip install 'ilmconvert[finetune]'"]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,125 @@
+"""Folded and exported models compute what the model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from ilmconvert import ILMNorm, convert, save
+from ilmconvert.cli import main
+from ilmconvert.errors import ExportError
+from ilmconvert.export.fold import _Affine, _WithoutMeta, fold
+from ilmconvert.export.formats import export
+from ilmconvert.models.create import create_model
+from tests.helpers import randomize_norms, relative_error
+
+
+def disturb(model: nn.Module, *, keep: str = "nothing") -> nn.Module:
+    """Move every parameter of every ILM Norm, as training does, but those whose name holds ``keep``."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, ILMNorm):
+                for name, p in module.named_parameters():
+                    if keep not in name and p.requires_grad:
+                        p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def network(name: str = "test_efficientnet", **settings: object) -> nn.Module:
+    return convert(randomize_norms(create_model(name, weights="none")), **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (lambda: network(), _Affine),
+        (lambda: disturb(network(), keep="decoder"), _WithoutMeta),
+        (lambda: disturb(network()), ILMNorm),
+        (lambda: network(restore_bound=2.0), _WithoutMeta),
+        (lambda: network(init="moments"), nn.GroupNorm),
+        (lambda: network("test_efficientnet_gn"), nn.GroupNorm),
+    ],
+    ids=["identity", "trained without meta-network", "trained", "bounded", "moments", "group norm"],
+)
+def test_folding_keeps_the_function(model: object, kind: type) -> None:
+    original = model().eval()
+    folded = fold(original)
+    x = 3 * torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(folded(x), original(x)) <= 1e-5
+    assert sum(isinstance(m, kind) for m in folded.modules()) == 13
+    assert sum(isinstance(m, ILMNorm) for m in original.modules()) == 13
+
+
+def test_pt2_with_any_batch_and_size(tmp_path: Path) -> None:
+    model = disturb(network("test_resnet"))
+    path = export(model, tmp_path / "m.pt2", format="pt2")
+    program = torch.export.load(path).module()
+    for shape in [(1, 3, 64, 64), (3, 3, 96, 80)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            assert relative_error(program(x), model(x)) <= 1e-5
+
+
+def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = disturb(network("test_resnet"))
+    path = export(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for shape in [(1, 3, 64, 64), (3, 3, 96, 80)]:
+        x = torch.randn(shape)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            assert relative_error(torch.from_numpy(y), model(x)) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True])
+def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
+    from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_photographs
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source = load_lite0()
+    model = convert(source)
+    if trained:
+        disturb(model)
+    path = export(model.eval(), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = preprocess(source, sample_photographs()[:4])
+    for batch in (x, x[:1, :, :192, :160]):
+        (y,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        with torch.no_grad():
+            assert relative_error(torch.from_numpy(y), model(batch)) <= 1e-4
+
+
+def test_command(tmp_path: Path) -> None:
+    file = save(network("test_resnet"), tmp_path / "m.safetensors")
+    result = CliRunner().invoke(main, ["export", str(file), "--format", "pt2", "--size", "64"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "m.pt2").exists()
+    assert "Error against the model: " in result.output
+    again = CliRunner().invoke(main, ["export", str(file), "--format", "pt2"])
+    assert again.exit_code == 2
+    assert "--force" in again.output
+
+
+def test_a_missing_extra_is_said_before_the_slow_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("torch.export.export", lambda *args, **kwargs: pytest.fail("traced"))
+    with pytest.raises(ExportError, match=r"pip install 'ilmconvert\[export\]'"):
+        export(network("test_resnet"), tmp_path / "m.onnx")
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="unknown format 'tflite'"):
+        export(network(), tmp_path / "m", format="tflite")
+    fixed = convert(randomize_norms(create_model("levit_128s", weights="none")))
+    with pytest.raises(ExportError, match="--static"):
+        export(fixed, tmp_path / "m.pt2", format="pt2")
+    assert list(tmp_path.iterdir()) == []

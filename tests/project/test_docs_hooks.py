@@ -1,0 +1,85 @@
+"""What the hooks of the site make of docstrings and of links."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import griffe
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+
+SOURCE = r'''
+LIMIT = 3
+#: What is known
+#: of colours.
+COLOURS = ("red",)
+
+def first(a, b, c=LIMIT):
+    r"""See :func:`second` and :math:`x^2`.
+
+    .. math::
+        y &= x \\
+        z &= 1
+
+    Args:
+        a, b: both
+            of them.
+        c: the last.
+
+    >>> first(1, 2)
+    3
+
+    The end.
+    """
+
+def second():
+    """Nothing."""
+'''
+MARKDOWN = r"""See <autoref optional identifier="colours.second"><code>second</code></autoref> and $x^2$.
+
+$$
+\begin{align*}y &= x \\
+z &= 1\end{align*}
+$$
+
+Args:
+    a: both
+        of them.
+    b: both
+        of them.
+    c: the last.
+
+```pycon
+>>> first(1, 2)
+3
+```
+
+The end."""
+
+
+def program(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_docstrings_become_markdown(tmp_path: Path) -> None:
+    (tmp_path / "colours.py").write_text(SOURCE)
+    hook = griffe.load_extensions(str(DOCS / "hooks" / "docstrings.py"))
+    package = griffe.load("colours", search_paths=[tmp_path], extensions=hook)
+    assert package["first"].docstring.value == MARKDOWN
+    assert package["first"].parameters["c"].default == "3"
+    assert package["COLOURS"].docstring.value == "What is known of colours."
+
+
+def test_links_out_of_the_site_become_text() -> None:
+    hook = program(DOCS / "hooks" / "links.py")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/export.md"))
+    text = "[a](../../examples/dp_opacus.py), [b](../limits.md#x), [c](https://a.b/c), [d](../../nowhere.py)"
+    found = hook.on_page_markdown(text, page=page, config=SimpleNamespace(docs_dir=str(DOCS)))
+    assert found == text.replace("[a](../../examples/dp_opacus.py)", "a")
