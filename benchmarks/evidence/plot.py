@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
 from benchmarks.evidence.runs import Run, read
+from ilmconvert.errors import ILMConvertError
 
 _WIDTH = 0.8  # of a group of points
 
@@ -36,6 +37,10 @@ def draw(runs: Sequence[Run], output: Path, *, image_set: str, budget: str, arms
     """Points with 95 % intervals; arms far below the rest on clean images are left out unless they are named."""
     by_arm = finals(runs, image_set, budget)
     shown = [arm for arm in by_arm if arm != FROZEN and (arm in arms if arms else not _hopeless(by_arm, arm))]
+    if not shown:
+        raise ILMConvertError(
+            f"there are no final runs of {image_set}, {budget} to draw beside {FROZEN}; make them first"
+        )
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes: Any = figure.subplots()
     for number, arm in enumerate(shown):

@@ -297,6 +297,13 @@ def test_command_resumes_and_its_tables_and_plot_show_the_runs(
     torch.set_num_threads(threads)
 
 
+def test_a_plot_without_final_runs_is_refused(tmp_path: Path) -> None:
+    file = RunFile(tmp_path / "runs.jsonl")
+    file.add(run(FROZEN, SEEDS[0], 0.5, phase=SELECTION))
+    with pytest.raises(ILMConvertError, match="no final runs of fashion-mnist, short"):
+        plot.main([str(file.path), "-o", str(tmp_path / "plot.svg")])
+
+
 def test_training_takes_whole_batches() -> None:
     with pytest.raises(ILMConvertError, match="1 training images"):
         train(ARMS[FROZEN], Settings(0.01), small_network(), small_images(BATCH_SIZE - 1), 3, 1, seed=0)
