@@ -16,6 +16,12 @@ from ilmconvert.cli import main
 from ilmconvert.cli._exit import EXIT_CODES
 from ilmconvert.cli._global import global_options
 
+# What click and this library put behind an option's help, as in "[default: 1] [x>=1]".
+_BRACKETED = re.compile(r"(?:\s*\[[^\]]*\])+$")
+
+# A backslash before "<" is shown by the site; these are shown by none.
+_ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in "*<[]"}
+
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 
 HEAD = """\
@@ -70,8 +76,8 @@ def page() -> str:
 
 
 def _exit_codes() -> str:
-    rows = "\n".join(f"| {code} | {_cell(text)} |" for code, text in EXIT_CODES.items())
-    return f"## Exit codes\n\n| code | meaning |\n|---|---|\n{rows}\n"
+    rows = "\n".join(f"- `{code}`: {_escaped(text)}" for code, text in EXIT_CODES.items())
+    return f"## Exit codes\n\n{rows}\n"
 
 
 def _command(name: str, root: click.Context) -> str:
@@ -97,25 +103,31 @@ def _help(command: click.Command) -> str:
 
 
 def _options(title: str, options: list[click.Option], context: click.Context) -> str:
-    """A table of options."""
+    """A list of options: choices hold a "|", which a table could show only with a backslash before it."""
     heading = [f"{'#' * (2 if context.parent is None else 3)} {title}", ""] if title else []
-    return "\n".join([*heading, "| option | what |", "|---|---|", *_rows(options, context), ""])
+    return "\n".join([*heading, *_items(options, context), ""])
 
 
-def _rows(options: list[click.Option], context: click.Context) -> Iterator[str]:
+def _items(options: list[click.Option], context: click.Context) -> Iterator[str]:
     for option in options:
         record = option.get_help_record(context)
         if record is not None:
-            names, text = map(_cell, record)
-            yield f"| `{names}` | {_escaped(' '.join(text.split()))} |"
+            names, text = record
+            yield f"- `{names}`: {_description(text)}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _description(text: str) -> str:
+    """What an option does, its default and its range: "[default: 1] [x>=1]" would read as two links."""
+    text = " ".join(text.split())
+    body = _BRACKETED.sub("", text)
+    notes = re.findall(r"\[([^\]]*)\]", text[len(body) :])
+    return " ".join([*filter(None, [_escaped(body)]), *([f"({_escaped('; '.join(notes))})"] if notes else [])])
 
 
 def _escaped(text: str) -> str:
-    return text.replace("*", "\\*").replace("<", "\\<")
+    """Text in which Markdown sees nothing but code between backticks."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else part.translate(_ENTITIES) for part in parts)
 
 
 if __name__ == "__main__":

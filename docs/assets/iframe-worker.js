@@ -1,6 +1,13 @@
 // Browsers start no worker for a page on disk. The search's worker then runs in a hidden frame, which may load scripts.
 if (location.protocol === "file:") {
-  window.Worker = class extends EventTarget {
+  // Messages arrive later than they are sent, as those of a worker do.
+  const send = (target, data) => setTimeout(() => {
+    const message = new MessageEvent("message", { data });
+    target.dispatchEvent(message);
+    if (target instanceof FrameWorker) target.onmessage?.(message);
+  });
+
+  class FrameWorker extends EventTarget {
     constructor(url) {
       super();
       this.queue = [];
@@ -18,19 +25,20 @@ if (location.protocol === "file:") {
         this.ready = true;
         this.queue.splice(0).forEach((data) => this.postMessage(data));
       };
-      window.addEventListener("worker-reply", ({ detail }) => {
-        this.dispatchEvent(new MessageEvent("message", { data: detail }));
-      });
+      this.reply = (event) => send(this, event.detail);
+      window.addEventListener("worker-reply", this.reply);
       document.body.append(this.frame);
     }
 
     postMessage(data) {
       if (!this.ready) return void this.queue.push(data);
-      this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data }));
+      send(this.frame.contentWindow, data);
     }
 
     terminate() {
+      window.removeEventListener("worker-reply", this.reply);
       this.frame.remove();
     }
-  };
+  }
+  window.Worker = FrameWorker;
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import timm
@@ -60,13 +63,13 @@ def test_quoted_output_is_that_of_the_example(program: Path) -> None:
 class Loads(HTMLParser):
     """The addresses of everything that a page loads by itself; ``text`` is what a reader sees outside of code."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
         self.text = ""
         self.tags: list[str] = []
         self._hidden = 0
-        self.feed(html)
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
@@ -84,10 +87,16 @@ class Loads(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as the README's command builds it: warnings are errors, and none is hidden."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    (build,) = set(re.findall(r"&& (mkdocs build[^`\n]*)`", (ROOT / "README.md").read_text()))
+    assert build == "mkdocs build --strict"  # --quiet would hide the warnings that --strict counts
+    command = [sys.executable, "-m", *build.split(), "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert "Documentation built" in done.stderr
     return folder
 
 
@@ -102,6 +111,28 @@ def test_links_lead_from_the_start_to_every_page(site: Path) -> None:
     assert {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")} <= {
         page.relative_to(site.resolve()) for page in seen
     }
+
+
+def test_links_of_every_page_lead_to_a_place_that_exists(site: Path) -> None:
+    targets = {page.resolve(): set(re.findall(r'\bid="([^"]+)"', page.read_text())) for page in site.rglob("*.html")}
+    for page in targets:
+        if page.name == "404.html":  # its links are absolute
+            continue
+        for link in re.findall(r'<a [^>]*href="([^"]*)"', page.read_text()):
+            address, _, anchor = html.unescape(link).partition("#")
+            if re.match(r"\w+:", address):
+                continue
+            target = (page.parent / address).resolve() if address else page
+            assert target.exists(), f"{page.name} links to {link}"
+            if anchor and target in targets:
+                assert unquote(anchor) in targets[target], f"{page.name} links to {link}"
+
+
+def test_the_command_line_page_shows_options_as_they_are_typed(site: Path) -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "cli.html").read_text()))
+    assert "--to [ilm_gn|ilm_ln|ilm_in|gn|ln|in]" in text
+    assert "(default: 32; x>=1)" in text
+    assert "\\" not in text
 
 
 def test_pages_load_nothing_from_a_network(site: Path) -> None:

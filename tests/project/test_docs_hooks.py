@@ -83,3 +83,13 @@ def test_links_out_of_the_site_become_text() -> None:
     text = "[a](../../examples/dp_opacus.py), [b](../limits.md#x), [c](https://a.b/c), [d](../../nowhere.py)"
     found = hook.on_page_markdown(text, page=page, config=SimpleNamespace(docs_dir=str(DOCS)))
     assert found == text.replace("[a](../../examples/dp_opacus.py)", "a")
+
+
+def test_links_of_an_included_file_are_relative_to_that_file(tmp_path: Path) -> None:
+    hook = program(DOCS / "hooks" / "links.py")
+    (tmp_path / "docs" / "guides").mkdir(parents=True)
+    (tmp_path / "docs" / "trust.md").touch()
+    (tmp_path / "NEWS.md").write_text("[a](docs/trust.md#files), [b](NEWS.md), [c](docs/nowhere.md)")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/news.md"))
+    found = hook.on_page_markdown('--8<-- "NEWS.md"\n', page=page, config=SimpleNamespace(docs_dir=tmp_path / "docs"))
+    assert found == "[a](../trust.md#files), b, [c](../nowhere.md)\n"
