@@ -39,7 +39,7 @@ Row = dict[str, Cell]
 
 
 class Test:
-    """ImageDataset that nothing is fitted to or chosen by, and what the source says of them."""
+    """Images that nothing is fitted to or chosen by, and what the source says of them."""
 
     def __init__(self, source: nn.Module, images: Tensor) -> None:
         self._batches = [(x,) for x in images.split(BATCH)]

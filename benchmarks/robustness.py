@@ -27,6 +27,7 @@ from benchmarks.robustness_tables import BASELINE, SOURCE, tables_of
 from ilmconvert import calibrate_bound, convert
 from ilmconvert.data.corruptions import SEVERITIES
 from ilmconvert.data.sample_photographs import load_lite0
+from ilmconvert.data.transforms import create_transform, transform_config
 from ilmconvert.evaluation.robustness import AFFINE, CLEAN, Condition, StandardizedInput, predicted
 from ilmconvert.evaluation.robustness_plot import plot_agreement
 from ilmconvert.export.fold import fold
@@ -50,11 +51,7 @@ def load_images(
     source: nn.Module, folder: Path, count: int, size: int | None
 ) -> tuple[list[Tensor], list[int | None], Callable[[Tensor], Tensor]]:
     """Up to ``count`` images from 0 to 1, the labelled ones first, their labels, and the normalisation left to do."""
-    from timm.data import create_transform, resolve_model_data_config
-
-    config = resolve_model_data_config(source)
-    if size is not None:
-        config["input_size"] = (3, size, size)
+    config = transform_config(source, size)
     transform = create_transform(**config, is_training=False, normalize=False)
     paths = sorted(folder.glob("*.png"))
     random.Random(0).shuffle(paths)

@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ilmconvert.testing import OUTCOMES, TOLERANCE, outcome, read_lines, tally
+from ilmconvert.evaluation.tolerances import ROUNDING
+from ilmconvert.testing import OUTCOMES, count_outcomes, outcome, read_lines
+from ilmconvert.testing.check_conversion import ATTEMPTS
 
 Line = Mapping[str, Any]
 NOTHING = "nothing to convert"
@@ -19,7 +21,7 @@ NOTHING = "nothing to convert"
 
 def document(lines: Sequence[Line]) -> str:
     """The whole page."""
-    tolerances = ", ".join(f"{limit:g} in {str(dtype).rpartition('.')[2]}" for dtype, limit in TOLERANCE.items())
+    tolerances = ", ".join(f"{ROUNDING[dtype]:g} in {str(dtype).rpartition('.')[2]}" for dtype in dict(ATTEMPTS))
     versions = ", ".join(f"{name} {version(name)}" for name in ("timm", "torchvision", "torch"))
     parts = [
         "# Coverage",
@@ -86,7 +88,7 @@ def _counts(lines: Sequence[Line], titles: tuple[str, ...], key: Any, *, errors:
     shown = [name for name in OUTCOMES if name not in ("exact", NOTHING)]
     header = (*titles, "tried", "converted", "exact", *shown, *(("largest error in float32",) if errors else ()))
     rows = []
-    for group, counts in tally(lines, key).items():
+    for group, counts in count_outcomes(lines, key).items():
         mine = [line for line in lines if key(line) == group]
         converted = sum(outcome(line) != NOTHING and line["converted"] > 0 for line in mine)
         row = [*group, counts["tried"], converted, counts["exact"], *(counts[name] for name in shown)]

@@ -43,7 +43,7 @@ class Table:
         self.random = np.random.default_rng(seed)
 
     def demonstrations(self, count: int) -> tuple[Tensor, Tensor]:
-        """ImageDataset (N, 3, 96, 96), and the actions (N, 2): where the puck is, from -1 to 1."""
+        """Images (N, 3, 96, 96), and the actions (N, 2): where the puck is, from -1 to 1."""
         images, actions = [], self.random.uniform(-0.8, 0.8, (count, 2))
         rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
         for x, y in actions:

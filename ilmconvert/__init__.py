@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ilmconvert._constants import __version__ as __version__
+from ilmconvert._constants import lazy_attributes
 from ilmconvert.errors import CheckpointError, ConversionError, ILMConvertError, ModelError
 from ilmconvert.export.hub.timm_import_hook import register as _register_in_timm
 
@@ -39,27 +39,16 @@ __all__ = [
 ]
 
 # Imported when first asked for, so that the command line's help doesn't wait for torch.
-_HOMES = {
-    **dict.fromkeys(("load", "save"), "ilmconvert.checkpoint.save_load"),
-    **dict.fromkeys(("apply_delta", "save_delta"), "ilmconvert.checkpoint.delta"),
-    **dict.fromkeys(("push_to_hub", "save_pretrained"), "ilmconvert.export.hub"),
-    "ILMNorm": "ilmconvert.nn",
-    "calibrate_bound": "ilmconvert.calibration.bound",
-    **dict.fromkeys(
-        ("NormDescription", "Plan", "PlanEntry", "convert", "plan", "register_source"), "ilmconvert.surgery"
-    ),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "calibration.bound": "calibrate_bound",
+        "checkpoint.delta": "apply_delta save_delta",
+        "checkpoint.save_load": "load save",
+        "export.hub": "push_to_hub save_pretrained",
+        "nn": "ILMNorm",
+        "surgery": "NormDescription Plan PlanEntry convert plan register_source",
+    },
+)
 
 _register_in_timm()

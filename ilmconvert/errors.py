@@ -16,6 +16,10 @@ class NoRunningStatistics(ConversionError, AttributeError):
     """
 
 
+class NotScriptable(ConversionError):
+    """torch.jit.script was asked to compile an ILM Norm; its own errors would say nothing of use."""
+
+
 class CheckpointError(ILMConvertError):
     """A file isn't a checkpoint that can be loaded here; nothing was loaded."""
 
@@ -41,7 +45,7 @@ class RecipeError(ILMConvertError):
 
 
 class DataError(ILMConvertError):
-    """ImageDataset that can't be trained on as asked."""
+    """Images that can't be trained on as asked."""
 
     def __init__(self, message: object = "") -> None:
         # torch re-raises what a worker raised with the worker's whole traceback as the message.

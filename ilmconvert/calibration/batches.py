@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ilmconvert.calibration.walk import Inputs
 from ilmconvert.errors import CalibrationError
+from ilmconvert.surgery.outputs import map_tensors
+from ilmconvert.surgery.paused_forward import Inputs
 
 
 class Part(NamedTuple):
@@ -30,7 +31,7 @@ def prepared(batches: Iterable[Any], device: torch.device) -> list[Inputs]:
         if isinstance(batch, (tuple, list)) and not batch:
             raise CalibrationError("a batch is empty; give tensors, or tuples whose first item the model takes")
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        found.append((_moved(x, device),))
+        found.append((map_tensors(x, lambda t: t.to(device)),))
     if not found:
         raise CalibrationError("there are no batches to calibrate on; give a few tens of images")
     return found
@@ -57,11 +58,3 @@ def _share(count: int, holdout: float, message: str) -> int:
 
 def _length(x: Any) -> int:
     return len(x) if hasattr(x, "__len__") else 1
-
-
-def _moved(x: Any, device: torch.device) -> Any:
-    if isinstance(x, Tensor):
-        return x.to(device)
-    if isinstance(x, (tuple, list)):
-        return type(x)(_moved(item, device) for item in x)
-    return x

@@ -9,7 +9,6 @@ outside an image is normalised to the limit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.kernels import dispatch
 from ilmconvert.nn.restore_range import RestoreRange, image_deviations, to_range
+from ilmconvert.surgery.record_calls import Call, on_calls
 
 #: Without images: about what calibration gives for photographs on a network whose input they centre.
 DEFAULT_RANGE = RestoreRange(-0.6, 0.5, 1.3)
@@ -99,48 +99,36 @@ def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *
         raise ValueError(f"quantile={quantile} must be at least 0 and below 1/2")
     if batches is None:
         return bound(model)
-    seen = _Deviations(dict(_restoring(model)))
-    with evaluating(model), torch.no_grad(), seen:
+    layers = dict(_restoring(model))
+    first: list[str] = []
+    found: list[Tensor] = []
+
+    def keep(call: Call) -> None:
+        first.append(call.name)
+        if call.name == first[0]:
+            found.append(_deviations(layers[call.name], call.args[0]))
+
+    with evaluating(model), torch.no_grad(), on_calls(layers, keep, before=True):
         for batch in batches:
             model(batch)
-    if seen.first is None or len(seen.values) < 2:
+    values = torch.cat(found) if found else torch.empty(0, 2)
+    if len(values) < 2:
         raise ConversionError("the bound needs a restoring path that runs and at least two images; give more images")
-    contrast, radius = seen.values.unbind(1)
+    contrast, radius = values.unbind(1)
     low, far = torch.quantile(contrast, quantile), torch.quantile(radius, 1 - quantile)
     if not low < contrast.max():
         raise ConversionError("all these images have the same contrast, which leaves no range; give various images")
-    seen.layers[seen.first].restore_range = RestoreRange(low.item(), contrast.max().item(), far.item()).checked()
-    return seen.first
+    layers[first[0]].restore_range = RestoreRange(low.item(), contrast.max().item(), far.item()).checked()
+    return first[0]
 
 
 def _restoring(model: nn.Module) -> Iterator[tuple[str, ILMNorm]]:
     return ((n, m) for n, m in model.named_modules() if isinstance(m, ILMNorm) and m.restore_weight is not None)
 
 
-class _Deviations:
-    """While entered, keeps the deviations (images, 2) of whichever layer runs first."""
-
-    def __init__(self, layers: dict[str, ILMNorm]) -> None:
-        self.layers = layers
-        self.first: str | None = None
-        self.values = torch.empty(0, 2)
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> _Deviations:
-        for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(partial(self._keep, name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _keep(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.first = name if self.first is None else self.first
-        if name == self.first:
-            assert isinstance(layer, ILMNorm)
-            assert layer.ref_mean is not None
-            assert layer.ref_std is not None
-            means, variances = dispatch.moments(inputs[0], layer.num_channels)
-            found = image_deviations(means, variances, layer.ref_mean, layer.ref_std, layer.eps)
-            self.values = torch.cat((self.values, found.float().cpu()))
+def _deviations(layer: ILMNorm, x: Tensor) -> Tensor:
+    """Of each image, what a range limits: (N, 2), float32, on the CPU."""
+    assert layer.ref_mean is not None
+    assert layer.ref_std is not None
+    means, variances = dispatch.moments(x, layer.num_channels)
+    return image_deviations(means, variances, layer.ref_mean, layer.ref_std, layer.eps).float().cpu()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.calibration.batches import divide, prepared
-from ilmconvert.calibration.fit import Values, fit_meta, match_constants, relative_error, rescaling, respread
+from ilmconvert.calibration.fit import Values, fit_meta, match_constants, rescaling, respread, weighted_error
 from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot, source_targets
 from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
-from ilmconvert.calibration.walk import Inputs, walk
+from ilmconvert.calibration.walk import walk
 from ilmconvert.errors import CalibrationError
 from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.surgery.paused_forward import Inputs
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
 START, CONSTANTS, DAMPED, META_NETWORK = "start", "constants", "damped constants", "meta-network"
@@ -121,9 +121,7 @@ def calibrate(
     pairs, skipped = pairs_of(model, source)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fitting, held_out = divide(prepared(batches, device), holdout)
-    with ExitStack() as stack:
-        for each in (model, source):
-            stack.enter_context(evaluating(each))
+    with evaluating(model, source):
         everything = [*fitting.inputs, *held_out.inputs]
         targets, calls = source_targets(source, pairs, everything)
         skipped |= {name: SHARED if calls[name] else NEVER_RUN for name in pairs if calls[name] != 1}
@@ -201,4 +199,4 @@ def _error(pair: Pair, values: Values, s: Statistics) -> float:
     omega, beta = values["weight"], values["bias"]
     if pair.has_meta:
         omega, beta = rescaling(values, *s.key_features(values["encoder"].shape[1], pair.correction))
-    return relative_error(s, omega, beta).item()
+    return weighted_error(s, omega, beta).item()

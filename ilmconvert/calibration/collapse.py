@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from ilmconvert.errors import CollapseError
 from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import group_norm_target
+from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
 TOLERANCE = 1e-3
@@ -124,16 +124,12 @@ def _measure(
     """What each layer does to each sample: its output is affine in its input, per sample and channel."""
     seen: dict[str, list[Statistics]] = {name: [] for name in layers}
 
-    def recorder(name: str, layer: ILMNorm) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            # not the module's own result, which a fused activation has gone over
-            seen[name].append(_statistics(layer, args[0], ILMNorm.forward(layer, args[0])))
+    def record(call: Call) -> None:
+        # not the module's own result, which a fused activation has gone over
+        layer, x = layers[call.name], call.args[0]
+        seen[call.name].append(_statistics(layer, x, ILMNorm.forward(layer, x)))
 
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(recorder(name, layer)).remove)
+    with on_calls(layers, record, before=True), torch.no_grad():
         for inputs in batches:
             model(*inputs)
     return seen

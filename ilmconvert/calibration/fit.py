@@ -26,7 +26,7 @@ def sample_weights(s: Statistics) -> Tensor:
     return weights / weights.mean()
 
 
-def relative_error(s: Statistics, omega: Tensor, beta: Tensor) -> Tensor:
+def weighted_error(s: Statistics, omega: Tensor, beta: Tensor) -> Tensor:
     """Squared distance to the target over the target's variance, averaged over channels; a scalar.
 
     Channels count alike, whatever their variance: the next layer's weights make up for that.
@@ -117,7 +117,7 @@ def fit_meta(s: Statistics, start: Values, *, correction: int, decay: float) -> 
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        error = relative_error(s, *rescaling(values, key_mean, key_var))
+        error = weighted_error(s, *rescaling(values, key_mean, key_var))
         way = ((values["encoder"] - first["encoder"]) / unit).square().sum()
         size = values["weight_decoder"].square().sum() + values["bias_decoder"].square().sum()
         loss = error + decay * (size + way)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ilmconvert.calibration.fit import META, Values
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments, source_moments, statistics
-from ilmconvert.calibration.walk import Inputs
 from ilmconvert.errors import CalibrationError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import layer_configs
+from ilmconvert.surgery.paused_forward import Inputs
+from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.sources import NormDescription, find_source
 
 HAS_PATH = "has a restoring path: what it needs of an instance it takes from the instance"
@@ -109,12 +108,10 @@ def source_targets(
     """Of every layer, the moments of what the source's makes in the source; and how often it runs in a pass."""
     seen: dict[str, list[Moments]] = {name: [] for name in pairs}
 
-    def recorder(name: str, pair: Pair) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: seen[name].append(source_moments(pair.source, moments(args[0])))
+    def record(call: Call) -> None:
+        seen[call.name].append(source_moments(pairs[call.name].source, moments(call.args[0])))
 
-    with ExitStack() as stack, torch.no_grad():
-        for name, pair in pairs.items():
-            stack.callback(pair.source_layer.register_forward_pre_hook(recorder(name, pair)).remove)
+    with on_calls({name: pair.source_layer for name, pair in pairs.items()}, record, before=True), torch.no_grad():
         for inputs in batches:
             source(*inputs)
     calls = Counter({name: -(-len(found) // len(batches)) for name, found in seen.items()})

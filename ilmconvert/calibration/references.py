@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from ilmconvert.errors import CalibrationError
 from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.kernels import dispatch
+from ilmconvert.surgery.record_calls import Call, on_calls
 
 
 def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
@@ -53,13 +52,10 @@ def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen: dict[str, list[Tensor]] = defaultdict(list)
 
-    def keep(name: str, layer: ILMNorm, inputs: tuple[Any, ...]) -> None:
-        seen[name].append(_group_statistics(layer, inputs[0]))
+    def keep(call: Call) -> None:
+        seen[call.name].append(_group_statistics(layers[call.name], call.args[0]))
 
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(evaluating(model))
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(partial(keep, name)).remove)
+    with evaluating(model), torch.no_grad(), on_calls(layers, keep, before=True):
         for inputs in prepared(batches, device):
             model(*inputs)
         found = {name: torch.cat(parts, 1) for name, parts in seen.items()}

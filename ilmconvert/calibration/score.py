@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.evaluation.difference import OutputComparison
 from ilmconvert.surgery.outputs import outputs
 
 
@@ -17,8 +18,7 @@ class Score(NamedTuple):
     Attributes:
         agreement: share of the samples with the same largest class; None unless the outputs are logits (N, classes).
         kl: mean KL(source || model) of the classes' probabilities, in nats; None like the agreement.
-        error: root of the summed squares of the outputs' differences over those of the source's outputs, each about
-            its mean over the batch.
+        error: Euclidean norm of the outputs' difference over that of the source's outputs.
     """
 
     agreement: float | None
@@ -50,21 +50,7 @@ def score(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]
     >>> score([[a]], [[a]]), score([[b]], [[a]]).agreement
     (Score(agreement=1.0, kl=0.0, error=0.0), 0.5)
     """
-    same = count = 0
-    difference = total = divergence = 0.0
-    logits = all(len(batch) == 1 and batch[0].ndim == 2 and batch[0].shape[1] > 1 for batch in expected)
+    compared = OutputComparison()
     for ours, theirs in zip(found, expected, strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            if a.shape != b.shape:
-                return Score(None, None, float("nan"))
-            difference += (a - b).double().square().sum().item()
-            centre = b.mean(0, keepdim=True) if len(b) > 1 else torch.zeros(())
-            total += (b - centre).double().square().sum().item()
-        if logits:
-            same += int((ours[0].argmax(1) == theirs[0].argmax(1)).sum())
-            count += len(ours[0])
-            p, q = (t[0].double().log_softmax(1) for t in (theirs, ours))
-            # rounding can make it negative
-            divergence += (p.exp() * (p - q)).sum(1).clamp(min=0).sum().item()
-    error = (difference / total) ** 0.5 if total else (0.0 if difference == 0 else float("inf"))
-    return Score(same / count if count else None, divergence / count if count else None, error)
+        compared.add(theirs, ours)
+    return Score(compared.agreement, compared.kl, compared.difference.relative_norm)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.checkpoint import safetensors_io, save_load
-from ilmconvert.checkpoint.fingerprint import digest, same_bits
+from ilmconvert.checkpoint.fingerprint import fingerprint, same_bits
 from ilmconvert.checkpoint.metadata import Record, parse
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError
@@ -30,7 +30,7 @@ class Delta:
 
     Attributes:
         record: of the converted model, as in a checkpoint.
-        sha256: of the base's tensors, see :func:`digest`.
+        sha256: of the base's tensors, see :func:`ilmconvert.checkpoint.fingerprint.fingerprint`.
         base: how the base is built, if that is known.
         without: tensors of the base that the converted model lacks, beside those of its norms.
     """
@@ -102,7 +102,7 @@ def save_delta(
     unchanged = {k for k, t in _of_base(theirs, record).items() if k in tensors and same_bits(tensors[k], t)}
     changed = {k: t for k, t in tensors.items() if k not in unchanged}
     without = [k for k in _of_base(theirs, record) if k not in tensors]
-    delta = Delta(record, digest(base), infer_spec(base), tuple(without))
+    delta = Delta(record, fingerprint(base), infer_spec(base), tuple(without))
     return safetensors_io.write(path, changed, {DELTA_KEY: delta.to_json()})
 
 
@@ -125,7 +125,7 @@ def apply_delta(
     """
     delta, changed = read_delta(path)
     theirs = base.state_dict()
-    found = digest(base)
+    found = fingerprint(base)
     if found != delta.sha256:
         raise CheckpointError(
             f"{path} is for another base{_named(delta)}: its tensors have SHA-256 {delta.sha256[:12]}..., "

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 _COUNTER = "num_batches_tracked"
 
 
-def digest(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and values of a model's tensors, BatchNorm's counters left out.
 
     >>> layer = nn.BatchNorm2d(4)
-    >>> before = digest(layer)
+    >>> before = fingerprint(layer)
     >>> _ = layer.num_batches_tracked.add_(1)
-    >>> digest(layer) == before
+    >>> fingerprint(layer) == before
     True
     >>> _ = layer.running_mean.add_(1)
-    >>> digest(layer) == before
+    >>> fingerprint(layer) == before
     False
     """
     result = hashlib.sha256()

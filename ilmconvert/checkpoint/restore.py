@@ -18,7 +18,7 @@ _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 def skeleton(model: nn.Module) -> nn.Module:
     """A deep copy on the meta device: structure and shapes without values."""
     memo: dict[int, Any] = {}
-    for t in (*model.parameters(), *model.buffers()):
+    for t in (*model.parameters(), *(t for _, t in model.named_buffers())):
         if id(t) not in memo:
             empty = torch.empty_like(t, device="meta")
             memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty

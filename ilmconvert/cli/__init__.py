@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("ilmconvert.cli.list:list_", "List models that can be converted."),
     "finetune": ("ilmconvert.cli.finetune:finetune", "Fine-tune a model or checkpoint with a recipe."),
     "evaluate": ("ilmconvert.cli.evaluate:evaluate", "Accuracy, calibration and agreement on images."),
-    "calibrate": ("ilmconvert.cli.calibrate:calibrate", "Bring a moments start closer to its source by images."),
+    "calibrate": ("ilmconvert.cli.calibrate:calibrate", "Fit inexact layers to their source on unlabelled images."),
     "collapse": ("ilmconvert.cli.collapse:collapse", "Turn constant ILM Norms into plain GroupNorms."),
     "robustness": ("ilmconvert.cli.robustness:robustness", "Compare a bounded checkpoint on corrupted images."),
     "verify": ("ilmconvert.cli.verify:verify", "Compare a checkpoint with its source, layer by layer."),

@@ -9,57 +9,62 @@ import click
 
 from ilmconvert.cli._common import warn
 from ilmconvert.cli._formats import written
+from ilmconvert.cli._table import print_facts
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ilmconvert.surgery import Plan
 
-LARGEST_IDENTITY_ERROR = 1e-3
-
 
 def print_summary(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from ilmconvert.report.text import share
 
     spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
-    table = Table(title=f"{summary['model']} to {summary['to']} ({summary['init']})", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}")
-    table.add_row("layers converted", str(layers["converted"]))
-    for reason, count in layers["skipped"].items():
-        table.add_row("layers skipped", f"{count}: {reason}")
     before, after = parameters["before"], parameters["after"]
-    table.add_row("parameters", f"{before:,} before, {after:,} after (+{after / before - 1:.1%})")
-    table.add_row("error against the source", _error_text(error))
+    rows = [
+        ("source", f"{spec['library']} {spec['architecture']}, weights: {summary['provenance']['weights']}"),
+        ("layers converted", str(layers["converted"])),
+        *(("layers skipped", f"{count}: {reason}") for reason, count in layers["skipped"].items()),
+        ("parameters", f"{before:,} before, {after:,} after ({share(after / before - 1, sign='+')})"),
+        ("error against the source", _error_text(error)),
+    ]
     if summary["bounded"] is not None:
         low, high, radius = summary["bounded"]["limits"]
         limits = f"log contrast {low:+.2f} to {high:+.2f}, means within {radius:.2f}"
-        table.add_row(f"bounded: {summary['bounded']['layer']}", limits)
+        rows.append((f"bounded: {summary['bounded']['layer']}", limits))
     if summary["timm"] is not None:
         arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]
         call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])
-        table.add_row("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)")
-    Console().print(table)
+        rows.append(("loads with stock timm", f"timm.create_model({call}, checkpoint_path=...)"))
+    print_facts(f"{summary['model']} to {summary['to']} ({summary['init']})", rows)
     click.echo(written(summary))
 
 
 def _error_text(error: dict[str, Any] | None) -> str:
+    from ilmconvert.report.text import share
+
     if error is None:
         return "not measured"
     text = f"{error['relative_error']:.1e} of the largest output ({error['largest_error']:.1e})"
     agreement = error["top1_agreement"]
-    return text if agreement is None else f"{text}; top-1 agreement {agreement:.0%}"
+    return text if agreement is None else f"{text}; top-1 agreement {share(agreement, digits=0)}"
 
 
 def warn_if_not_exact(summary: dict[str, Any]) -> None:
     """Say it loudly where a conversion that should be exact isn't."""
     error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
-    if exact and error is not None and not error["relative_error"] <= LARGEST_IDENTITY_ERROR:
+    if not exact or error is None:
+        return
+    import torch
+
+    from ilmconvert.evaluation.tolerances import ROUNDING
+
+    limit = ROUNDING[torch.float32]  # in which create_model builds
+    if not error["relative_error"] <= limit:
         message = (
             f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected less "
-            f"than {LARGEST_IDENTITY_ERROR:g}. Don't rely on {summary['output']}; please report the model."
+            f"than {limit:g}. Don't rely on {summary['output']}; please report the model."
         )
         warn(message, loud=True)
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-EXIT_BROKEN = 1
+EXIT_FAILED = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
@@ -19,7 +19,7 @@ EXIT_PIPE = 141
 #: Every exit code of every command, for help and documentation.
 EXIT_CODES = {
     0: "Done.",
-    EXIT_BROKEN: "Checked and found wrong: verify's promise, or a model of sweep.",
+    EXIT_FAILED: "A check failed: a criterion of verify, or a model of sweep.",
     EXIT_ERROR: "Not done; one line on stderr says why and what to do.",
     EXIT_INTERRUPTED: "Interrupted by Ctrl-C.",
     EXIT_PIPE: "The program that read the output is gone, as in `| head`.",

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._global import shows_progress
+from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
     from ilmconvert.finetune import Progress, Result
+    from ilmconvert.report import Run
 
 
 @contextmanager
@@ -48,88 +50,63 @@ def bar(enabled: bool = True) -> Iterator[Callable[[Progress], None] | None]:
 
 def numbers(now: Progress) -> str:
     """Loss, accuracy, speed and the time left, as far as they are known."""
+    from ilmconvert.report.text import duration, share
+
     parts = [
         None if now.loss is None else f"loss {now.loss:.3f}",
-        None if now.top1 is None else f"top-1 {now.top1:.1%}",
+        None if now.top1 is None else f"top-1 {share(now.top1)}",
         None if now.images_per_second is None else f"{now.images_per_second:.0f} img/s",
         None if now.eta is None else f"{duration(now.eta)} left",
     ]
     return "  ".join(part for part in parts if part)
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> duration(3725.4)
-    '1:02:05'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
 def print_result(result: Result) -> None:
-    """The accuracy of source, converted and fine-tuned network and of the baselines, and what was written."""
-    from rich.console import Console
-    from rich.table import Table
+    """What a run came to, and what was written."""
+    from ilmconvert.report.run import read_run
 
-    summary = result.summary
-    table = Table(title=f"{summary['model']}, recipe {summary['recipe']}")
-    table.add_column("network", style="bold")
-    table.add_column("validation", overflow="fold")
-    for row in rows(summary):
-        table.add_row(*row)
-    Console().print(table)
-    if summary["stopped_early"]:
-        click.echo(f"Stopped after {summary['epochs']} epochs: no better result")
+    print_run(read_run(result.output))
+    if result.summary["stopped_early"]:
+        click.echo(f"Stopped after {result.summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
 
 
-def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the table shows: a network, and how it does on the validation images."""
-    before, best = summary["before"], summary["best"]
-    found = []
-    if before is not None:
-        if before.get("against_top1") is not None:
-            found.append(("source", _share(before["against_top1"])))
-        elif before.get("agreement") is not None:
-            found.append((f"at the start, same class as the {before['against']}", _share(before["agreement"])))
-        if before.get("top1") is not None:
-            found.append(("converted", _share(before["top1"])))
-    elif best["val_top1"] is not None:
-        found.append(("source and converted", "not measured: the head is new"))
-    found.append((f"fine-tuned, epoch {best['epoch']}", _row(best)))
-    return [*found, *((f"baseline {name}", _row(row)) for name, row in summary.get("baselines", {}).items())]
+def print_run(run: Run) -> None:
+    """The networks of a run before, right after the conversion, and after fine-tuning, on validation images."""
+    from ilmconvert.report.run import arms
+    from ilmconvert.report.run_page import label
+    from ilmconvert.report.text import NONE, share
 
-
-def _row(row: Mapping[str, Any]) -> str:
-    if row["val_top1"] is not None:
-        return _share(row["val_top1"])
-    if row["val_agreement"] is not None:
-        return f"{_share(row['val_agreement'])} the same class as the teacher"
-    return "no validation images"
-
-
-def _share(value: float) -> str:
-    return f"{value:.2%}"
+    before = run.summary.get("before") or {}
+    rows = []
+    for arm in arms(run):
+        best = arm.best or {}
+        start, after = share(arm.start), share(arm.end, arm.end_interval)
+        if start is None and not arm.name and before.get("agreement") is not None:
+            start = f"{share(before['agreement'])} the same class as the {before['against']}"
+        if after is None and best.get("val_agreement") is not None:
+            after = f"{share(best['val_agreement'])} the same class as the teacher"
+        epoch = f"{best['epoch']:.0f} of {arm.epochs}" if best else NONE
+        rows.append((label(arm.name, run), *(text or NONE for text in (share(arm.source), start, after)), epoch))
+    caption = None
+    if run.rows and not run.validated:
+        caption = "no validation images"
+    elif run.config.get("model", {}).get("head_replaced"):
+        caption = "not measured before training: the head is new"
+    model, recipe = run.summary.get("model", run.path), run.config.get("recipe", {}).get("name", "")
+    columns = ("network", "before", "right after", "after", "best epoch")
+    print_table(f"{model}, recipe {recipe}: top-1 on validation images", columns, rows, caption=caption)
 
 
 def print_plan(summary: Mapping[str, Any]) -> None:
     """What a dry run found: the length of the run, and what trains at which learning rate."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{summary['model']['name']}, recipe {summary['recipe']['name']}: dry run", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("device", f"{summary['device']}, {summary['processes']} process(es)")
-    table.add_row(
-        "images", f"{summary['data'].get('train')} to train, {summary['data'].get('val') or 'no'} to validate"
-    )
-    table.add_row("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch")
+    data, found = summary["data"], [("device", f"{summary['device']}, {summary['processes']} process(es)")]
+    found.append(("images", f"{data.get('train')} to train, {data.get('val') or 'no'} to validate"))
+    found.append(("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch"))
     for kind, group in summary["trained"].items():
         rates = group["learning_rates"]
         span = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
-        table.add_row(f"trains: {kind}", f"{group['parameters']:,} parameters, learning rate {span}")
-    table.add_row("loss of the first batch", f"{summary['first_loss']:.4f}")
-    Console().print(table)
+        found.append((f"trains: {kind}", f"{group['parameters']:,} parameters, learning rate {span}"))
+    found.append(("loss of the first batch", f"{summary['first_loss']:.4f}"))
+    print_facts(f"{summary['model']['name']}, recipe {summary['recipe']['name']}: dry run", found)
     click.echo("Nothing was written")

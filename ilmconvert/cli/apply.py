@@ -13,7 +13,7 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 @click.command()
 @click.argument("delta", type=click.Path(path_type=Path))
 @click.option("--source", metavar="MODEL|CHECKPOINT", help="The base.  [default: the one that the delta names]")
-@click.option("--weights", metavar="default|FILE", help="Of the base.  [default: those that the delta names]")
+@click.option("--weights", metavar="default|FILE", help="Weights of the base.  [default: those that the delta names]")
 @output_options("DELTA without .delta")
 def apply(
     delta: Path, source: str | None, weights: str | None, output: Path | None, force: bool, as_json: bool
@@ -35,13 +35,13 @@ def apply(
 
         from ilmconvert.checkpoint.delta import apply_delta, read_delta
         from ilmconvert.checkpoint.save_load import save
-        from ilmconvert.evaluation.verify.find_source import find_base
-        from ilmconvert.evaluation.verify.opened_checkpoint import Subject
+        from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
+        from ilmconvert.evaluation.verify.source_model import find_base
 
         found, _ = read_delta(delta)
         header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}
         say("looking for the base")
-        base = find_base(Subject(delta, nn.Identity(), header, ""), source=source, weights=weights)
+        base = find_base(OpenedCheckpoint(delta, nn.Identity(), header, ""), source=source, weights=weights)
         model = apply_delta(base.model, delta)
         say(f"writing {output}")
         save(model, output)

@@ -12,12 +12,18 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", help="ImageDataset to measure on; needed unless all decoders and restoring paths are zero.")
-@click.option("--tolerance", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="Of a layer's output.")
+@click.option("--data", help="Images to measure on; needed unless all decoders and restoring paths are zero.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-3,
+    show_default=True,
+    help="Largest error of a layer, as a share of its output.",
+)
 @click.option("--images", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--input-size", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of images.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the choice of images.")
 @output_options("CHECKPOINT-plain")
 def collapse(
     checkpoint: Path,
@@ -39,7 +45,7 @@ def collapse(
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save
-    from ilmconvert.cli.calibrate import image_batches
+    from ilmconvert.data.transforms import image_batches
     from ilmconvert.export.stock_timm import timm_arguments
 
     with progress() as say:
@@ -62,9 +68,11 @@ def collapse(
     if as_json:
         print_json(summary)
         return
+    from ilmconvert.report.text import share
+
     exact = sum(layer.exact for layer in found.layers)
     click.echo(f"{len(found.layers)} layers, {exact} of them exactly; largest deviation {found.deviation:.1e}")
     if found.score is not None:
-        agreement = "" if found.score.agreement is None else f"; same class on {found.score.agreement:.1%} of images"
+        agreement = "" if found.score.agreement is None else f"; same class on {share(found.score.agreement)} of images"
         click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")
     click.echo(f"Wrote {output}")

@@ -26,7 +26,7 @@ from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_pl
 if TYPE_CHECKING:
     from torch import nn
 
-# That a bound is taken from.
+#: Number of images used to calibrate the bound of ``--robust``.
 IMAGES = 200
 
 
@@ -150,10 +150,10 @@ def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> di
 
     batches = None
     if data is not None:
-        from ilmconvert.cli.calibrate import image_batches
+        from ilmconvert.data.transforms import image_batches
 
         say(f"measuring images of {data}")
-        batches = image_batches(model, data, images=IMAGES, batch_size=8, seed=0)
+        batches = image_batches(model, data, images=IMAGES, batch_size=8)
     name = calibrate_bound(model, batches)
     layer = model.get_submodule(name)
     assert isinstance(layer, ILMNorm)

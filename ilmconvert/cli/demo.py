@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ilmconvert.cli._common import TARGETS, print_json, progress
+from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ilmconvert.evaluation.demo import DemoResult
 
 SHOWN = ("source", "fresh", "copied", "identity")
@@ -28,8 +27,6 @@ def demo(to: str, as_json: bool) -> None:
       ilmconvert demo
       ilmconvert demo --to ilm_ln --json
     """
-    from rich.console import Console
-
     from ilmconvert.evaluation.demo import run_demo
 
     with progress() as say:
@@ -37,37 +34,22 @@ def demo(to: str, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
         return
-    console = Console()
-    console.print(predictions(result))
-    console.print(summary(result))
+    _print(result)
 
 
-def predictions(result: DemoResult) -> Table:
-    """One row a whole photograph: the class that each network sees; where it is the source's, in green."""
-    from rich.table import Table
+def _print(result: DemoResult) -> None:
+    """The class that each network sees on whole photographs, green where it is the source's; then, over all images,
+    agreement with the source and the largest error of the logits."""
+    from ilmconvert.report.text import share
 
-    table = Table(title="EfficientNet-Lite0 with real ImageNet weights: what each network sees")
     networks = [network for network in result.networks if network.name in SHOWN]
-    table.add_column("photograph")
-    for network in networks:
-        table.add_column(network.title)
-    rows = [index for index, whole in enumerate(result.whole) if whole]
-    for row in rows[:MOST_ROWS]:
-        expected = networks[0].classes[row]
-        seen = [network.classes[row] for network in networks]
-        marked = [f"[green]{name}[/]" if name == expected else f"[red]{name}[/]" for name in seen]
-        table.add_row(result.images[row], *marked)
-    return table
-
-
-def summary(result: DemoResult) -> Table:
-    """One row a network: agreement with the source and largest error of the logits, over all images."""
-    from rich.table import Table
-
-    table = Table(title=f"Against the source, {len(result.images)} images, before any training")
-    table.add_column("network")
-    table.add_column("same class as the source", justify="right")
-    table.add_column("largest logit error", justify="right")
-    for network in result.networks[1:]:
-        table.add_row(network.title, f"{network.agreement:.0%}", f"{network.largest_error:.1e}")
-    return table
+    rows = []
+    for index in [index for index, whole in enumerate(result.whole) if whole][:MOST_ROWS]:
+        seen = [network.classes[index] for network in networks]
+        marked = [f"[green]{name}[/]" if name == seen[0] else f"[red]{name}[/]" for name in seen]
+        rows.append((result.images[index], *marked))
+    title = "EfficientNet-Lite0 with real ImageNet weights: what each network sees"
+    print_table(title, ("photograph", *(network.title for network in networks)), rows)
+    others = [(n.title, share(n.agreement, digits=0) or "", f"{n.largest_error:.1e}") for n in result.networks[1:]]
+    title = f"Against the source, {len(result.images)} images, before any training"
+    print_table(title, ("network", "same class as the source", "largest logit error"), others, right=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,10 @@ import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress
 from ilmconvert.cli._complete import models_and_files
+from ilmconvert.cli._table import print_facts
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.data import Dataset
 
     from ilmconvert.evaluation.accuracy import Evaluation
 
@@ -30,9 +31,9 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
     "--val-split",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
-    help="Of one folder of class folders only the share that finetune holds out with this option.  [default: all]",
+    help="Use only the share of a folder that finetune holds out with this option.  [default: all]",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the split.")
 @click.option("--unlabelled", is_flag=True, help="A folder of images without classes; needs --against.")
 @click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, image by image.")
 @click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))
@@ -73,8 +74,11 @@ def evaluate(
         model = _load(checkpoint, weights, model_args)
         other = None if against is None else _load(against, against_weights, model_args)
         say(f"opening {data}")
-        images, share, labelled = _images(model, data, input_size, **which)
-        if against is None and not labelled:
+        from ilmconvert.data.transforms import evaluation_images
+
+        found, images = evaluation_images(model, data, input_size=input_size, **which)
+        part = "all images" if found.val is None else "validation images"
+        if against is None and not (found.labelled or found.val is not None):
             raise click.UsageError("without labels there is only the comparison with another model: add --against")
 
         def show(done: int, total: int | None) -> None:
@@ -93,9 +97,9 @@ def evaluate(
             progress=show,
         )
     if as_json:
-        print_json({"model": checkpoint, "against": against, "data": data, "images": share, **result.to_dict()})
+        print_json({"model": checkpoint, "against": against, "data": data, "images": part, **result.to_dict()})
     else:
-        _print(result, f"{checkpoint} on {data} ({share})", against)
+        print_facts(f"{checkpoint} on {data} ({part})", rows(result, against))
 
 
 def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
@@ -111,61 +115,26 @@ def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
     return open_model(name, weights)[1]
 
 
-def _images(
-    model: nn.Module, source: str, input_size: int | None, *, val_split: float | None, seed: int, unlabelled: bool
-) -> tuple[Dataset[Any], str, bool]:
-    """The validation images of ``source`` as the model wants them, or all if none are set apart.
-
-    Also which of the two, and whether they have labels.
-    """
-    from ilmconvert.data.open_data import open_data
-    from ilmconvert.data.transforms import for_evaluation, transform_config
-
-    found = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
-    share = "all images" if found.val is None else "validation images"
-    items = for_evaluation(found.train if found.val is None else found.val, transform_config(model, input_size))
-    return items, share, found.labelled or found.val is not None
-
-
 def _device() -> str:
     import torch
 
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
-def _print(result: Evaluation, title: str, against: str | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def rows(result: Evaluation, against: str | None) -> list[tuple[str, str | None]]:
+    """What the table shows: a label and a text each, None where it wasn't measured."""
+    from ilmconvert.report.text import share
 
-    table = Table(title=title, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for row in rows(result, against):
-        table.add_row(*row)
-    Console().print(table)
-
-
-def rows(result: Evaluation, against: str | None) -> list[tuple[str, str]]:
-    """What the table shows: a label and a text each, without what wasn't measured."""
-    found: list[tuple[str, str | None]] = [
+    percent = partial(share, digits=2)
+    return [
         ("images", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
-        ("top-1", _share(result.top1, result.top1_interval)),
-        ("top-5", _share(result.top5)),
+        ("top-1", percent(result.top1, result.top1_interval)),
+        ("top-5", percent(result.top5)),
         ("loss", None if result.loss is None else f"{result.loss:.4f} nats"),
-        ("calibration error", _share(result.calibration_error)),
+        ("calibration error", percent(result.calibration_error)),
         ("not finite", f"{result.not_finite} images" if result.not_finite else None),
-        (f"same class as {against}", _share(result.agreement, result.agreement_interval)),
-        (f"top-1 of {against}", _share(result.against_top1)),
-        ("difference", _share(result.difference, result.difference_interval, sign="+")),
+        (f"same class as {against}", percent(result.agreement, result.agreement_interval)),
+        (f"top-1 of {against}", percent(result.against_top1)),
+        ("difference", percent(result.difference, result.difference_interval, sign="+")),
         ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
     ]
-    return [(label, text) for label, text in found if text is not None]
-
-
-def _share(value: float | None, interval: tuple[float, float] | None = None, sign: str = "") -> str | None:
-    if value is None:
-        return None
-    text = f"{100 * value:{sign}.2f} %"
-    return (
-        text if interval is None else f"{text} (95 %: {100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f})"
-    )

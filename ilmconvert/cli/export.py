@@ -13,7 +13,7 @@ from ilmconvert.cli._formats import check_place, check_push, default_place, push
 if TYPE_CHECKING:
     from torch import nn
 
-    from ilmconvert.evaluation.verify.opened_checkpoint import Subject
+    from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 
 
 RUNTIMES = ("onnx", "pt2")
@@ -35,7 +35,7 @@ RUNTIMES = ("onnx", "pt2")
 @click.option(
     "--source", metavar="MODEL|CHECKPOINT", help="For hub and delta: the base.  [default: the one that FILE names]"
 )
-@click.option("--weights", metavar="default|FILE", help="Of the base.  [default: those that FILE names]")
+@click.option("--weights", metavar="default|FILE", help="Weights of the base.  [default: those that FILE names]")
 @push_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -82,32 +82,32 @@ def _for_people(
     check_place(output, kind, force)
     with progress() as say:
         say(f"loading {file}")
-        from ilmconvert.evaluation.verify.opened_checkpoint import open_subject
+        from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
 
-        subject = open_subject(file)
+        opened = open_checkpoint(file)
         say("looking for the source")
-        base = _base(subject, kind, source, weights)
-        summary = write(subject.model, output, kind, base, say, push=push, private=private)
+        base = _base(opened, kind, source, weights)
+        summary = write(opened.model, output, kind, base, say, push=push, private=private)
     return {**summary, "measured": kind == "hub" and base is not None}, written(summary)
 
 
-def _base(subject: Subject, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
+def _base(opened: OpenedCheckpoint, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
     """The source: for a delta there must be one; a card does without, and of a trained network compares nothing."""
     from ilmconvert.errors import ILMConvertError
-    from ilmconvert.evaluation.verify.find_source import find_base, find_reference
+    from ilmconvert.evaluation.verify.source_model import find_base, find_source_model
 
     if kind == "delta":
-        return find_base(subject, source=source, weights=weights).model
+        return find_base(opened, source=source, weights=weights).model
     given = source is not None or weights is not None
-    if subject.fine_tuned and not given:
+    if opened.fine_tuned and not given:
         return None
     try:
-        found = find_reference(subject, source=source, weights=weights)
+        found = find_source_model(opened, source=source, weights=weights)
     except ILMConvertError:
         if given:
             raise
         return None
-    return None if found.kind == "implied" else found.model
+    return None if found.kind == "reconstructed" else found.model
 
 
 def _for_runtime(
@@ -138,6 +138,7 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     import torch
 
     from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.evaluation.difference import relative_difference
     from ilmconvert.surgery.outputs import outputs
 
     inputs = probe_batch(model, batch_size=2, size=size, seed=1)
@@ -155,5 +156,4 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
         names = [i.name for i in session.get_inputs()]
         results = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
         got = [torch.from_numpy(result) for result in results]
-    scale = max(float(t.abs().max()) for t in expected) or 1.0
-    return max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True)) / scale
+    return relative_difference(expected, got)

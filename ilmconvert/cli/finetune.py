@@ -63,9 +63,15 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     default="default",
     show_default=True,
     metavar="default|none|FILE",
-    help="Of a source model: the library's, random ones, or a file.",
+    help="Weights of a source model: the library's, random ones, or a file.",
 )
-@section_option(_MODEL, "--init", type=click.Choice(INITS), default="identity", help="Of the conversion of a source.")
+@section_option(
+    _MODEL,
+    "--init",
+    type=click.Choice(INITS),
+    default="identity",
+    help="Initial values of the conversion of a source; see ilmconvert convert.",
+)
 @section_option(
     _MODEL, "--teacher", metavar="CHECKPOINT|MODEL", help="For distillation.  [default: the network as it starts]"
 )
@@ -77,7 +83,6 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     type=click.Choice(BASELINES),
     help="Also train the source so, with the same budget, for comparison. Repeatable.",
 )
-@section_option(_MODEL, "--freeze-bn-source", is_flag=True, help="Also train all three baselines.")
 @section_option(
     _DATA, "--val-split", callback=_split, metavar="X|NAME", help="Fraction, or name of the split, for validation."
 )
@@ -133,7 +138,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             init=options["init"],
             resume=options["resume"],
             dry_run=options["dry_run"],
-            baselines=BASELINES if options["freeze_bn_source"] else tuple(dict.fromkeys(options["baselines"])),
+            baselines=tuple(dict.fromkeys(options["baselines"])),
             progress=progress,
             **_trackers(options["log_with"]),
         )

@@ -10,6 +10,8 @@ import click
 
 from ilmconvert.cli._common import print_json
 
+_CUSTOM = "a custom model (not from timm or torchvision), for load(path, into=model)"
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -41,7 +43,7 @@ def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
 
 def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
     spec = header["spec"]
-    name = f"{spec['library']} {spec['architecture']}" if spec else "of no zoo: needs load(path, into=model)"
+    name = f"{spec['library']} {spec['architecture']}" if spec else _CUSTOM
     args = {key: value for key, value in (spec or {}).get("model_args", {}).items() if key != "pretrained_cfg"}
     kinds = Counter(layer["config"]["num_groups"] for layer in header["layers"])
     plain = sum("kind" in layer["config"] for layer in header["layers"])

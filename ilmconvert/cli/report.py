@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import print_json, warn
+from ilmconvert.cli._finetune_view import print_run
 
 if TYPE_CHECKING:
     from ilmconvert.report import Run
@@ -46,7 +47,7 @@ def report(run_dir: Path, html: str | None, as_json: bool) -> None:
     if as_json:
         print_json(_to_dict(run))
         return
-    _print(run)
+    print_run(run)
     if target is not None:
         click.echo(f"Wrote {target}")
 
@@ -63,21 +64,3 @@ def _to_dict(run: Run) -> dict[str, Any]:
         "networks": [asdict(arm) for arm in arms(run)],
         "epochs": [dict(row) for row in run.rows],
     }
-
-
-def _print(run: Run) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ilmconvert.report.run import arms
-    from ilmconvert.report.run_page import label
-    from ilmconvert.report.text import NONE, share
-
-    table = Table(title=f"{run.summary.get('model', run.path)}, top-1 on validation images")
-    for column in ("network", "before", "right after", "after", "best epoch"):
-        table.add_column(column, overflow="fold")
-    for arm in arms(run):
-        epoch = NONE if arm.best is None else f"{arm.best['epoch']:.0f} of {arm.epochs}"
-        shares = (share(arm.source), share(arm.start), share(arm.end, arm.end_interval))
-        table.add_row(label(arm.name, run), *(text or NONE for text in shares), epoch)
-    Console().print(table)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ILMConvertError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     help="Try these of the first norm instead of the file's: log contrast, low and high, and radius of the means.",
 )
 @click.option("--input-size", type=click.IntRange(min=1), help="Height and width.  [default: the model's]")
-@click.option("--seed", default=0, show_default=True, help="Which images.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the choice of images.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a plot (PNG, SVG, PDF).")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
 def robustness(
@@ -93,18 +94,14 @@ def _plain(row: Agreement) -> dict[str, Any]:
 
 
 def _print(rows: list[Agreement], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     titles = list(dict.fromkeys(row.network for row in rows))
-    table = Table(title=title, caption="agreement with the source's clean class, and its 95 % interval")
-    for name in ("condition", "severity", *titles):
-        table.add_column(name, justify="left" if name == "condition" else "right")
+    shown = []
     for start in range(0, len(rows), len(titles)):
         same = rows[start : start + len(titles)]
         cells = [_cell(row, first=row is same[0]) for row in same]
-        table.add_row(same[0].condition.name, str(same[0].condition.severity or ""), *cells)
-    Console().print(table)
+        shown.append((same[0].condition.name, str(same[0].condition.severity or ""), *cells))
+    caption = "agreement with the source's clean class, and its 95 % interval"
+    print_table(title, ("condition", "severity", *titles), shown, right=True, caption=caption)
 
 
 def _cell(row: Agreement, *, first: bool) -> str:

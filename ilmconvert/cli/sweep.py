@@ -1,4 +1,4 @@
-"""``ilmconvert sweep``: the promise, checked on every model of the zoos."""
+"""``ilmconvert sweep``: the conversion checked on every model of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ilmconvert.cli._common import TARGETS
-from ilmconvert.cli._exit import EXIT_BROKEN
+from ilmconvert.cli._exit import EXIT_FAILED
 from ilmconvert.cli._global import shows_progress
+from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ModelError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def targets(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -73,7 +71,7 @@ def sweep(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ilmconvert.models.create import list_models
-    from ilmconvert.testing.summary import outcome, tally
+    from ilmconvert.testing.summary import count_outcomes, outcome
     from ilmconvert.testing.sweep import run_sweep
     from ilmconvert.testing.sweep_model import MAX_PARAMETERS
 
@@ -103,27 +101,19 @@ def sweep(
         )
     failures = [line for line in lines if outcome(line) == "failed"]
     if as_json:
-        counts = tally(lines, lambda line: line["to"])
+        counts = count_outcomes(lines, lambda line: line["to"])
         click.echo(json.dumps({"counts": counts, "failures": failures}, indent=2))
     else:
-        Console().print(summary(lines))
-    return EXIT_BROKEN if failures else 0
+        _print(lines)
+    return EXIT_FAILED if failures else 0
 
 
-def summary(lines: Iterable[Mapping[str, Any]]) -> Table:
+def _print(lines: Iterable[Mapping[str, Any]]) -> None:
     """One row a target and library: how many models there are of each outcome."""
-    from rich.table import Table
+    from ilmconvert.testing.summary import OUTCOMES, count_outcomes
 
-    from ilmconvert.testing.summary import OUTCOMES, tally
-
-    table = Table(title="What became of the models")
-    rows = tally(lines, lambda line: (line["to"], line["library"] or "?"))
+    rows = count_outcomes(lines, lambda line: (line["to"], line["library"] or "?"))
     seen: Counter[str] = sum(rows.values(), Counter())
     shown = ["tried", *(name for name in OUTCOMES if seen[name])]
-    for title in ("target", "library"):
-        table.add_column(title)
-    for title in shown:
-        table.add_column(title, justify="right")
-    for (to, library), counts in rows.items():
-        table.add_row(to, library, *(str(counts[name]) for name in shown))
-    return table
+    cells = [(*key, *(str(counts[name]) for name in shown)) for key, counts in rows.items()]
+    print_table("What became of the models", ("target", "library", *shown), cells, right=True)

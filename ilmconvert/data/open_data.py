@@ -1,20 +1,17 @@
-"""ImageDataset to train on: folders and timm's datasets, their transforms, and loaders that can be resumed exactly."""
+"""Images from a folder, or from a dataset that timm knows by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import Dataset
 
 from ilmconvert.data.dataset import ImageDataset
 from ilmconvert.data.folders import open_folder, open_named, split
 from ilmconvert.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Data", "DataError", "open_data"]
 
@@ -52,7 +49,7 @@ def open_data(
     download: bool = False,
     **dataset_args: Any,
 ) -> Data:
-    """ImageDataset from a folder or a dataset that timm knows by name.
+    """Images from a folder or a dataset that timm knows by name.
 
     Args:
         source: a folder with train/ and val/ (or validation/, test/), each of class folders; one folder of class

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.data.transforms import create_transform, transform_config
 from ilmconvert.errors import ILMConvertError, ModelError
 from ilmconvert.models.create import ModelSpec
 
@@ -89,10 +90,8 @@ def sample_photographs() -> list[Photograph]:
 
 
 def preprocess(model: nn.Module, photographs: Sequence[Photograph]) -> Tensor:
-    """The photographs as one batch (N, 3, H, W), by timm's evaluation transform for this model."""
-    from timm.data import create_transform, resolve_model_data_config
-
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    """The photographs as one batch (N, 3, H, W), by the model's evaluation transform."""
+    transform = create_transform(**transform_config(model), is_training=False)
     return torch.stack([transform(photograph.image) for photograph in photographs])
 
 

@@ -1,4 +1,4 @@
-"""What a model wants an image to be: size, crop, interpolation, mean and standard deviation."""
+"""From a folder of images to what a model takes: size, crop, interpolation, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ilmconvert.data.dataset import Augmented, ImageDataset
+from ilmconvert.data.open_data import Data, open_data
 
 #: From an image in [0, 1], or a batch of them, to a model's input.
 Normalize = Callable[[Tensor], Tensor]
@@ -57,6 +58,46 @@ def for_evaluation(items: Dataset[Any], config: dict[str, Any]) -> Augmented:
     return Augmented(in_channels(items, config), create_transform(**config, is_training=False), seed=0)
 
 
+def evaluation_images(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    input_size: int | None = None,
+    val_split: float | None = None,
+    unlabelled: bool = False,
+    seed: int = 0,
+) -> tuple[Data, Augmented]:
+    """The validation images of ``source`` as the model wants them, or all images where none are set apart.
+
+    Args:
+        model: whose size, crop and normalisation they are for.
+        source, val_split, unlabelled, seed: see :func:`ilmconvert.data.open_data.open_data`.
+        input_size: height and width; None: the model's.
+
+    Returns:
+        The data that were opened, and a dataset of (tensor (C, H, W), label).
+
+    Raises:
+        DataError: no images, or one that can't be read.
+    """
+    data = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
+    return data, for_evaluation(data.train if data.val is None else data.val, transform_config(model, input_size))
+
+
+def image_batches(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    images: int,
+    batch_size: int,
+    seed: int = 0,
+    input_size: int | None = None,
+) -> list[Tensor]:
+    """Up to so many training images of ``source`` in random order, as the model wants them: (N, C, H, W) each."""
+    chosen, normalize = unit_images(model, source, at_most=images, input_size=input_size, seed=seed, training=True)
+    return list(normalize(torch.stack(chosen)).split(batch_size))
+
+
 def unit_images(
     model: nn.Module,
     source: str | Path,
@@ -76,18 +117,16 @@ def unit_images(
         training: those to train on, rather than those set apart for validation.
 
     Returns:
-        (3, H, W) each, RGB from 0 to 1, and a function from such an image, or a batch of them, to the model's input.
+        (C, H, W) each, from 0 to 1, and a function from such an image, or a batch of them, to the model's input.
 
     Raises:
         DataError: no images, or one that can't be read.
     """
-    from ilmconvert.data.open_data import open_data
-
     data = open_data(source, unlabelled=True, seed=seed)
-    items = data.train if training or data.val is None else data.val
     config = transform_config(model, input_size)
+    items = in_channels(data.train if training or data.val is None else data.val, config)
     transform = create_transform(**config, is_training=False, normalize=False)
     count = len(items)  # type: ignore[arg-type]
     chosen = random.Random(seed).sample(range(count), min(at_most, count))
-    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     return [transform(items[i][0]).float() / 255 for i in chosen], lambda x: (x - mean) / std

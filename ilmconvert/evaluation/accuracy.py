@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sized
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ilmconvert.errors import EvaluationError
-from ilmconvert.evaluation.metrics import Interval, Tally
+from ilmconvert.evaluation.metrics import ClassificationMetrics, Interval
 from ilmconvert.evaluation.outputs import evaluating
 
 if TYPE_CHECKING:
@@ -106,12 +106,8 @@ def evaluate(
     context = _autocast(amp, where)
     loader = _loader(data, batch_size, workers, accelerator)
     total = len(loader.dataset) if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) else None
-    tally, clock, seen = Tally(), _Clock(where), 0
-    with ExitStack() as stack:
-        for each in (model, against):
-            if each is not None:
-                stack.enter_context(evaluating(each.to(where)))
-        stack.enter_context(torch.no_grad())
+    metrics, clock, seen = ClassificationMetrics(), _Clock(where), 0
+    with evaluating(*(each.to(where) for each in (model, against) if each is not None)), torch.no_grad():
         for images, labels in loader:
             x, y = images.to(where, non_blocking=True), torch.as_tensor(labels).to(where)
             with context:
@@ -119,13 +115,13 @@ def evaluate(
                 others = None if against is None else _logits(against(x), x)
             logits, others, y = _gathered(accelerator, logits, others, y)
             _check(logits, others, y)
-            tally.add(logits, others, y)
+            metrics.add(logits, others, y)
             seen += len(y)
             if progress is not None:
                 progress(seen, total)
-    if not tally.count:
+    if not metrics.count:
         raise EvaluationError("there is no image to evaluate on; check the data")
-    return Evaluation(**tally.summary(), images_per_second=clock.rate(accelerator))
+    return Evaluation(**metrics.summary(), images_per_second=clock.rate(accelerator))
 
 
 class _Clock:

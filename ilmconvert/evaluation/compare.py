@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,8 +14,8 @@ from ilmconvert.evaluation.layer_metrics import LayerFidelity, LayerSums, common
 from ilmconvert.evaluation.output_metrics import OutputSums, split_batch
 from ilmconvert.evaluation.outputs import evaluating, is_detector, run_stages
 from ilmconvert.evaluation.worst_images import ImageFidelity
-from ilmconvert.surgery.outputs import outputs
-from ilmconvert.surgery.paused_forward import run_in_lockstep
+from ilmconvert.surgery.outputs import map_tensors, outputs
+from ilmconvert.surgery.paused_forward import run_side_by_side
 
 Interval = tuple[float, float]
 
@@ -119,20 +118,17 @@ def fidelity(
     """
     detector = is_detector(source)
     names = [] if detector else common_layers(source, converted, layers)
-    sums, layer_sums = OutputSums(worst), LayerSums(source, converted)
+    sums, layer_sums = OutputSums(worst), LayerSums(converted)
     first: tuple[tuple[Any, ...], tuple[Any, ...], int] | None = None
     done = 0
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(source))
-        stack.enter_context(evaluating(converted))
-        stack.enter_context(torch.no_grad())
+    with evaluating(source, converted), torch.no_grad():
         for batch in batches:
             inputs, labels = split_batch(batch)
             theirs, ours = _for(source, inputs), _for(converted, inputs)
             if detector:
                 expected, found = run_stages(source, converted, ours)
             else:
-                pair = run_in_lockstep(source, converted, theirs, ours, names, layer_sums.add)
+                pair = run_side_by_side(source, converted, theirs, ours, names, layer_sums.add)
                 expected, found = (outputs(result) for result in pair)
             sums.add(expected, found, labels, inputs[0])
             first = first or (theirs, ours, len(labels))
@@ -153,10 +149,6 @@ def fidelity(
 def _for(model: nn.Module, value: Any) -> Any:
     """Floating-point tensors in ``value`` on the device and of the type of the model's parameters."""
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return value if like is None else _moved(value, like)
-
-
-def _moved(value: Any, like: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(like) if value.is_floating_point() else value.to(like.device)
-    return type(value)(_moved(item, like) for item in value) if isinstance(value, (tuple, list)) else value
+    if like is None:
+        return value
+    return map_tensors(value, lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))

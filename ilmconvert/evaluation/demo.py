@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ilmconvert.data.sample_photographs import class_names, load_lite0, preprocess, sample_photographs
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.evaluation.difference import OutputComparison, relative_error
 from ilmconvert.surgery import convert
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 from ilmconvert.surgery.settings import TARGETS
@@ -57,10 +58,11 @@ def logits_of(model: nn.Module, batch: Tensor) -> Tensor:
 
 def compare(name: str, title: str, source: Tensor, logits: Tensor) -> Comparison:
     """Logits (N, 1000) of one network against the source's."""
-    error, scale = (logits - source).abs(), source.abs().max()
-    agreement = (logits.argmax(-1) == source.argmax(-1)).float().mean()
-    largest, mean = (error.max() / scale).item(), (error.mean() / scale).item()
-    return Comparison(name, title, class_names(logits), agreement.item(), largest, mean)
+    compared = OutputComparison()
+    compared.add([source], [logits])
+    difference = compared.difference
+    mean = relative_error(difference.mean, difference.scale)
+    return Comparison(name, title, class_names(logits), compared.agreement or 0.0, difference.relative, mean)
 
 
 def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = None) -> DemoResult:

@@ -57,7 +57,7 @@ def forward_cost(
     where = next((p.device for p in converted.parameters()), torch.device("cpu"))
     passes = {"source": (source, source_inputs), "converted": (converted, inputs)}
     times: dict[str, list[float]] = {name: [] for name in passes}
-    with evaluating(source), evaluating(converted), torch.inference_mode():
+    with evaluating(source, converted), torch.inference_mode():
         for turn in range(repeats + 1):
             for name, (model, args) in passes.items():
                 start = time.perf_counter()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
+from ilmconvert.evaluation.difference import Difference
 from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.outputs import outputs
-from ilmconvert.surgery.paused_forward import Call
-
-LAYERS = ("norms", "all", "none")
+from ilmconvert.surgery.record_calls import Call
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,7 @@ def converted_names(model: nn.Module) -> set[str]:
 class LayerSums:
     """Sums over batches, from which :meth:`results` come. Its memory doesn't grow with the images."""
 
-    def __init__(self, source: nn.Module, converted: nn.Module) -> None:
-        self._modules = {
-            name: (source.get_submodule(name), m) for name, m in converted.named_modules() if _in(source, name)
-        }
+    def __init__(self, converted: nn.Module) -> None:
         self._made = converted_names(converted)
         self._sums: dict[str, _Sums] = {}
 
@@ -102,24 +98,30 @@ class LayerSums:
         Raises:
             ModelError: a converted layer got another shape than the source's layer, which isn't what it came from.
         """
-        sums = self._sums.setdefault(source.name, _Sums())
+        kinds = type(source.module).__name__, type(converted.module).__name__
+        sums = self._sums.setdefault(source.name, _Sums(*kinds))
         expected = outputs(source.result)
         sums.all.add(expected, outputs(converted.result))
         if source.name in self._made:
             _check_shapes(source, converted)
-            layer = self._modules[source.name][1]
             inputs = tuple(_like(a, converted.args[i]) for i, a in enumerate(source.args))
             # forward, not a call: the hooks have seen this layer
-            sums.own.add(expected, outputs(layer.forward(*inputs)))
+            sums.own.add(expected, outputs(converted.module.forward(*inputs)))
 
     def results(self) -> tuple[LayerFidelity, ...]:
         """All layers seen, in the order of their first call."""
-        return tuple(self._result(name, sums) for name, sums in self._sums.items())
-
-    def _result(self, name: str, sums: _Sums) -> LayerFidelity:
-        old, new = (type(module).__name__ for module in self._modules[name])
-        own = sums.own.snr() if name in self._made else None
-        return LayerFidelity(name, old, new, sums.all.snr(), own, sums.all.largest, sums.all.relative())
+        return tuple(
+            LayerFidelity(
+                name=name,
+                source=sums.source,
+                converted=sums.converted,
+                snr=sums.all.decibels,
+                own_snr=sums.own.decibels if name in self._made else None,
+                largest_error=sums.all.largest,
+                relative_error=sums.all.relative,
+            )
+            for name, sums in self._sums.items()
+        )
 
 
 def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool = False) -> list[LayerFidelity]:
@@ -135,57 +137,14 @@ def worst_layers(layers: Iterable[LayerFidelity], count: int = 5, *, alone: bool
     return sorted((one for one in layers if not alone or one.own_snr is not None), key=ratio)[:count]
 
 
-class Difference:
-    """Sums of one pair of tensors' squares and the largest values, over batches."""
-
-    signal: float
-    error: float
-    largest: float
-    scale: float
-
-    def __init__(self) -> None:
-        self.signal = self.error = self.largest = self.scale = 0.0
-
-    def add(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """One batch; different shapes make all results NaN."""
-        if [t.shape for t in expected] != [t.shape for t in found]:
-            self.signal = self.error = self.largest = math.nan
-            return
-        for a, b in zip(expected, found, strict=True):
-            if a.numel() and a.is_floating_point():
-                a = a.float()
-                e = b.to(a) - a
-                self.signal += _sum_of_squares(a)
-                self.error += _sum_of_squares(e)
-                self.largest = _largest(self.largest, e)
-                self.scale = _largest(self.scale, a)
-
-    def snr(self) -> float:
-        """In decibels."""
-        if not (math.isfinite(self.error) and math.isfinite(self.signal)):
-            return math.nan
-        if self.error == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.error) if self.signal else -math.inf
-
-    def relative(self) -> float:
-        """The largest error over the largest signal."""
-        return self.largest / self.scale if self.scale else (0.0 if self.largest == 0 else math.nan)
-
-
+@dataclass
 class _Sums:
-    def __init__(self) -> None:
-        self.all, self.own = Difference(), Difference()
+    """Of one layer: the class names, and the difference with and without the error of the layers before it."""
 
-
-def _sum_of_squares(t: Tensor) -> float:
-    # sums of a row in float32, then of the rows in float64: no large copy in float64
-    return t.square().flatten(1 if t.ndim > 1 else 0).sum(-1).double().sum().item()
-
-
-def _largest(so_far: float, t: Tensor) -> float:
-    value = t.abs().max().item()
-    return so_far if so_far != so_far else (value if value != value else max(so_far, value))
+    source: str
+    converted: str
+    all: Difference = field(default_factory=Difference)
+    own: Difference = field(default_factory=Difference)
 
 
 def _check_shapes(source: Call, converted: Call) -> None:
@@ -195,14 +154,6 @@ def _check_shapes(source: Call, converted: Call) -> None:
         raise ModelError(
             f"{source.name or 'the root'} gets {text} in the two models; give the model that was converted"
         )
-
-
-def _in(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _like(value: Any, other: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Counts over batches of logits, and the intervals of shares."""
+"""Accuracy and calibration over batches of logits, and the intervals of shares."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +48,24 @@ def paired_difference(gained: int, lost: int, count: int) -> Interval:
     return max(-1.0, center - half), min(1.0, center + half)
 
 
-class Tally:
+def top1_class(logits: Tensor) -> Tensor:
+    """The class with the largest of (N, classes) logits, (N,); -1 where one of them isn't finite.
+
+    >>> top1_class(torch.tensor([[0.0, 2.0], [math.nan, 1.0]])).tolist()
+    [1, -1]
+    """
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+
+
+def same_class(expected: Tensor, found: Tensor) -> Tensor:
+    """Whether two networks give each sample the same class: (N,), of what :func:`top1_class` makes of their logits.
+
+    Logits that aren't finite agree with nothing.
+    """
+    return (expected == found) & (expected >= 0)
+
+
+class ClassificationMetrics:
     """What :class:`ilmconvert.evaluation.accuracy.Evaluation` reports of the logits that :meth:`add` has seen."""
 
     count: int
@@ -65,8 +83,8 @@ class Tally:
     def add(self, logits: Tensor, others: Tensor | None, labels: Tensor) -> None:
         """One batch: logits (N, classes), another model's or None, and labels (N,), -1 where there is none."""
         logits, labels = logits.detach().float().cpu(), labels.cpu()
-        finite, known = logits.isfinite().all(1), labels >= 0
-        right = (logits.argmax(1) == labels) & finite
+        classes, known = top1_class(logits), labels >= 0
+        finite, right = classes >= 0, (classes == labels) & known
         self.count += len(labels)
         self.labelled += int(known.sum())
         self.not_finite += int((~finite).sum())
@@ -75,7 +93,7 @@ class Tally:
         if known.any():
             self._add_labelled(logits[known], labels[known], finite[known])
         if others is not None:
-            self._add_other(logits, others.detach().float().cpu(), labels, right, finite)
+            self._add_other(classes, top1_class(others.detach().float().cpu()), labels, right)
 
     def _add_labelled(self, logits: Tensor, labels: Tensor, finite: Tensor) -> None:
         self._loss += F.cross_entropy(logits.double(), labels, reduction="sum").item()
@@ -87,11 +105,10 @@ class Tally:
         if finite.any():
             self._calibration.update(logits[finite].softmax(1), labels[finite])
 
-    def _add_other(self, logits: Tensor, others: Tensor, labels: Tensor, right: Tensor, finite: Tensor) -> None:
+    def _add_other(self, classes: Tensor, others: Tensor, labels: Tensor, right: Tensor) -> None:
         self._compared = True
-        other_right = (others.argmax(1) == labels) & others.isfinite().all(1)
-        same = (logits.argmax(1) == others.argmax(1)) & finite & others.isfinite().all(1)
-        self._same += int(same.sum())
+        other_right = (others == labels) & (labels >= 0)
+        self._same += int(same_class(others, classes).sum())
         self._other_hits += int(other_right.sum())
         self._gained += int((right & ~other_right).sum())
         self._lost += int((other_right & ~right).sum())

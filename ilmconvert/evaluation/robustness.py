@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ilmconvert.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ilmconvert.data.transforms import Normalize
-from ilmconvert.evaluation.metrics import Interval, wilson
+from ilmconvert.evaluation.metrics import Interval, same_class, top1_class, wilson
 from ilmconvert.nn import ILMNorm
 
 CLEAN = "clean"
@@ -138,7 +138,7 @@ def agreements(condition: Condition, classes: Mapping[str, Tensor], expected: Te
     >>> found[0].agreement
     0.75
     """
-    same = {title: (found == expected).double() for title, found in classes.items()}
+    same = {title: same_class(expected, found).double() for title, found in classes.items()}
     base = next(iter(same.values()))
     return [
         Agreement(
@@ -164,7 +164,7 @@ def corrupted(images: Sequence[Tensor], condition: Condition, normalize: Callabl
 
 
 def _classes(network: nn.Module, batch: Tensor) -> Tensor:
-    return torch.cat([network(part).argmax(-1) for part in batch.split(BATCH_SIZE)])
+    return torch.cat([top1_class(network(part)) for part in batch.split(BATCH_SIZE)])
 
 
 def _affine(name: str) -> Callable[[Tensor], Tensor]:
@@ -182,7 +182,7 @@ def standard_error(values: Tensor) -> float:
 def networks(bounded: nn.Module, normalize: Normalize, images: Sequence[Tensor]) -> dict[str, nn.Module]:
     """The source, the bounded network, and the source behind a standardisation of its input, by title.
 
-    The source is the network without its bounds, which computes the same. ImageDataset are standardised to the mean
+    The source is the network without its bounds, which computes the same. Images are standardised to the mean
     standard deviation that ``images`` have, which favours that baseline.
     """
     std = torch.stack([normalize(p).std(correction=0) for p in images]).mean().item()

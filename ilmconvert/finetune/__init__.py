@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ilmconvert._constants import lazy_attributes
 from ilmconvert.errors import FineTuneError
 
 if TYPE_CHECKING:
@@ -16,29 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "FineTuneError", "Progress", "Recipe", "Result", "find_batch_size", "finetune", "get_recipe"]
 
 # Imported when first asked for: recipes need no torch.
-_HOMES = {
-    "finetune": "engine",
-    "find_batch_size": "batch_size",
-    **dict.fromkeys(("RECIPES", "Recipe", "get_recipe"), "recipe"),
-    **dict.fromkeys(("Progress", "Result"), "result"),
-}
+_get, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "batch_size": "find_batch_size",
+        "engine": "finetune",
+        "recipe": "RECIPES Recipe get_recipe",
+        "result": "Progress Result",
+    },
+)
 # What the extra of this name brings and a run can't do without.
 _EXTRA = frozenset({"accelerate", "psutil", "torchmetrics"})
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        home = import_module(f"{__name__}.{_HOMES[name]}")
+        return _get(name)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
         message = f"fine-tuning needs {error.name}: pip install 'ilmconvert[finetune]'"
         raise FineTuneError(message) from error
-    value = globals()[name] = getattr(home, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

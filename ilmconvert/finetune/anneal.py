@@ -1,4 +1,8 @@
-"""The restoring path led to zero during a run: from the exact start to the paper's layer."""
+"""The restoring path annealed to zero during a run: from the exact start to the paper's layer.
+
+The restoring path is the skip connection around the paper's auto-encoder by which a converted layer gives each instance
+its own statistics back, and so starts as the function of its source.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,13 @@ def restoring_parameters(model: nn.Module) -> Iterator[Tensor]:
 
 
 class Annealing:
-    """Scales the restoring path by s(t), which falls from 1 to 0 between two moments t of the run (0 to 1).
+    """Scales the restoring path by s(t), which falls from 1 to 0 in the first part of the run.
 
     Args:
-        recipe: its ``anneal``, ``anneal_start`` and ``anneal_end``.
+        recipe: its ``anneal`` and ``anneal_end``.
         steps: optimizer steps of the run.
 
-    >>> annealing = Annealing(Recipe(anneal="linear", anneal_start=0.0, anneal_end=0.5), steps=100)
+    >>> annealing = Annealing(Recipe(anneal="linear", anneal_end=0.5), steps=100)
     >>> [annealing.strength(step) for step in (0, 25, 50, 100)]
     [1.0, 0.5, 0.0, 0.0]
     """
@@ -46,11 +50,9 @@ class Annealing:
         """s after so many optimizer steps."""
         if not self:
             return 1.0
-        first, last = self._recipe.anneal_start, self._recipe.anneal_end
-        t = (step / self._steps - first) / (last - first)
+        t = step / self._steps / self._recipe.anneal_end
         if t >= 1:
             return 0.0
-        t = max(t, 0.0)
         return 1 - t if self._recipe.anneal == "linear" else 0.5 * (1 + math.cos(math.pi * t))
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from ilmconvert.calibration.references import update_references
 from ilmconvert.data.open_data import Data, check_head, open_data
 from ilmconvert.errors import FineTuneError, RecipeError
 from ilmconvert.finetune.loaders import with_transforms
-from ilmconvert.finetune.networks import Guide, Start, open_teacher, start
+from ilmconvert.finetune.networks import Start, open_teacher, start
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.runs import Run, describe
-from ilmconvert.finetune.seeding import deterministic_algorithms, keep_random_state, seed_all
+from ilmconvert.finetune.seeding import keep_random_state, seed_all
 from ilmconvert.models.head import number_of_classes
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 
@@ -68,15 +69,15 @@ def finetune(
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
     """
     settings = get_recipe(recipe, **overrides)
-    with keep_random_state(), deterministic_algorithms(settings.deterministic):
+    with keep_random_state():
         seed_all(settings.seed)
         first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
         _check_baselines(baselines, first)
         images = _open_data(data, settings, first.network, val_split)
-        guide = _guide(teacher, first, settings, weights)
-        config = describe(first, images, settings, guide, teacher, init)
+        first = _with_teacher(first, teacher, settings, weights)
+        config = describe(first, images, settings, init, own_teacher=teacher is not None)
         take_references(first.network, images, settings)
-        run = Run(first, images, settings, guide, config, progress, log_with)
+        run = Run(first, images, settings, config, progress, log_with)
         if dry_run:
             return run.dry(Path(output))
         return run.all(Path(output), baselines, resume)
@@ -104,12 +105,12 @@ def _open_data(data: str | Path | Data, recipe: Recipe, network: nn.Module, val_
     return with_transforms(data, recipe, network)
 
 
-def _guide(teacher: nn.Module | str | Path | None, first: Start, recipe: Recipe, weights: str | Path) -> Guide:
-    """The teacher for distillation, and whether its features are what is learnt."""
+def _with_teacher(first: Start, teacher: nn.Module | str | Path | None, recipe: Recipe, weights: str | Path) -> Start:
+    """``first`` with the teacher for distillation, if there is any; of a new head its features are what is learnt."""
     if not recipe.distill:
         if teacher is not None:
             raise FineTuneError("a teacher has no use with distill: 0; give distill, or the recipe distill")
-        return Guide()
+        return first
     features = teacher is None and first.head_replaced
     if features and recipe.distill == 1:
         raise FineTuneError("the new head learns from labels only; take distill < 1, or leave out num_classes")
@@ -117,7 +118,7 @@ def _guide(teacher: nn.Module | str | Path | None, first: Start, recipe: Recipe,
     ours, theirs = number_of_classes(first.network), number_of_classes(network)
     if not features and ours != theirs:
         raise FineTuneError(f"the teacher has {theirs} classes and the network {ours}; they have to be the same")
-    return Guide(network, features)
+    return replace(first, teacher=network, compare_features=features)
 
 
 _BATCH = 16

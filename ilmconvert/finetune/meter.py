@@ -67,7 +67,7 @@ class Meter:
 
     @property
     def speed(self) -> float | None:
-        """ImageDataset a second over all processes, since the clock was started."""
+        """Images a second over all processes, since the clock was started."""
         passed = time.perf_counter() - self._start
         return self._images / passed if self._images else None
 

@@ -22,7 +22,6 @@ from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.sources import find_source
 
 BEST = "best.safetensors"
-_REFERENCES = ("ref_mean", "ref_std")
 _RESTORING = ("restore_weight", "restore_bias")
 
 
@@ -36,6 +35,8 @@ class Start:
         source: what it was converted from, with the same head; None for a network that came converted.
         exact: whether the conversion gave it its source's function; one from moments, plain ones too, only comes near.
         head_replaced: whether the head is new and knows nothing yet.
+        teacher: for distillation.
+        compare_features: distil what reaches the classifier instead of the logits.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Start:
     source: nn.Module | None
     exact: bool
     head_replaced: bool
+    teacher: nn.Module | None = None
+    compare_features: bool = False
 
 
 def open_model(model: nn.Module | str | Path, weights: str | Path = "default") -> tuple[str, nn.Module]:
@@ -123,7 +126,7 @@ def norm_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The norms' own parameters that can train, with their last names."""
     for layer in norm_layers(model):
         for name, parameter in layer._parameters.items():
-            if parameter is not None and name not in _REFERENCES:
+            if parameter is not None:
                 yield name, parameter
 
 
@@ -170,11 +173,3 @@ def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: 
             f"{first.name} started from moments and can't teach itself; name its source with --teacher (teacher=)"
         )
     return found.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The teacher, and whether it is followed by features."""
-
-    network: nn.Module | None = None
-    compare_features: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -16,14 +17,17 @@ from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.networks import norm_parameters
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.models.head import classifier
+from ilmconvert.nn import ILMNorm
+
+_PLAIN_OPTIMIZERS = ("sgd", "momentum")  # their steps are as long as the gradient
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The parameters that train, by kind (norm, restore, head, backbone), factor and weight decay.
 
     Each group has ``params``, ``kind``, ``weight_decay`` and ``lr_scale``, the factor that timm's schedulers apply:
-    the recipe's for the kind times that of the layer. Parameters of one dimension, and those that the model names
-    in ``no_weight_decay()``, aren't decayed.
+    the recipe's for the kind times that of the layer, and that of :func:`encoder_scales`. Parameters of one dimension,
+    and those that the model names in ``no_weight_decay()``, aren't decayed.
 
     Raises:
         FineTuneError: layer decay for a model whose layers timm doesn't know.
@@ -34,17 +38,42 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         "head": recipe.head_lr_scale,
         "backbone": 1.0,
     }
-    kinds = parameter_kinds(model)
+    kinds, encoders = parameter_kinds(model), encoder_scales(model, recipe)
     sorted_out: dict[tuple[str, float, float], list[nn.Parameter]] = defaultdict(list)
     for group in _timm_groups(model, recipe):
         for parameter in group["params"]:
             kind = kinds.get(id(parameter), "backbone")
-            key = kind, scales[kind] * group.get("lr_scale", 1.0), group["weight_decay"]
+            scale = scales[kind] * group.get("lr_scale", 1.0) * encoders.get(id(parameter), 1.0)
+            key = kind, scale, group["weight_decay"]
             sorted_out[key].append(parameter)
     return [
         {"params": parameters, "kind": kind, "lr_scale": scale, "weight_decay": decay}
         for (kind, scale, decay), parameters in sorted_out.items()
     ]
+
+
+def encoder_scales(model: nn.Module, recipe: Recipe) -> dict[int, float]:
+    """Factors on the encoders' learning rates by the parameters' ``id``, where they are less than 1.
+
+    An encoder E stands before variances v: its entries are of the order 1 / v, its gradient is of the order v. A step
+    of SGD at the common rate moves E by v^2 times its due, and v is about 100 in the wide layers of EfficientNet; the
+    codes blow up and saturate sigmoid and tanh. The mean square of E's rows as a factor makes the step that of an
+    encoder before variances of the order 1. Optimizers that scale gradients themselves need its root. Rounded down to
+    powers of ten, for the sake of few parameter groups.
+
+    >>> layer = ILMNorm(32)
+    >>> _ = layer.encoder.data.fill_(0.02)
+    >>> list(encoder_scales(layer, Recipe()).values())
+    [0.0001]
+    """
+    power = 1.0 if recipe.opt in _PLAIN_OPTIMIZERS else 0.5
+    found = {}
+    for layer in model.modules():
+        if isinstance(layer, ILMNorm) and not layer.encoder.is_meta:
+            square = layer.encoder.detach().double().square().sum(1).mean().item()
+            if 0 < square < 1:
+                found[id(layer.encoder)] = 10.0 ** math.floor(power * math.log10(square))
+    return found
 
 
 def parameter_kinds(model: nn.Module) -> dict[int, str]:
@@ -115,7 +144,7 @@ def _timm_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -
         decay_epochs=recipe.epochs + 1,
         num_epochs=recipe.epochs,
         warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.warmup_lr,
+        warmup_lr=0.0,
         min_lr=recipe.min_lr,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,

@@ -129,9 +129,6 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(f"freeze_epochs ({recipe.freeze_epochs:g}) has to be less than epochs ({recipe.epochs})")
     if recipe.warmup_epochs >= recipe.epochs:
         raise RecipeError(f"warmup_epochs ({recipe.warmup_epochs:g}) has to be less than epochs ({recipe.epochs})")
-    if recipe.anneal != "none" and recipe.anneal_start >= recipe.anneal_end:
-        ends = f"{recipe.anneal_start:g} and {recipe.anneal_end:g}"
-        raise RecipeError(f"anneal_start has to be less than anneal_end, not {ends}")
     if recipe.freeze_epochs and recipe.train == "norm":
         raise RecipeError("freeze_epochs has no meaning with train: norm, where the rest never trains; use train: full")
     if recipe.distill == 1 and (recipe.mixup or recipe.cutmix or recipe.smoothing):

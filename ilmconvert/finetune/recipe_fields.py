@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ilmconvert.finetune.field_checks import setting
 
 _TRAINS, _SCHEDULE, _OPT = "What trains", "Length and learning rate", "Optimizer"
-_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "ImageDataset and augmentation"
+_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "Images and augmentation"
 _SPEED, _RUN = "Precision and speed", "The run"
 
 
@@ -25,18 +25,21 @@ class Settings:
     )
     freeze_batch_norm: bool = setting(True, _TRAINS, "Keep statistics of BatchNorm modules as they are.")
     norm_lr_scale: float = setting(
-        1.0, _TRAINS, "Factor on the learning rate: ILM weight, bias, auto-encoder.", least=0
+        1.0, _TRAINS, "Factor on the learning rate of ILM Norm's weight, bias and auto-encoder.", least=0
     )
-    head_lr_scale: float = setting(1.0, _TRAINS, "Factor on the learning rate: the classifier.", least=0)
-    restore_lr_scale: float = setting(1.0, _TRAINS, "Factor on the learning rate: the restoring path.", least=0)
+    head_lr_scale: float = setting(1.0, _TRAINS, "Factor on the learning rate of the classifier.", least=0)
+    restore_lr_scale: float = setting(
+        1.0,
+        _TRAINS,
+        "Factor on the learning rate of the restoring path, the skip connection of exact conversions.",
+        least=0,
+    )
     layer_decay: float | None = setting(
         None, _TRAINS, "Factor on the learning rate from one layer to the one below.", above=0, most=1
     )
 
     epochs: int = setting(10, _SCHEDULE, "Passes over the training images.", least=1)
-    batch_size: int = setting(
-        32, _SCHEDULE, "ImageDataset of a forward pass, over all processes.", least=1, also=("-b",)
-    )
+    batch_size: int = setting(32, _SCHEDULE, "Images of a forward pass, over all processes.", least=1, also=("-b",))
     grad_accum: int = setting(
         1, _SCHEDULE, "Forward passes of an optimizer step.", least=1, also=("--grad-accum-steps",)
     )
@@ -44,9 +47,8 @@ class Settings:
     lr_base: float = setting(
         0.1, _SCHEDULE, "Learning rate for 256 images a step: lr = lr_base * batch_size * grad_accum / 256.", above=0
     )
-    sched: str = setting("cosine", _SCHEDULE, "Schedule.", choices=("cosine", "tanh", "constant"))
+    sched: str = setting("cosine", _SCHEDULE, "Schedule.", choices=("cosine", "constant"))
     warmup_epochs: float = setting(0.0, _SCHEDULE, "Epochs in which the learning rate rises.", least=0)
-    warmup_lr: float = setting(0.0, _SCHEDULE, "Learning rate at the start of the warm-up.", least=0)
     min_lr: float = setting(0.0, _SCHEDULE, "Learning rate at the end.", least=0)
 
     opt: str = setting("sgd", _OPT, "A timm optimizer; sgd has Nesterov momentum, momentum hasn't.")
@@ -62,27 +64,37 @@ class Settings:
         also=("--model-ema-decay",),
     )
 
-    to: str = setting("ilm_gn", _RESTORE, "The layer, for a source.", choices=("ilm_gn", "ilm_ln", "ilm_in"))
+    to: str = setting(
+        "ilm_gn", _RESTORE, "Layer that the norms of a source are converted to.", choices=("ilm_gn", "ilm_ln", "ilm_in")
+    )
     restore_bound: float | None = setting(
-        None, _RESTORE, "Soft bound of the path for a source, in deviations of its reference.", above=0
+        None,
+        _RESTORE,
+        "Soft bound of the restoring path, in standard deviations of its reference values.",
+        above=0,
     )
     reference_images: int = setting(
         0,
         _RESTORE,
-        "Training images to take the path's reference values from, which changes no output; 0: keep the source's.",
+        "Number of training images to take the reference values of the restoring path from; 0: the source's.",
         least=0,
     )
     anneal: str = setting(
         "none",
         _RESTORE,
-        "Lead the path to zero: the run ends in the paper's layer.",
+        "Anneal the restoring path to zero, so that the run ends in the paper's layer.",
         choices=("none", "linear", "cosine"),
     )
-    anneal_start: float = setting(0.0, _RESTORE, "Where that begins, as a fraction of the run.", least=0, most=1)
-    anneal_end: float = setting(0.7, _RESTORE, "Where the path is zero, as a fraction of the run.", least=0, most=1)
+    anneal_end: float = setting(
+        0.7, _RESTORE, "Fraction of the run after which the restoring path is zero.", above=0, most=1
+    )
 
-    distill: float = setting(0.0, _LOSS, "Weight of the distillation loss; the labels' is 1 minus it.", least=0, most=1)
-    temperature: float = setting(2.0, _LOSS, "Of distillation.", above=0, also=("--kd-temperature",))
+    distill: float = setting(
+        0.0, _LOSS, "Weight of the distillation loss; the loss of the labels has the rest.", least=0, most=1
+    )
+    temperature: float = setting(
+        2.0, _LOSS, "Softmax temperature for distillation.", above=0, also=("--kd-temperature",)
+    )
     smoothing: float = setting(0.0, _LOSS, "Label smoothing.", least=0, most=1)
     mixup: float = setting(0.0, _LOSS, "Alpha of mixup; 0 is off.", least=0)
     cutmix: float = setting(0.0, _LOSS, "Alpha of cutmix; 0 is off.", least=0)
@@ -92,9 +104,6 @@ class Settings:
         None, _AUG, "Centre of a validation image that is seen; none: the model's.", above=0, most=1
     )
     no_aug: bool = setting(False, _AUG, "Train on centre crops, without any augmentation.")
-    train_crop_mode: str | None = setting(
-        None, _AUG, "timm's way to crop: rrc, rkrc or rkrr.", choices=("rrc", "rkrc", "rkrr")
-    )
     scale: tuple[float, float] = setting((0.35, 1.0), _AUG, "Area of a random crop.", above=0)
     ratio: tuple[float, float] = setting((0.75, 4 / 3), _AUG, "Its width over its height.", above=0)
     hflip: float = setting(0.5, _AUG, "Probability of a horizontal flip.", least=0, most=1)
@@ -111,11 +120,10 @@ class Settings:
     grad_checkpointing: bool = setting(False, _SPEED, "Recompute activations, to save memory.")
     workers: int = setting(4, _SPEED, "Processes that read images, at most one a core.", least=0, also=("-j",))
     validation_batch_size: int | None = setting(
-        None, _SPEED, "ImageDataset of a validation batch; none: batch_size, at least 32.", least=1, also=("-vb",)
+        None, _SPEED, "Images of a validation batch; none: batch_size, at least 32.", least=1, also=("-vb",)
     )
 
-    seed: int = setting(0, _RUN, "Of every random choice.", least=0)
-    deterministic: bool = setting(False, _RUN, "Use deterministic algorithms only.")
+    seed: int = setting(0, _RUN, "Random seed.", least=0)
     eval_every: int = setting(1, _RUN, "Epochs from one evaluation to the next.", least=1, also=("--val-interval",))
     patience: int | None = setting(None, _RUN, "Stop after so many epochs without a better result.", least=1)
     save_every: int | None = setting(

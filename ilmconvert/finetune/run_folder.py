@@ -63,7 +63,6 @@ class RunFolder:
     best: Path
     last: Path
     summary: Path
-    curves: Path
     states: Path
     logs: Path
 
@@ -72,7 +71,7 @@ class RunFolder:
         self.main = main
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
         self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
-        self.summary, self.curves = self.path / "summary.json", self.path / "curves.png"
+        self.summary = self.path / "summary.json"
         self.states, self.logs = self.path / "state", self.path / "logs"
 
     def check(self, config: Mapping[str, Any], *, resume: bool) -> None:

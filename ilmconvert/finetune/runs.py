@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,14 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
+from ilmconvert.checkpoint.fingerprint import fingerprint
 from ilmconvert.data.open_data import Data
-from ilmconvert.finetune.curves import plot_curves
 from ilmconvert.finetune.devices import accelerator_for, process, track
 from ilmconvert.finetune.learner import Job
-from ilmconvert.finetune.networks import Guide, Start
+from ilmconvert.finetune.networks import Start
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_folder import FINISHED, RUNNING, RunFolder, versions
@@ -38,7 +34,6 @@ class Run:
         first: the networks at the start.
         data: with transforms.
         recipe: for the run and its baselines.
-        guide: for distillation.
         config: what is written down, see :func:`ilmconvert.finetune.runs.describe`.
         progress, log_with: as in ``finetune``.
     """
@@ -46,7 +41,6 @@ class Run:
     first: Start
     data: Data
     recipe: Recipe
-    guide: Guide
     config: Mapping[str, Any]
     progress: Callable[[Progress], None] | None
     log_with: Sequence[str] | None
@@ -73,9 +67,6 @@ class Run:
             summary = {**own.summary, "baselines": {name: result.summary["best"] for name, result in results.items()}}
             folders[""].write_summary(summary)
             own = replace(own, summary=summary)
-            if folders[""].main:
-                curves = {name: folders[name].metrics for name in results}
-                plot_curves(folders[""].metrics, folders[""].curves, curves)
         return own
 
     def _one(self, name: str, folder: RunFolder) -> Result:
@@ -127,8 +118,8 @@ class Run:
             assert self.first.source is not None
             network = baseline(self.first.source, name)
             recipe = replace(recipe, anneal="none", freeze_batch_norm=name != "train-bn")
-        teacher = copy.deepcopy(self.guide.network)
-        job = Job(network, recipe, self.first.head_replaced, teacher, self.guide.compare_features)
+        teacher = copy.deepcopy(self.first.teacher)
+        job = Job(network, recipe, self.first.head_replaced, teacher, self.first.compare_features)
         with accelerator_for(recipe, folder, log_with) as accelerator:
             yield Trainer(job, self.data, accelerator, folder, name=name, progress=self.progress)
 
@@ -171,14 +162,7 @@ def outcome(position: Position, before: dict[str, Any] | None, epochs: int) -> d
     }
 
 
-def describe(
-    first: Start,
-    data: Data,
-    recipe: Recipe,
-    guide: Guide,
-    teacher: nn.Module | str | Path | None,
-    init: str,
-) -> dict[str, Any]:
+def describe(first: Start, data: Data, recipe: Recipe, init: str, *, own_teacher: bool) -> dict[str, Any]:
     """Recipe, model and data as JSON values: what ``config.yaml`` holds, and a resumed run has to agree with."""
     model = {
         "name": first.name,
@@ -186,20 +170,7 @@ def describe(
         "head_replaced": first.head_replaced,
         "converted_here": first.source is not None,
         "init": init if first.source is not None else None,
-        "digest": digest(first.source if first.source is not None else first.network),
-        "teacher": None if teacher is None or guide.network is None else digest(guide.network),
+        "fingerprint": fingerprint(first.source if first.source is not None else first.network),
+        "teacher": fingerprint(first.teacher) if own_teacher and first.teacher is not None else None,
     }
     return {"recipe": recipe.to_dict(), "model": model, "data": dict(data.description)}
-
-
-def digest(model: nn.Module) -> str:
-    """A SHA-256 over all tensors, by which a resumed run knows that it has the same weights.
-
-    >>> digest(nn.ReLU())[:8]
-    'e3b0c442'
-    """
-    total = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

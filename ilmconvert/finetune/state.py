@@ -58,7 +58,7 @@ class Position:
 class StateFolder:
     """The states of a run, ``step-00000123`` and so on; the latest two are kept.
 
-    A state is written as ``step-00000123.tmp``, flushed to disk and renamed; its manifest holds a digest of each
+    A state is written as ``step-00000123.tmp``, flushed to disk and renamed; its manifest holds the SHA-256 of each
     file, so that later damage is noticed, too. All processes call each method; the main one alone decides.
     """
 
@@ -154,7 +154,7 @@ def _complete(temporary: Path, final: Path) -> None:
     """Flush a folder to disk, with a manifest of its files, and give it its name."""
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     manifest = {p.relative_to(temporary).as_posix(): sha256(p) for p in files}
-    text = json.dumps({"files": manifest, "digest": _digest(manifest)})
+    text = json.dumps({"files": manifest, "checksum": _checksum(manifest)})
     (temporary / _MANIFEST).write_text(text, encoding="utf-8")
     for path in (*files, temporary / _MANIFEST):
         with open(path, "rb") as file:
@@ -171,13 +171,13 @@ def _damage(folder: Path) -> str | None:
     try:
         content = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         manifest = content["files"]
-        if content["digest"] != _digest(manifest):
+        if content["checksum"] != _checksum(manifest):
             return f"{_MANIFEST} was changed"
-        wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
+        wrong = [name for name, expected in manifest.items() if sha256(folder / name) != expected]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return " ".join(str(error).split())
     return f"{wrong[0]} was changed" if wrong else None
 
 
-def _digest(manifest: dict[str, str]) -> str:
+def _checksum(manifest: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from ilmconvert.data.open_data import Data
 from ilmconvert.evaluation.accuracy import Evaluation, evaluate
-from ilmconvert.finetune.curves import plot_curves
 from ilmconvert.finetune.learner import Job, Learner
 from ilmconvert.finetune.loaders import loaders
 from ilmconvert.finetune.meter import Meter, means
@@ -21,8 +19,6 @@ from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress
 from ilmconvert.finetune.run_folder import RunFolder
 from ilmconvert.finetune.state import Position, StateFolder
-
-_PLOT_EVERY = 30.0  # seconds
 
 
 class Trainer:
@@ -69,7 +65,6 @@ class Trainer:
         self.position = Position()
         self.meter = Meter(accelerator)
         self._updated = False
-        self._plotted = -math.inf
         # without labels the teacher is what the network is held against
         self.against = None if data.labelled or job.compare_features else self.learner.teacher
 
@@ -171,17 +166,9 @@ class Trainer:
             network, {**provenance, "epoch": position.epoch, "step": position.step}, best=best
         )
         self.folder.write_metrics(position.rows)
-        self._plot(last=last)
         self.accelerator.log({k: v for k, v in position.rows[-1].items() if v is not None}, step=position.step)
         self.meter.reset()
         self.states.save(position, self.learner.ema)
-
-    def _plot(self, *, last: bool) -> None:
-        """Drawing takes a good part of a second: not after each of many short epochs."""
-        now = time.monotonic()
-        if self.accelerator.is_main_process and (last or now - self._plotted > _PLOT_EVERY):
-            plot_curves(self.folder.metrics, self.folder.curves)
-            self._plotted = time.monotonic()
 
     def _judge(self, evaluated: Evaluation | None) -> bool:
         """Whether this is the best so far: never before the path is gone, always without validation."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilmconvert.nn.arguments import Settings, Tensors
+from ilmconvert.nn.arguments import Settings, Tensors, restoring_constants
 from ilmconvert.nn.forward import Statistics, deviations, group_size, grouped, halves, unbiased_factor
 from ilmconvert.nn.kernels import dispatch
 
@@ -33,9 +33,15 @@ def eager_backward(
     # scale = omega / sigma and shift = beta - scale * mu
     g_omega = torch.addcmul(d_scale.view(by_group), g_beta, stats.mu.unsqueeze(2), value=-1)
     g_omega = g_omega.div_(stats.sigma.unsqueeze(2))
-    d_sigma = torch.linalg.vecdot(g_omega, g_scale).neg_()
-    d_mu = torch.linalg.vecdot(g_beta, g_scale).neg_()
     grads: dict[str, Tensor | None] = {}
+    if t.restore_weight is None or s.restore_bound is not None:
+        d_sigma = torch.linalg.vecdot(g_omega, g_scale).neg_()
+        d_mu = torch.linalg.vecdot(g_beta, g_scale).neg_()
+    else:
+        # Zeros right after a conversion, where the output doesn't depend on the statistics.
+        path = restoring_constants(t, s)
+        d_sigma = torch.linalg.vecdot(g_omega, path.gain - g_scale)
+        d_mu = torch.linalg.vecdot(g_beta, path.bias_gain - g_scale)
     if t.restore_weight is not None:
         grads |= _backward_restoring(g_omega, g_beta, d_sigma, d_mu, t, s, stats)
     d_omega = g_omega.view(samples, channels)
@@ -60,15 +66,14 @@ def eager_backward(
 def _backward_restoring(
     g_omega: Tensor, g_beta: Tensor, d_sigma: Tensor, d_mu: Tensor, t: Tensors, s: Settings, stats: Statistics
 ) -> dict[str, Tensor | None]:
-    """Gradients of the restoring parameters; adds its share to ``d_sigma`` and ``d_mu``."""
+    """Gradients of the restoring parameters; a bounded path adds its share to ``d_sigma`` and ``d_mu``."""
     assert t.ref_std is not None
     z_sigma, z_mu = deviations(stats.mu, stats.sigma, t, s)
-    gains = grouped(t.restore_weight, z_mu), grouped(t.restore_bias, z_mu)
-    for total, g, z, gain in ((d_sigma, g_omega, z_sigma, gains[0]), (d_mu, g_beta, z_mu, gains[1])):
-        d_z = torch.linalg.vecdot(g, gain).div_(t.ref_std)
-        if s.restore_bound is not None:
-            d_z.mul_(1 - (z / s.restore_bound).square_())
-        total.add_(d_z)
+    if s.restore_bound is not None:
+        gains = grouped(t.restore_weight, z_mu), grouped(t.restore_bias, z_mu)
+        for total, g, z, gain in ((d_sigma, g_omega, z_sigma, gains[0]), (d_mu, g_beta, z_mu, gains[1])):
+            d_z = torch.linalg.vecdot(g, gain).div_(t.ref_std)
+            total.add_(d_z.mul_(1 - (z / s.restore_bound).square_()))
     return {
         "restore_weight": (g_omega * z_sigma.unsqueeze(2)).sum(0).reshape(-1),
         "restore_bias": (g_beta * z_mu.unsqueeze(2)).sum(0).reshape(-1),

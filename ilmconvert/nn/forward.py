@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilmconvert.nn.arguments import Settings, Tensors
+from ilmconvert.nn.arguments import Settings, Tensors, restoring_constants
 from ilmconvert.nn.kernels import dispatch
 from ilmconvert.nn.kernels.formulas import merge_moments
 
@@ -43,29 +43,33 @@ def eager_forward(
     sigma = (var_g + s.eps).sqrt_()
     codes, gate, offset = _meta_network(m, v, t)
     by_group = (samples, s.num_groups, channels // s.num_groups)
-    omega = _on_channels(t.weight, gate.sub_(0.5), channels, 1.0).view(by_group)
-    beta = _on_channels(t.bias, offset, channels, 0.0).view(by_group)
-    if t.restore_weight is not None:
-        z_sigma, z_mu = deviations(mu, sigma, t, s)
-        omega.addcmul_(grouped(t.restore_weight, sigma), z_sigma.unsqueeze(2))
-        beta.addcmul_(grouped(t.restore_bias, sigma), z_mu.unsqueeze(2))
-    stats = Statistics(mu, sigma, m, v, codes)
-    if not s.correction and dispatch.prefers_group_norm(x):
-        y = dispatch.group_norm(x, omega, beta, s.num_groups, s.eps)
-        return y, omega.div_(sigma.unsqueeze(2)).view(samples, channels) if keep else None, stats
-    scale = omega.div_(sigma.unsqueeze(2))
-    shift = beta.addcmul_(scale, mu.unsqueeze(2), value=-1)
+    if t.restore_weight is None or s.restore_bound is not None:
+        omega = _on_channels(t.weight, gate, channels, 1.0).view(by_group)
+        shift = _on_channels(t.bias, offset, channels, 0.0).view(by_group)
+        if t.restore_weight is not None:
+            z_sigma, z_mu = deviations(mu, sigma, t, s)
+            omega.addcmul_(grouped(t.restore_weight, sigma), z_sigma.unsqueeze(2))
+            shift.addcmul_(grouped(t.restore_bias, sigma), z_mu.unsqueeze(2))
+        scale = omega.div_(sigma.unsqueeze(2))
+        shift.addcmul_(scale, mu.unsqueeze(2), value=-1)
+    else:
+        path = restoring_constants(t, s)
+        omega = _on_channels(path.base_weight, gate, channels, 0.0).view(by_group)
+        scale = omega.div_(sigma.unsqueeze(2)).add_(path.gain)
+        shift = _on_channels(path.base_bias, offset, channels, 0.0).view(by_group)
+        shift.addcmul_(path.bias_gain - scale, mu.unsqueeze(2))
     scale = scale.view(samples, channels)
-    return dispatch.scale_shift(x, scale, shift.view(samples, channels)), scale, stats
+    y = dispatch.scale_shift(x, scale, shift.view(samples, channels))
+    return y, scale if keep else None, Statistics(mu, sigma, m, v, codes)
 
 
 def _meta_network(m: Tensor, v: Tensor, t: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden codes (2N, R), sigmoid and tanh (N, K); without a meta-network no codes, 1/2 and 0."""
+    """Hidden codes (2N, R), sigmoid - 1/2 and tanh (N, K); without a meta-network no codes and zeros."""
     if t.encoder is None or t.weight_decoder is None or t.bias_decoder is None:
-        return m.new_zeros(0), torch.full_like(m, 0.5), torch.zeros_like(m)
+        return m.new_zeros(0), torch.zeros_like(m), torch.zeros_like(m)
     codes = F.linear(torch.cat((v, m)), t.encoder).relu_()
     code_v, code_m = halves(codes)
-    return codes, F.linear(code_v, t.weight_decoder).sigmoid_(), F.linear(code_m, t.bias_decoder).tanh_()
+    return codes, F.linear(code_v, t.weight_decoder).sigmoid_().sub_(0.5), F.linear(code_m, t.bias_decoder).tanh_()
 
 
 def group_size(x: Tensor, num_groups: int) -> int:

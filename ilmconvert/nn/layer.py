@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.errors import NoRunningStatistics
+from ilmconvert.errors import NoRunningStatistics, NotScriptable
 from ilmconvert.nn.authors_checkpoint import read_authors_layer
 from ilmconvert.nn.functional import ilm_norm
 from ilmconvert.nn.group_sizes import check_divides
-from ilmconvert.nn.restore_range import Range, RestoreRange, to_range
+from ilmconvert.nn.restore_range import RestoreRange, to_range
 
 # Symbolic tracing (torch.fx, torchvision's and timm's feature extraction) keeps the call as one node: what is
 # inside depends on shapes. It looks the name up in this module.
 torch.fx.wrap("ilm_norm")
 
+#: The tensors of a layer that never train.
+CONSTANTS = ("ref_mean", "ref_std")
+_IN_THE_KERNEL: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 _OF_BATCH_NORM = frozenset({"running_mean", "running_var", "num_batches_tracked", "track_running_stats"})
 
 
@@ -57,8 +60,8 @@ class ILMNorm(nn.Module):
         encoder: (R, K), shared by both features; no biases.
         weight_decoder, bias_decoder: (K, R), start at 0.
         restore_weight, restore_bias: (C,), start at 0; None without ``restore``.
-        ref_mean, ref_std: (G,), 0 and 1, not trained; None without ``restore``. They are frozen parameters, since
-            Opacus refuses layers that have buffers.
+        ref_mean, ref_std: (G,), 0 and 1, None without ``restore``. Constants: buffers, which stand in the state dict
+            and which no optimizer, weight decay or unfreezing moves.
 
     Raises:
         ValueError: ``num_groups`` or ``key_group_size`` doesn't divide ``num_channels`` (the message names the
@@ -73,8 +76,9 @@ class ILMNorm(nn.Module):
     bias: nn.Parameter | None
     restore_weight: nn.Parameter | None
     restore_bias: nn.Parameter | None
-    ref_mean: nn.Parameter | None
-    ref_std: nn.Parameter | None
+    ref_mean: Tensor | None
+    ref_std: Tensor | None
+    _before_meta: tuple[Tensor | None, Tensor | None] | None = None
 
     def __init__(
         self,
@@ -104,11 +108,11 @@ class ILMNorm(nn.Module):
         self.correction = correction
         self.restore = restore
         self.restore_bound = restore_bound
-        self.restore_range: RestoreRange | Range | None = _checked_range(restore_range, restore)
+        self.restore_range: RestoreRange | None = _checked_range(restore_range, restore)
         self.affine = affine
 
-        def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=trained)
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         key_groups = num_channels // key_group_size
         width = max(2, key_groups // reduction)
@@ -119,8 +123,8 @@ class ILMNorm(nn.Module):
         self.bias_decoder: nn.Parameter = parameter(key_groups, width)
         self.register_parameter("restore_weight", parameter(num_channels) if restore else None)
         self.register_parameter("restore_bias", parameter(num_channels) if restore else None)
-        for name in ("ref_mean", "ref_std"):
-            self.register_parameter(name, parameter(num_groups, trained=False) if restore else None)
+        for name in CONSTANTS:
+            self.register_buffer(name, torch.empty(num_groups, device=device, dtype=dtype) if restore else None)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -142,6 +146,10 @@ class ILMNorm(nn.Module):
                 t.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._norm(x, "none")
+
+    def _norm(self, x: Tensor, activation: str) -> Tensor:
+        ref_mean, ref_std = self._references()
         return ilm_norm(
             x,
             self.weight,
@@ -154,10 +162,11 @@ class ILMNorm(nn.Module):
             correction=self.correction,
             restore_weight=self.restore_weight,
             restore_bias=self.restore_bias,
-            ref_mean=self.ref_mean,
-            ref_std=self.ref_std,
+            ref_mean=ref_mean,
+            ref_std=ref_std,
             restore_bound=self.restore_bound,
             restore_range=self.restore_range,
+            activation=activation,
         )
 
     def config(self) -> dict[str, Any]:
@@ -197,6 +206,43 @@ class ILMNorm(nn.Module):
             setattr(layer, name, nn.Parameter(tensor))
         return layer
 
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """None of its own: Opacus asks this of a trained layer, and refuses those whose buffers change with the data.
+
+        The reference values are constants. ``named_buffers()`` has them, here and from the model that holds the layer.
+
+        >>> layer = ILMNorm(8, 2, key_group_size=4, restore=True)
+        >>> list(layer.buffers()), [name for name, _ in layer.named_buffers()]
+        ([], ['ref_mean', 'ref_std'])
+        """
+        yield from (buffer for name, buffer in self.named_buffers(recurse=recurse) if name not in CONSTANTS)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ILMNorm:
+        before = self.ref_mean, self.ref_std
+        super()._apply(fn, recurse)
+        self._before_meta = before if self.ref_std is not None and self.ref_std.is_meta else None
+        return self
+
+    def _references(self) -> tuple[Tensor | None, Tensor | None]:
+        """The constants. Opacus calls a copy on the meta device with real parameters; constants it knows nothing of."""
+        if self.ref_std is not None and self.ref_std.is_meta and self._before_meta and not self.encoder.is_meta:
+            return self._before_meta
+        return self.ref_mean, self.ref_std
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks before it compiles: refuses, since its errors don't say what is wrong."""
+        raise NotScriptable(
+            "torch.jit.script can't compile an ILM Norm: use torch.jit.trace, torch.export or torch.compile, or script "
+            "the result of ilmconvert.export.fold.fold where every layer folds to a plain one"
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in CONSTANTS:  # of whole modules that were pickled when these were parameters
+            if name in self._parameters:
+                old = self._parameters.pop(name)
+                self._buffers[name] = None if old is None else old.detach()
+
     def __getattr__(self, name: str) -> Any:
         if name in _OF_BATCH_NORM:
             raise NoRunningStatistics(
@@ -234,11 +280,22 @@ class ILMNormAct(ILMNorm):
         self.act: nn.Module = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.act(self.drop(super().forward(x)))
+        name = _IN_THE_KERNEL.get(type(self.act), "none")
+        # Elsewhere the module itself, whose hooks and whose place in a traced graph others may look for.
+        plain = name != "none" and type(self.drop) is nn.Identity and type(x) is Tensor and x.is_cuda
+        if plain and self._is_free(self.act) and self._is_free(self.drop):
+            return self._norm(x, name)
+        result: Tensor = self.act(self.drop(self._norm(x, "none")))
         return result
 
+    @staticmethod
+    def _is_free(module: nn.Module) -> bool:
+        """Whether nobody waits for a call of ``module``."""
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        return not any(hooks)
 
-def _checked_range(limits: Sequence[float] | None, restore: bool) -> RestoreRange | Range | None:
+
+def _checked_range(limits: Sequence[float] | None, restore: bool) -> RestoreRange | None:
     if limits is None:
         return None
     if not restore:

@@ -38,33 +38,8 @@ class RestoreRange(NamedTuple):
         return self
 
 
-class Range(NamedTuple):
-    """Limits of an instance's statistics over all channels and positions, relative to their reference values.
-
-    What checkpoints hold that were bounded before there was a :class:`RestoreRange`.
-
-    Attributes:
-        std_low, std_high: of log(sigma / ref_std).
-        mean_low, mean_high: of (mu - ref_mean) / ref_std.
-
-    >>> Range(-0.5, 0.5, -0.5, 0.5).checked().std_high
-    0.5
-    """
-
-    std_low: float
-    std_high: float
-    mean_low: float
-    mean_high: float
-
-    def checked(self) -> Range:
-        """Itself; raises a ValueError if a lower limit isn't below its upper one."""
-        if not (self.std_low < self.std_high and self.mean_low < self.mean_high):
-            raise ValueError(f"restore_range={tuple(self)} needs each lower limit below its upper one")
-        return self
-
-
-def to_range(limits: Sequence[float]) -> RestoreRange | Range:
-    """Three numbers as a :class:`RestoreRange`, four as a :class:`Range`.
+def to_range(limits: Sequence[float]) -> RestoreRange:
+    """Three numbers as a :class:`RestoreRange`.
 
     Raises:
         ValueError: another count, or an empty range.
@@ -72,9 +47,9 @@ def to_range(limits: Sequence[float]) -> RestoreRange | Range:
     >>> to_range([-0.5, 0.5, 1.0])
     RestoreRange(contrast_low=-0.5, contrast_high=0.5, mean_radius=1.0)
     """
-    if len(limits) not in (3, 4):
+    if len(limits) != 3:
         raise ValueError(f"restore_range={limits} must be three numbers: low and high contrast, radius of the means")
-    return RestoreRange(*limits).checked() if len(limits) == 3 else Range(*limits).checked()
+    return RestoreRange(*limits).checked()
 
 
 def knee(z: Tensor, low: float, high: float) -> Tensor:
@@ -92,7 +67,6 @@ def image_into_range(
     means: Tensor,
     variances: Tensor,
     mu: Tensor,
-    sigma: Tensor,
     ref_mean: Tensor,
     ref_std: Tensor,
     eps: float,
@@ -102,19 +76,18 @@ def image_into_range(
 
     The image's contrast is scaled about the means of its channels. These are drawn to the reference mean: by the
     scale, where it lessens the contrast, and to the radius. The rescaling ``a * sigma' * (x - mu) / sigma + a * mu' +
-    c`` does so for any groups, since ``mu'`` is there for each channel; inside the range ``sigma'`` and ``mu'`` are
-    ``sigma`` and ``mu``, and it is the source's ``a * x + c``.
+    c`` does so for any groups, with ``sigma' = factor * sigma`` and, for each channel, ``mu' = mu + moved``. Inside the
+    range ``moved`` is 0 and ``factor`` 1 to the last digit, and it is the source's ``a * x + c``.
 
-    Shape: ``means``, ``variances`` (N, C) of the channels; ``mu``, ``sigma`` (N, G) of the groups; references (G,);
-    results (N, C) and (N, G).
+    Shape: ``means``, ``variances`` (N, C) of the channels; ``mu`` (N, G) of the groups; references (G,); results
+    ``moved`` (N, C) and ``factor`` (N, 1).
     """
     contrast, radius = image_deviations(means, variances, ref_mean, ref_std, eps).split(1, 1)
-    scale = (knee(contrast, limits.contrast_low, limits.contrast_high) - contrast).exp()
-    pull = knee(radius * scale.clamp(max=1), -limits.mean_radius, limits.mean_radius) / radius
+    factor = (knee(contrast, limits.contrast_low, limits.contrast_high) - contrast).exp()
+    pull = knee(radius * factor.clamp(max=1), -limits.mean_radius, limits.mean_radius) / radius
     centre, _ = _over_groups(ref_mean, ref_std)
     groups = mu.repeat_interleave(means.shape[1] // mu.shape[1], 1)
-    # scale - 1 and pull - 1 are zeros inside the range, where nothing may be lost to rounding
-    return groups + (scale - 1) * (groups - means) + (pull - 1) * (means - centre), scale * sigma
+    return (factor - 1) * (groups - means) + (pull - 1) * (means - centre), factor
 
 
 def image_deviations(means: Tensor, variances: Tensor, ref_mean: Tensor, ref_std: Tensor, eps: float) -> Tensor:
@@ -126,23 +99,6 @@ def image_deviations(means: Tensor, variances: Tensor, ref_mean: Tensor, ref_std
     contrast = 0.5 * (variances.mean(1, keepdim=True) + eps).log() - std.log()
     radius = (((means - centre) / std).square().mean(1, keepdim=True) + _TINY).sqrt()
     return torch.cat((contrast, radius), 1)
-
-
-def into_range(mu: Tensor, sigma: Tensor, ref_mean: Tensor, ref_std: Tensor, limits: Range) -> tuple[Tensor, Tensor]:
-    """The group statistics that an instance would have if it were brought into the range by one scale and one shift.
-
-    All groups of an instance move together: their statistics over all channels say how the image was taken, while
-    what sets the groups apart says what is on it.
-
-    Shape: ``mu``, ``sigma`` (N, G), the references (G,); two tensors (N, G).
-    """
-    whole_mu, whole_sigma = _over_groups(mu, sigma)
-    whole_ref_mean, whole_ref_std = _over_groups(ref_mean, ref_std)
-    log_ratio = (whole_sigma / whole_ref_std).log()
-    scale = (knee(log_ratio, limits.std_low, limits.std_high) - log_ratio).exp()
-    deviation = knee((whole_mu - whole_ref_mean) / whole_ref_std, limits.mean_low, limits.mean_high)
-    shift = whole_ref_mean + whole_ref_std * deviation - scale * whole_mu
-    return torch.addcmul(shift, scale, mu), scale * sigma
 
 
 def _over_groups(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 960, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
@@ -37,16 +37,16 @@ class Frame:
         lines = Markup()
         for tick in ticks:
             y = self.y(tick)
-            lines += _line("grid", self.left, y, self.width - self.right, y)
+            lines += segment("grid", self.left, y, self.width - self.right, y)
             lines += text(self.left - 8, y + 4, label(tick), "tick end")
         return lines
 
     def below(self, ticks: Sequence[tuple[float, str]], name: str) -> Markup:
         """Labels under the x axis, and its name."""
         y = self.height - BOTTOM
-        made = _line("axis", self.left, y, self.width - self.right, y)
+        made = segment("axis", self.left, y, self.width - self.right, y)
         for value, label in ticks:
-            made += _line("axis", self.x(value), y, self.x(value), y + 4)
+            made += segment("axis", self.x(value), y, self.x(value), y + 4)
             made += text(self.x(value), y + 18, label, "tick middle")
         return made + text((self.left + self.width - self.right) / 2, self.height - 6, name, "name middle")
 
@@ -79,11 +79,6 @@ def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
     )
 
 
-def segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    """A straight line."""
-    return _line(kind, x1, y1, x2, y2)
-
-
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers that span the range.
 
@@ -99,13 +94,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+def segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    """A straight line."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, kind)
 
 
 def _share(value: float, ends: tuple[float, float]) -> float:
     low, high = ends
     return (value - low) / (high - low) if high > low else 0.5
-
-
-__all__ = ["Frame", "Markup", "dot", "escape", "path", "segment", "text", "ticks"]

@@ -46,7 +46,7 @@ def write_run(run: Run, path: str | Path) -> Path:
         shares=_shares(run, table),
         curves=[figure for spec in _CURVES if (figure := _curve(run, *spec)) is not None],
         legend=[(label(each.name, run), _kind(i)) for i, each in enumerate((run, *run.baselines))],
-        notes=_notes(run, table),
+        notes=_notes(run),
         recipe_facts=_recipe_facts(run),
         facts=_facts(run),
     )
@@ -137,7 +137,7 @@ def _points(rows: Sequence[Mapping[str, float | None]], column: str) -> list[tup
     return [(x, y) for x, y in found if x is not None and y is not None and math.isfinite(y)]
 
 
-def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
+def _notes(run: Run) -> list[str]:
     notes = []
     if not run.finished:
         epochs = run.config.get("recipe", {}).get("epochs", "?")
@@ -151,7 +151,7 @@ def _notes(run: Run, table: Sequence[Arm]) -> list[str]:
     if run.rows and not run.validated:
         notes.append("There are no validation images, so that nothing here tells how well the network does on others.")
     if run.finished and not run.baselines:
-        cure = "--freeze-bn-source runs three"
+        cure = f"--baseline runs one ({', '.join(BASELINES)})"
         if not _converted_here(run):
             cure += ", but of a model that still has its BatchNorm: name that instead of the checkpoint"
         notes.append(f"No baseline was run, so that this doesn't tell what other ways would have given: {cure}.")
@@ -187,7 +187,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ),
         ("input", shape),
         ("start", model.get("init")),
-        ("SHA-256 of the weights at the start", model.get("digest")),
+        ("SHA-256 of the weights at the start", model.get("fingerprint")),
         ("versions", versions),
     ]
     return [(name, str(value)) for name, value in rows if value is not None]

@@ -7,16 +7,18 @@ import math
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 
 
-def share(value: float | None, interval: tuple[float, float] | list[float] | None = None) -> str | None:
-    """A share in per cent, with its 95 % interval; None stays None.
+def share(
+    value: float | None, interval: tuple[float, float] | list[float] | None = None, *, digits: int = 1, sign: str = ""
+) -> str | None:
+    """A share in per cent, with its 95 % interval; None stays None. ``sign="+"`` shows the sign of a difference.
 
-    >>> share(0.5, (0.25, 0.75))
-    '50.0 % (95 %: 25.0 to 75.0)'
+    >>> share(0.5, (0.25, 0.75)), share(0.125, digits=2, sign="+")
+    ('50.0 % (95 %: 25.0 to 75.0)', '+12.50 %')
     """
     if value is None:
         return None
-    text = f"{100 * value:.1f} %"
-    return text if interval is None else f"{text} (95 %: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    text, *ends = (f"{100 * number:{sign}.{digits}f}" for number in (value, *(interval or ())))
+    return f"{text} % (95 %: {ends[0]} to {ends[1]})" if ends else f"{text} %"
 
 
 def decibels(value: float | None) -> str:

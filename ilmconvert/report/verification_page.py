@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from ilmconvert.data.transforms import transform_config
 from ilmconvert.evaluation.layer_metrics import worst_layers
 from ilmconvert.evaluation.verify.verification import Verification
 from ilmconvert.report.figures import layers_figure, shows_rounding
@@ -26,7 +27,7 @@ def write_verification(result: Verification, path: str | Path) -> Path:
         "verify.html.jinja",
         path,
         v=result,
-        target=str(result.subject.header["settings"].get("to", "ILM Norm")).upper().replace("_", "-"),
+        target=str(result.checkpoint.header["settings"].get("to", "ILM Norm")).upper().replace("_", "-"),
         cards=_cards(result),
         figure=layers_figure(result.fidelity.layers) if result.fidelity.layers else None,
         rounding=shows_rounding(result.fidelity.layers),
@@ -90,14 +91,12 @@ def _images(result: Verification) -> list[dict[str, Any]]:
 
 
 def _normalisation(result: Verification) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config(result.subject.model)
+    config = transform_config(result.checkpoint.model)
     return tuple(config["mean"]), tuple(config["std"])
 
 
 def _groups(result: Verification) -> str:
-    kinds = Counter(layer["config"]["num_groups"] for layer in result.subject.header["layers"])
+    kinds = Counter(layer["config"]["num_groups"] for layer in result.checkpoint.header["layers"])
     return ", ".join(
         f"{count} with {groups} group{'' if groups == 1 else 's'}" for groups, count in kinds.most_common()
     )
@@ -111,15 +110,18 @@ def _skipped(result: Verification) -> list[tuple[str, list[str], str]]:
 
 
 def _facts(result: Verification) -> list[tuple[str, str]]:
-    header = result.subject.header
+    header = result.checkpoint.header
     spec, tensors = header["spec"], header["tensors"]
     rows = [
-        ("checkpoint", f"{result.subject.path}, {tensors['count']} tensors, {tensors['bytes'] / 2**20:.1f} MiB"),
-        ("SHA-256", result.subject.sha256),
-        ("model", f"{spec['library']} {spec['architecture']}" if spec else "of no zoo"),
+        ("checkpoint", f"{result.checkpoint.path}, {tensors['count']} tensors, {tensors['bytes'] / 2**20:.1f} MiB"),
+        ("SHA-256", result.checkpoint.sha256),
+        (
+            "model",
+            f"{spec['library']} {spec['architecture']}" if spec else "custom, not from timm or torchvision",
+        ),
         *((f"conversion: {key}", str(value)) for key, value in header["settings"].items()),
         *((f"source: {key}", str(value)) for key, value in header["provenance"].items() if key != "finetuned"),
-        ("compared with", f"{result.reference.description} ({result.reference.kind})"),
+        ("compared with", f"{result.source.description} ({result.source.kind})"),
         ("compared on", result.sample.description),
     ]
     if result.changed is not None:

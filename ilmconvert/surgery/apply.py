@@ -147,8 +147,11 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
     if problem:
         raise ConversionError(f"can't convert {entry.name or 'the root'}: {problem}")
     for name, value in values.items():
-        trained = trainable["bias" in name] and not name.startswith("ref_")
-        layer._parameters[name] = nn.Parameter(value.to(device, dtype), requires_grad=trained)
+        stored = value.to(device, dtype)
+        if name in layer._buffers:
+            layer._buffers[name] = stored
+        else:
+            layer._parameters[name] = nn.Parameter(stored, requires_grad=trainable["bias" in name])
     if isinstance(layer, ILMNorm):
         layer.encoder.requires_grad_(any(trainable.values()))
     layer.training = module.training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.surgery.initialization import initial_values
-from ilmconvert.surgery.sources import NormDescription, qualified_name
+from ilmconvert.surgery.sources import NormDescription
 
 KIND = "group_norm"
 SETTINGS = frozenset({"kind", "num_channels", "num_groups", "eps"})
@@ -70,8 +70,3 @@ def is_plain_layer(module: nn.Module) -> bool:
 def settings_of(layer: nn.GroupNorm) -> dict[str, Any]:
     """What :func:`new_layer` takes to make such a layer again."""
     return {"kind": KIND, "num_channels": layer.num_channels, "num_groups": layer.num_groups, "eps": layer.eps}
-
-
-def has_fused_parts(layer: nn.Module) -> bool:
-    """Whether the layer is timm's, with a drop and an activation of its own."""
-    return qualified_name(type(layer)) == "timm.layers.norm_act.GroupNormAct"

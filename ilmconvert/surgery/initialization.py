@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ilmconvert.surgery.sources import NormDescription
 
+# By so much may a group's reference mean magnify the rounding of one of its channels.
+_LOST = 64.0
+
 
 def initial_values(
     source: NormDescription, settings: dict[str, object], seed: int, dtype: torch.dtype = torch.float64
@@ -34,19 +37,52 @@ def initial_values(
         a = gamma / (var + source.eps).sqrt()
         ref_mean, ref_var = group_moments(mean, var, groups)
         ref_std = (ref_var + float(settings["eps"])).sqrt()  # type: ignore[arg-type]
-        if settings["restore"] and dtype.itemsize < 4:
-            # Any reference will do, if the rest belongs to it: to that which is stored.
-            ref_mean, ref_std = (t.to(dtype).double() for t in (ref_mean, ref_std))
-        gain = a * _per_channel(ref_std, channels)
-        values = {"weight": gain, "bias": a * (_per_channel(ref_mean, channels) - mean) + beta}
         if settings["restore"]:
-            values |= {"restore_weight": gain.clone(), "restore_bias": gain.clone()}
-            values |= {"ref_mean": ref_mean, "ref_std": ref_std}
+            values = _restoring_values(a, beta, mean, ref_mean, ref_std, settings, dtype)
+        else:
+            gain = a * _per_channel(ref_std, channels)
+            values = {"weight": gain, "bias": a * (_per_channel(ref_mean, channels) - mean) + beta}
         key_var = ref_var if key_groups == groups else group_moments(mean, var, key_groups)[1]
     values["encoder"] = encoder_rows(width, key_var, seed, float(settings["eps"]))  # type: ignore[arg-type]
     for name in ("weight_decoder", "bias_decoder"):
         values[name] = torch.zeros(key_groups, width, dtype=torch.float64, device=gamma.device)
     return values
+
+
+def _restoring_values(
+    a: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    ref_mean: Tensor,
+    ref_std: Tensor,
+    settings: dict[str, object],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Values that fit each other as they are stored and reckoned with, so that ``a' x + c'`` is right together.
+
+    The layer computes ``a' = restore_weight / ref_std`` and ``c' = bias - a' ref_mean`` in ``dtype``, or in float32 for
+    types of 16 bits. A rounding of ``a`` alone would be magnified by the mean, so that the bias is made for ``a'``.
+    """
+    channels = len(a)
+    own = torch.float32 if dtype.itemsize < 4 else dtype
+    ref_mean, ref_std = (t.to(dtype).double() for t in (ref_mean, ref_std))
+    std = _per_channel(ref_std, channels)
+    gain = (a * std).to(dtype).double()
+    scale = (gain.to(own) / std.to(own)).double()
+    shift = beta - scale * mean
+    taken = [
+        (scale.to(own) * _per_channel(m, channels).to(own)).double() for m in (ref_mean, torch.zeros_like(ref_mean))
+    ]
+    if settings.get("restore_bound") is None:
+        # Where one channel's mean would cost another of its group its digits, the reference is zero.
+        natural = (scale * mean).abs() + beta.abs() + (scale * std).abs() * torch.finfo(dtype).tiny
+        noise = [((shift + t).abs() + t.abs()) / natural.clamp(min=torch.finfo(torch.float64).tiny) for t in taken]
+        worst = [n.view(len(ref_mean), -1).amax(1) for n in noise]
+        far = (worst[0] > _LOST * worst[1].clamp(min=1)) & ref_mean.isfinite()
+        ref_mean = torch.where(far, torch.zeros_like(ref_mean), ref_mean)
+        taken[0] = torch.where(_per_channel(far, channels), taken[1], taken[0])
+    values = {"weight": gain, "bias": shift + taken[0], "restore_weight": gain.clone(), "restore_bias": gain.clone()}
+    return values | {"ref_mean": ref_mean, "ref_std": ref_std}
 
 
 def beyond(values: Mapping[str, Tensor], dtype: torch.dtype) -> str | None:

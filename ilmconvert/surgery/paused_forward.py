@@ -1,8 +1,12 @@
-"""Two models run side by side, so that their layers can be compared without keeping any activation."""
+"""Forward passes that stop at chosen modules, several side by side, so that no activation has to be kept.
+
+Layers of two models are compared, or a layer is fitted on all batches at once, when every pass stands at it. One pass
+runs at a time: the threads only keep the others' call stacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from queue import SimpleQueue
 from threading import Thread, get_ident
@@ -12,41 +16,122 @@ import torch
 from torch import nn
 
 from ilmconvert.errors import ModelError
+from ilmconvert.surgery.record_calls import Call, on_calls
+
+Inputs = tuple[Any, ...]
 
 
-class Call(NamedTuple):
-    """One call of a module: its name, what went in and what came out."""
-
-    name: str
-    args: tuple[Any, ...]
+class _End(NamedTuple):
     result: Any
 
 
-class _Result(NamedTuple):
-    value: Any
+class _Cancelled(BaseException):
+    """Unwinds a pass that isn't to go on; not an Exception, so that no model catches it."""
 
 
-class _Failure(NamedTuple):
-    error: BaseException
+class PausedForward:
+    """One forward pass without gradients, in a thread of its own.
+
+    Attributes:
+        model: what runs.
+        modules: those of its modules at which it stops, by name.
+        result: what the model returned, once the pass is over.
+    """
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    result: Any
+
+    def __init__(self, model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module]) -> None:
+        self.model, self.modules, self.result = model, modules, None
+        self._inputs = inputs
+        self._events: SimpleQueue[Call | _End | BaseException] = SimpleQueue()
+        self._replies: SimpleQueue[bool] = SimpleQueue()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def advance(self) -> Call | None:
+        """Run up to the next stop; None at the end of the pass."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._replies.put(True)
+        event = self._events.get()
+        if isinstance(event, BaseException):
+            raise event
+        if isinstance(event, _End):
+            self.result = event.result
+            return None
+        return event
+
+    def cancel(self) -> None:
+        """End the pass where it stands."""
+        if self._thread.ident is not None:
+            self._replies.put(False)
+            self._thread.join()
+
+    def stop(self, call: Call) -> None:
+        """Wait at a module, if called inside this pass: passes may share their modules."""
+        if get_ident() == self._thread.ident:
+            self._events.put(call)
+            if not self._replies.get():
+                raise _Cancelled
+
+    def _run(self) -> None:
+        event: _End | BaseException
+        try:
+            with torch.no_grad():  # the setting of the other thread doesn't reach here
+                event = _End(self.model(*self._inputs))
+        except _Cancelled:
+            return
+        except BaseException as error:  # raised where the stop is waited for
+            event = error
+        self._events.put(event)
 
 
-class _Stopped(BaseException):
-    """Ends the source's pass when the other one has failed; not an Exception, so that no model catches it."""
+def run_together(
+    passes: Sequence[PausedForward],
+    visit: Callable[[Sequence[Call]], None],
+    *,
+    before: bool = False,
+    disorder: Callable[[Sequence[str]], Exception],
+) -> None:
+    """Run several passes from stop to stop, and call ``visit`` with their calls whenever all of them stand at one.
+
+    Args:
+        passes: which have the same modules under the same names.
+        visit: gets a call of each pass, all of the same name.
+        before: whether the passes stop before their modules run, so that ``visit`` may change these, or after.
+        disorder: makes the error for passes that stop at different modules, of the names.
+    """
+    with ExitStack() as stack:
+        # All hooks stand before any pass runs.
+        for each in passes:
+            stack.enter_context(on_calls(each.modules, each.stop, before=before))
+        for each in passes:
+            stack.callback(each.cancel)
+        while True:
+            stops = [each.advance() for each in passes]
+            calls = [stop for stop in stops if stop is not None]
+            names = ["the end" if stop is None else stop.name for stop in stops]
+            if len(set(names)) > 1:
+                raise disorder(names)
+            if not calls:
+                return
+            visit(calls)
 
 
-def run_in_lockstep(
+def run_side_by_side(
     source: nn.Module,
     converted: nn.Module,
-    source_inputs: tuple[Any, ...],
-    inputs: tuple[Any, ...],
+    source_inputs: Inputs,
+    inputs: Inputs,
     names: Sequence[str],
     compare: Callable[[Call, Call], None],
 ) -> tuple[Any, Any]:
     """Run both models without gradients and hand every call of the named modules to ``compare``, in execution order.
 
-    The source runs in a thread of its own and waits at each named module until the converted model has come there
-    and the two calls are compared. So no activation outlives its layer, and none is changed in place before it is
-    seen.
+    Each model waits after each named module until the two calls are compared. So no activation outlives its layer,
+    and none is changed in place before it is seen.
 
     Args:
         source, converted: models with the same modules under ``names``.
@@ -62,74 +147,18 @@ def run_in_lockstep(
 
     >>> layer = nn.Sequential(nn.ReLU(), nn.Flatten())
     >>> x = torch.ones(1, 2, 2)
-    >>> _ = run_in_lockstep(layer, layer, (x,), (x,), ["0", "1"], lambda a, b: print(a.name, b.result.shape))
+    >>> _ = run_side_by_side(layer, layer, (x,), (x,), ["0", "1"], lambda a, b: print(a.name, b.result.shape))
     0 torch.Size([1, 2, 2])
     1 torch.Size([1, 4])
     """
-    offers: SimpleQueue[Call | _Result | _Failure] = SimpleQueue()
-    replies: SimpleQueue[bool] = SimpleQueue()
-    here = get_ident()
-
-    def offer(call: Call) -> None:
-        offers.put(call)
-        if not replies.get():
-            raise _Stopped
-
-    def meet(call: Call) -> None:
-        other = _next(offers)
-        if not isinstance(other, Call) or other.name != call.name:
-            raise _disorder(call.name, other)
-        compare(other, call)
-        replies.put(True)
-
-    with ExitStack() as stack, torch.no_grad():
-        # The models may share modules: each hook acts in one thread. All of them stand before either model runs.
-        for name in names:
-            for model, react, own_thread in ((source, offer, False), (converted, meet, True)):
-                hook = _hook(name, react, here, own_thread)
-                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
-        worker = Thread(target=_run_source, args=(source, source_inputs, offers), daemon=True)
-        worker.start()
-        try:
-            result = converted(*inputs)
-            other = _next(offers)
-            if not isinstance(other, _Result):
-                raise _disorder("the end", other)
-        finally:
-            replies.put(False)
-            worker.join()
-    return other.value, result
+    passes = [
+        PausedForward(model, args, {name: model.get_submodule(name) for name in names})
+        for model, args in ((source, source_inputs), (converted, inputs))
+    ]
+    run_together(passes, lambda calls: compare(*calls), disorder=_different_orders)
+    return passes[0].result, passes[1].result
 
 
-def _run_source(source: nn.Module, inputs: tuple[Any, ...], offers: SimpleQueue[Call | _Result | _Failure]) -> None:
-    try:
-        with torch.no_grad():  # the setting of the other thread doesn't reach here
-            offers.put(_Result(source(*inputs)))
-    except _Stopped:
-        pass
-    except BaseException as error:  # raised where the result is waited for
-        offers.put(_Failure(error))
-
-
-def _hook(
-    name: str, react: Callable[[Call], None], thread: int, inside: bool
-) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    """A forward hook that acts inside the thread only, or outside of it only."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        if (get_ident() == thread) is inside:
-            react(Call(name, args, result))
-
-    return hook
-
-
-def _next(offers: SimpleQueue[Call | _Result | _Failure]) -> Call | _Result:
-    offer = offers.get()
-    if isinstance(offer, _Failure):
-        raise offer.error
-    return offer
-
-
-def _disorder(name: str, other: Call | _Result) -> ModelError:
-    met = other.name if isinstance(other, Call) else "the end"
-    return ModelError(f"the models run their layers in different orders ({name} meets {met}); compare without layers")
+def _different_orders(names: Sequence[str]) -> ModelError:
+    text = " meets ".join(reversed(names))
+    return ModelError(f"the models run their layers in different orders ({text}); compare without layers")

@@ -15,7 +15,7 @@ _BY_CLASS_NAME = {
     "FullyShardedDataParallel": "convert the model before wrapping it",
     "FSDPModule": "convert the model before fully_shard",
     "OptimizedModule": "convert model._orig_mod, then call torch.compile on the result",
-    "ScriptModule": "convert the model before torch.jit.script or trace",
+    "ScriptModule": "convert the model before torch.jit.trace (an ILM Norm can be traced, not scripted)",
 }
 
 

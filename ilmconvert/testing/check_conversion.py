@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,14 +12,15 @@ from torch import Tensor, nn
 from ilmconvert import surgery
 from ilmconvert.data.example_inputs import probe_batch
 from ilmconvert.errors import ConversionError
+from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.evaluation.outputs import output_error
+from ilmconvert.evaluation.tolerances import ROUNDING
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import Plan
 from ilmconvert.surgery.outputs import outputs
+from ilmconvert.surgery.record_calls import on_calls
 from ilmconvert.testing.randomize import randomize_norms
 
-#: Largest error over largest output that counts as exact.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 #: Types and scales of gammas and betas, until one is exact. Deep networks with random statistics amplify rounding, a
 #: few so much (attention that saturates) that even float64 isn't enough for gammas up to 2.
 ATTEMPTS = ((torch.float32, 1.0), (torch.float64, 1.0), (torch.float64, 0.5))
@@ -30,7 +29,7 @@ BATCH = 2
 
 
 class CheckFailed(Exception):
-    """A model broke the promise; the message says which part of it."""
+    """A model failed a check; the message says which."""
 
 
 def convert(source: nn.Module, line: dict[str, Any]) -> nn.Module | None:
@@ -92,9 +91,9 @@ def compare(source: nn.Module, line: dict[str, Any], size: int | None, seed: int
             rough = outputs_of(source, inputs)
             line["float32_error"] = line["relative_error"]
         elif "source_rounding" not in line:
-            rounding = relative_error(outputs_of(source, inputs), rough)
+            rounding = relative_difference(outputs_of(source, inputs), rough)
             line["source_rounding"] = rounding if math.isfinite(rounding) else None
-        if error <= TOLERANCE[dtype]:
+        if error <= ROUNDING[dtype]:
             line["exact"] = True
             return converted
     raise CheckFailed(f"relative error {', '.join(errors)}")
@@ -102,47 +101,25 @@ def compare(source: nn.Module, line: dict[str, Any], size: int | None, seed: int
 
 def _largest_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...]) -> float:
     """The relative error of the outputs; of those of auxiliary heads, too, which only run in training mode."""
-    layers = {m for m in converted.modules() if isinstance(m, ILMNorm)}
-    with _calls(layers) as called:
+    layers = {name: m for name, m in converted.named_modules() if isinstance(m, ILMNorm)}
+    called = set[str]()
+    with on_calls(layers, lambda call: called.add(call.name)):
         error = output_error(source, converted, inputs).relative_error
-        if layers - called:
+        if layers.keys() - called:
             # Only the root is told that it trains: everything in it still evaluates.
             source.training = converted.training = True
             found = [outputs_of(model, inputs, evaluate=False) for model in (source, converted)]
             source.eval(), converted.eval()
-            error = max(error, relative_error(*found), key=lambda e: math.inf if math.isnan(e) else e)
-    if layers - called:
-        names = [name for name, m in converted.named_modules() if m in layers - called]
-        raise CheckFailed(f"{len(names)} converted layers never ran, first {names[0]}")
+            error = max(error, relative_difference(*found), key=lambda e: math.inf if math.isnan(e) else e)
+    idle = [name for name in layers if name not in called]
+    if idle:
+        raise CheckFailed(f"{len(idle)} converted layers never ran, first {idle[0]}")
     return error
-
-
-@contextmanager
-def _calls(modules: set[ILMNorm]) -> Iterator[set[nn.Module]]:
-    called: set[nn.Module] = set()
-    handles = [m.register_forward_hook(lambda module, args, result: called.add(module)) for m in modules]
-    try:
-        yield called
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def outputs_of(model: nn.Module, inputs: tuple[Any, ...], *, evaluate: bool = True) -> list[Tensor]:
     with torch.no_grad():
         return outputs((model.eval() if evaluate else model)(*inputs))
-
-
-def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest difference over largest value, of the worst pair; inf for other shapes."""
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        return math.inf
-    errors = [0.0]
-    for a, b in zip(expected, found, strict=True):
-        if a.numel():
-            scale = a.double().abs().max().item()
-            errors.append((b.double() - a.double()).abs().max().item() / (scale or 1.0))
-    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _shape(inputs: tuple[Any, ...]) -> list[int]:

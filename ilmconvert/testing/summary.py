@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-#: From the line of a model; the first three are what the library promises, "failed" is a fault.
+#: From the line of a model; the first three are right, "failed" is a fault.
 OUTCOMES = {
     "exact": "computes the same, survives its checkpoint, trains a step",
     "exact but for refused layers": "the same with the layers excluded that the target's groups don't fit",
@@ -32,7 +32,9 @@ def outcome(line: Mapping[str, Any]) -> str:
     return "exact but for refused layers" if line["refused"] else "exact"
 
 
-def tally(lines: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Counter[str]]:
+def count_outcomes(
+    lines: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any]
+) -> dict[Any, Counter[str]]:
     """Outcomes counted by ``key`` of a line, "tried" among them; keys in order of appearance."""
     result: dict[Any, Counter[str]] = {}
     for line in lines:

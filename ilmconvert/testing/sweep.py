@@ -159,21 +159,21 @@ def _run(
     for name, to in pairs:
         entry = entries[name]
         if entry["plans"].get(to) == [0, 0]:
-            yield _line(name, to, entry)
+            yield _line(to, entry)
             continue
         parameters = entry["parameters"]
         memory = _BASE_BYTES + (_BYTES * parameters if parameters and parameters <= max_parameters else 0)
         tasks.append(Task(_run_known, (name, to, parameters, max_parameters), memory, timeout))
     for task, line, error in run_tasks(tasks, jobs, int(SHARE_OF_MEMORY * available_memory())):
         name, to = task.args[:2]
-        yield line if line is not None else {**_line(name, to, entries[name]), "error": error}
+        yield line if line is not None else {**_line(to, entries[name]), "error": error}
 
 
 def _run_known(name: str, to: str, parameters: int | None, max_parameters: int) -> dict[str, Any]:
     return run_model(name, to, parameters=parameters, max_parameters=max_parameters)
 
 
-def _line(name: str, to: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _line(to: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The line of a model that wasn't run, or that took its process with it."""
     about = {key: entry[key] for key in ("model", "library", "family", "parameters")}
     nothing = {"converted": 0, "skipped": {}, "refused": 0, "executed": False, "error": None}

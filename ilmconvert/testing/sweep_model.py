@@ -1,4 +1,4 @@
-"""One model, one target: every check that the library's promise consists of."""
+"""One model, one target: every check of a conversion."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ilmconvert import checkpoint, surgery
 from ilmconvert.checkpoint.save_load import read_header
 from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.testing import build_models
@@ -25,7 +26,6 @@ from ilmconvert.testing.check_conversion import (
     convert,
     count_parameters,
     outputs_of,
-    relative_error,
     skipped,
 )
 from ilmconvert.testing.randomize import randomize_norms, wake_parameters
@@ -136,7 +136,9 @@ def _check_roundtrip(converted: nn.Module, inputs: tuple[Any, ...]) -> None:
             raise CheckFailed("the loaded model has other tensors")
         found = outputs_of(loaded, inputs)
     if len(found) != len(expected) or not all(map(_same, expected, found)):
-        raise CheckFailed(f"the loaded model computes something else: relative error {relative_error(expected, found)}")
+        raise CheckFailed(
+            f"the loaded model computes something else: relative error {relative_difference(expected, found)}"
+        )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -73,7 +73,7 @@ def test_a_conversion_that_is_not_exact_warns_loudly(trained: Path, monkeypatch:
         return result
 
     original = ilmconvert.convert
-    monkeypatch.setattr(ilmconvert, "convert", wrong)
+    monkeypatch.setattr(ilmconvert.surgery, "convert", wrong)
     result = run("test_resnet", "--weights", str(trained))
     assert result.exit_code == 0
     assert result.stderr.startswith("Warning: THE CONVERTED MODEL DIFFERS")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ilmconvert.data.example_inputs import probe_batch
 from ilmconvert.errors import ModelError
-from ilmconvert.evaluation import OutputError, output_error
+from ilmconvert.evaluation import OutputDifference, output_error
 from ilmconvert.models.create import ModelSpec, create_model
 from ilmconvert.models.norm_counts import skeleton
 from ilmconvert.surgery.outputs import outputs
@@ -129,7 +129,7 @@ TEN = torch.full((1,), 10.0)
     ],
 )
 def test_output_error(a: Any, b: Any, expected: tuple[float, float, float | None]) -> None:
-    assert output_error(Constant(a), Constant(b), X) == OutputError(*expected)
+    assert output_error(Constant(a), Constant(b), X) == OutputDifference(*expected)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

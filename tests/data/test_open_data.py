@@ -1,4 +1,4 @@
-"""ImageDataset to train on: where they come from, what is refused, and that random choices depend on the item alone."""
+"""Images to train on: where they come from, what is refused, and that random choices depend on the item alone."""
 
 from __future__ import annotations
 

@@ -24,8 +24,7 @@ from ilmconvert import convert, save
 from ilmconvert.cli import main
 from ilmconvert.errors import EvaluationError, ILMConvertError
 from ilmconvert.evaluation.accuracy import Evaluation, evaluate
-from ilmconvert.evaluation.metrics import Tally, paired_difference, wilson
-from ilmconvert.finetune.curves import plot_curves
+from ilmconvert.evaluation.metrics import ClassificationMetrics, paired_difference, wilson
 from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms
 
@@ -258,8 +257,8 @@ def test_two_processes_count_every_image_once(logits: Tensor, labels: Tensor, tm
     assert results[0]["images_per_second"] == pytest.approx(results[1]["images_per_second"])
 
 
-def test_tally_does_not_depend_on_the_batches(logits: Tensor, labels: Tensor) -> None:
-    whole, parts = Tally(), Tally()
+def test_metrics_does_not_depend_on_the_batches(logits: Tensor, labels: Tensor) -> None:
+    whole, parts = ClassificationMetrics(), ClassificationMetrics()
     whole.add(logits, logits.flip(0), labels)
     for part in torch.arange(101).split(13):
         parts.add(logits[part], logits.flip(0)[part], labels[part])
@@ -382,51 +381,3 @@ def test_command_refuses_in_one_line(
     lines = [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
     assert len(lines) == 1
     assert message in lines[0]
-
-
-# The curves
-
-ROWS = """step,epoch,lr,train_loss,train_top1,val_loss,val_top1,val_top5,images_per_second,seconds
-10,1,0.1,2.0,0.2,1.9,0.3,,50,1
-20,2,0.05,1.5,0.4,,,,50,2
-30,3,0.0,1.2,0.5,1.4,0.45,,50,3
-"""
-
-
-def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: dict[str, dict[str, list[list[float]]]] = {}
-
-    def spy(figure: Figure, *args: Any, **kwargs: Any) -> None:
-        for axes in figure.axes:
-            lines = {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}
-            drawn[axes.get_ylabel()] = lines
-        savefig(figure, *args, **kwargs)
-
-    savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", spy)
-    metrics = tmp_path / "metrics.csv"
-    metrics.write_text(ROWS)
-    assert plot_curves(metrics, tmp_path / "curves.png", {"frozen-bn": metrics})
-    with Image.open(tmp_path / "curves.png") as image:
-        assert image.size == (1200, 480)
-    assert drawn["loss"]["training"] == [[1, 2.0], [2, 1.5], [3, 1.2]]
-    assert drawn["top-1 accuracy"]["validation"] == [[1, 0.3], [3, 0.45]]
-    assert drawn["top-1 accuracy"]["frozen-bn, validation"] == [[1, 0.3], [3, 0.45]]
-
-
-def test_no_curves_without_matplotlib_or_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics, out = tmp_path / "metrics.csv", tmp_path / "curves.png"
-    metrics.write_text(ROWS.splitlines()[0] + "\n")
-    assert not plot_curves(metrics, out)
-    metrics.write_text(ROWS)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert not plot_curves(metrics, out)
-    assert not out.exists()
-
-
-def test_curves_of_unlabelled_data_have_an_empty_panel(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.csv"
-    metrics.write_text("step,epoch,train_loss,train_top1,val_loss,val_top1\n5,1,0.5,,0.4,\n")
-    assert plot_curves(metrics, tmp_path / "curves.png")

@@ -143,7 +143,7 @@ def test_command_prints_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> N
     assert printed.exit_code == 0
     assert "tabby" in printed.stdout
     assert "lynx" not in printed.stdout, "crops are no rows"
-    assert all(text in printed.stdout for text in ("100%", "0%", "1.0e-06", "2 images", "init moments"))
+    assert all(text in printed.stdout for text in ("100 %", "0 %", "1.0e-06", "2 images", "init moments"))
 
 
 def test_command_json_is_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:

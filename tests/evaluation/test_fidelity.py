@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from ilmconvert import ILMNorm, convert
 from ilmconvert.errors import ModelError
-from ilmconvert.evaluation import common_layers, fidelity, implied_source, worst_layers
+from ilmconvert.evaluation import common_layers, fidelity, reconstruct_source, worst_layers
 from ilmconvert.evaluation.output_metrics import split_batch
-from ilmconvert.evaluation.verify.find_source import differing_tensors
-from ilmconvert.surgery.paused_forward import Call, run_in_lockstep
+from ilmconvert.evaluation.verify.source_model import differing_tensors
+from ilmconvert.surgery.paused_forward import run_side_by_side
+from ilmconvert.surgery.record_calls import Call
 from tests.helpers import TOLERANCE, randomize_norms, relative_error, source_network
 
 SIZE = 64
@@ -199,7 +200,7 @@ def test_half_precision_against_single(source: nn.Module) -> None:
     assert 1e-4 < found.relative_error < 0.3
 
 
-class TestLockstep:
+class TestSideBySide:
     class Chain(nn.Module):
         def __init__(self, order: tuple[str, ...] = ("a", "b"), fails: bool = False) -> None:
             super().__init__()
@@ -217,7 +218,7 @@ class TestLockstep:
     def run(one: nn.Module, other: nn.Module, names: tuple[str, ...] = ("a", "b")) -> list[str]:
         seen: list[str] = []
         x = torch.randn(2, 3)
-        run_in_lockstep(one, other, (x,), (x,), names, lambda first, second: seen.append(first.name + second.name))
+        run_side_by_side(one, other, (x,), (x,), names, lambda first, second: seen.append(first.name + second.name))
         return seen
 
     def test_calls_meet_in_order(self) -> None:
@@ -229,7 +230,7 @@ class TestLockstep:
         one = self.Chain()
         seen = []
         x = torch.randn(64, 3)
-        run_in_lockstep(one, one, (x,), (x,), ["a"], lambda first, second: seen.append(first.result.min().item()))
+        run_side_by_side(one, one, (x,), (x,), ["a"], lambda first, second: seen.append(first.result.min().item()))
         assert seen[0] < 0
 
     @pytest.mark.parametrize("orders", [(("a", "b"), ("b", "a")), (("a",), ("a", "b")), (("a", "b"), ("a",))])
@@ -248,7 +249,7 @@ class TestLockstep:
 
         x = torch.ones(1, 3)
         with pytest.raises(KeyError, match="a"):
-            run_in_lockstep(self.Chain(), self.Chain(), (x,), (x,), ["a", "b"], refuse)
+            run_side_by_side(self.Chain(), self.Chain(), (x,), (x,), ["a", "b"], refuse)
 
     def test_no_activation_outlives_its_layer(self, source: nn.Module, converted: nn.Module) -> None:
         alive: list[weakref.ref[Tensor]] = []
@@ -261,7 +262,7 @@ class TestLockstep:
 
         names = common_layers(source, converted)
         x = images(1)
-        run_in_lockstep(source, converted, (x,), (x,), names, compare)
+        run_side_by_side(source, converted, (x,), (x,), names, compare)
         assert len(alive) == 2 * len(names)
         # a layer's own two, and those of the residual branch that goes around it
         assert largest <= 6
@@ -280,24 +281,24 @@ class TestImpliedSource:
     def test_it_is_the_source(self, name: str, to: str) -> None:
         model = network(name)
         new = convert(model, to)
-        implied = implied_source(new)
-        assert not any(isinstance(module, ILMNorm) for module in implied.modules())
+        reconstructed = reconstruct_source(new)
+        assert not any(isinstance(module, ILMNorm) for module in reconstructed.modules())
         x = images(2)
         with torch.no_grad():
-            assert relative_error(implied(x), model(x)) < TOLERANCE[torch.float32]
+            assert relative_error(reconstructed(x), model(x)) < TOLERANCE[torch.float32]
 
     @pytest.mark.parametrize("source_norm", [nn.GroupNorm(4, 8), nn.GroupNorm(1, 8, affine=False), nn.BatchNorm1d(8)])
     def test_single_layers(self, source_norm: nn.Module) -> None:
         model = randomize_norms(nn.Sequential(source_norm)).eval()
         x = torch.randn(5, 8)
-        assert relative_error(implied_source(convert(model))(x), model(x)) < TOLERANCE[torch.float32]
+        assert relative_error(reconstruct_source(convert(model))(x), model(x)) < TOLERANCE[torch.float32]
 
     def test_a_bound_is_left_out(self, source: nn.Module) -> None:
         bounded = convert(source, "ilm_ln", restore_bound=0.5)
         x = 4 * images(2)
         with torch.no_grad():
             assert relative_error(bounded(x), source(x)) > 1e-2
-            assert relative_error(implied_source(bounded)(x), source(x)) < TOLERANCE[torch.float32]
+            assert relative_error(reconstruct_source(bounded)(x), source(x)) < TOLERANCE[torch.float32]
 
     @pytest.mark.parametrize("tensor", ["weight", "restore_bias", "weight_decoder", "bias_decoder"])
     def test_a_trained_layer_does_not_tell(self, source: nn.Module, tensor: str) -> None:
@@ -305,7 +306,7 @@ class TestImpliedSource:
         with torch.no_grad():
             new.get_submodule("bn1").get_parameter(tensor).view(-1)[0] += 0.01
         with pytest.raises(ModelError, match="bn1 was trained"):
-            implied_source(new)
+            reconstruct_source(new)
 
 
 def test_differing_tensors(source: nn.Module) -> None:

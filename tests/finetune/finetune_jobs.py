@@ -56,7 +56,7 @@ def image(label: int, number: int, noise: float = 40.0) -> Image.Image:
 
 
 def bars(count: int = 24, *, labelled: bool = True, val: bool = True) -> Data:
-    """ImageDataset that a small network can learn to tell apart."""
+    """Images that a small network can learn to tell apart."""
 
     def items(first: int, known: bool) -> list[tuple[Image.Image, int]]:
         return [(image(i % CLASSES, first + i), i % CLASSES if known else -1) for i in range(count)]

@@ -54,7 +54,7 @@ def test_a_run_learns_and_leaves_a_folder(tmp_path: Path) -> None:
     assert seen[-2].eta is not None
     assert seen[-2].eta > 0
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"config.yaml", "metrics.csv", "best.safetensors", "last.safetensors", "summary.json", "curves.png"}
+    expected = {"config.yaml", "metrics.csv", "best.safetensors", "last.safetensors", "summary.json"}
     assert files == expected | {"state", ".lock"}
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["recipe"]["lr"] == 0.003
@@ -139,7 +139,8 @@ def test_groups_have_their_factors_and_no_decay_of_one_dimension() -> None:
     model = start(network(), recipe).network
     set_trainable(model, recipe, with_head=False)
     groups = parameter_groups(model, recipe)
-    scales = {group["kind"]: group["lr_scale"] for group in groups}
+    encoders = {id(m.encoder) for m in model.modules() if isinstance(m, ILMNorm)}
+    scales = {g["kind"]: g["lr_scale"] for g in groups if not encoders & {id(p) for p in g["params"]}}
     assert scales == {"backbone": 1.0, "norm": 2.0, "restore": 0.5, "head": 10.0}
     for group in groups:
         assert group["weight_decay"] == (0.0 if all(p.ndim == 1 for p in group["params"]) else 0.01)
@@ -260,10 +261,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_precision_memory_format_and_checkpointing(tmp_path: Path) -> None:
-    settings = {"epochs": 1, "deterministic": True}
+    settings = {"epochs": 1}
     plain = state(run(tmp_path / "plain", **settings).last)
     other = state(run(tmp_path / "other", channels_last=True, grad_checkpointing=True, **settings).last)
-    assert not torch.are_deterministic_algorithms_enabled()
     assert max(relative_error(other[key], plain[key]) for key in plain) < 1e-3
     half = run(tmp_path / "half", amp="bf16", **settings)
     assert half.metrics["train_loss"] == pytest.approx(1.6, abs=1)

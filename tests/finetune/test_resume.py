@@ -105,7 +105,7 @@ def test_a_folder_is_not_written_over(stopped: Path) -> None:
         run(stopped)
     with pytest.raises(FineTuneError, match=r"another run \(recipe epochs is 3, not 5; recipe lr is 0.01, not 0.02\)"):
         run(stopped, resume=True, lr=0.02, epochs=5)
-    with pytest.raises(FineTuneError, match="model digest is"):
+    with pytest.raises(FineTuneError, match="model fingerprint is"):
         run(stopped, resume=True, model=network(drop_rate=0.5, in_chans=3).requires_grad_(True).apply(_shift))
     with pytest.raises(FineTuneError, match="data train is 24, not 16"):
         run(stopped, resume=True, data=bars(16))

@@ -15,7 +15,7 @@ from packaging.version import Version
 from torch import nn
 from torch.func import functional_call, grad, hessian, vmap
 
-from ilmconvert import ILMNorm
+from ilmconvert import ConversionError, ILMNorm
 from ilmconvert.nn import ILMNormAct, ilm_norm
 from ilmconvert.nn.group_sizes import best_key_group_size, best_num_groups, divisors
 from tests.helpers import TOLERANCE
@@ -224,10 +224,11 @@ def test_kernels_and_formula_have_the_same_gradients(memory_format: torch.memory
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-def test_thawed_reference_values_get_their_gradient() -> None:
-    layer = trained_layer(restore=True, restore_bound=2.0).requires_grad_()
+def test_reference_values_as_arguments_get_their_gradient() -> None:
+    """The layer's are constants, but the function is one of all its tensors."""
+    layer = trained_layer(restore=True, restore_bound=2.0)
     x = torch.randn(2, 32, 4, 4, dtype=torch.float64)
-    refs = (layer.ref_mean, layer.ref_std)
+    refs = (layer.ref_mean.requires_grad_(), layer.ref_std.requires_grad_())
     got = torch.autograd.grad(layer(x).square().sum(), refs)
     for a, b in zip(got, torch.autograd.grad(restoring_formula(layer, x).square().sum(), refs), strict=True):
         torch.testing.assert_close(a, b)
@@ -308,6 +309,12 @@ def test_symbolic_tracing_keeps_it_whole() -> None:
     x = torch.randn(2, 32, 3, 3, dtype=torch.float64)
     assert torch.equal(traced(x), model(x))
     assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [ilm_norm]
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")
+def test_jit_script_is_refused_in_one_line() -> None:
+    with pytest.raises(ConversionError, match=r"^torch\.jit\.script can't compile an ILM Norm: [^\n]*$"):
+        torch.jit.script(nn.Sequential(nn.Conv2d(3, 32, 1), trained_layer()))
 
 
 def test_jit_trace() -> None:

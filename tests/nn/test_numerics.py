@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -97,3 +98,47 @@ def test_a_network_of_several_types() -> None:
     assert {t.dtype for t in converted[1].state_dict().values()} == {torch.float32}
     assert converted[0].weight.dtype == converted(x).dtype == torch.bfloat16
     torch.testing.assert_close(converted(x), model.eval()(x), rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("size", [3, 40])
+@pytest.mark.parametrize("to", TARGETS)
+def test_the_statistics_cancel_exactly(to: str, size: int, memory_format: torch.memory_format) -> None:
+    """One huge element changes the statistics of its groups beyond recognition, and no other output by a single bit."""
+    converted = convert(batch_norm(CASES["as usual"], torch.float32), to)
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, size, size).contiguous(memory_format=memory_format)
+    spoilt = x.clone(memory_format=torch.preserve_format)
+    spoilt[0, 5, 1, 1] = 1e9
+    others = x == spoilt
+    for layer in (converted, torch.compile(converted, backend="aot_eager")):
+        assert torch.equal(layer(spoilt)[others], layer(x)[others])
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_the_gradient_right_after_a_conversion_is_the_affine_functions(to: str) -> None:
+    converted = convert(batch_norm(CASES["as usual"], torch.float32), to).requires_grad_(True)
+    x = torch.randn(2, 64, 5, 5, requires_grad=True)
+    grad = torch.randn_like(x)
+    converted(x).backward(grad)
+    gain = converted.restore_weight / converted.ref_std.repeat_interleave(64 // converted.num_groups)
+    assert torch.equal(x.grad, grad * gain.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("spread", [1e2, 1e14])
+def test_a_unix_time_beside_a_rate(to: str, spread: float) -> None:
+    """Raw columns of a table: the source's own error, whatever the groups."""
+    torch.manual_seed(0)
+    source = nn.BatchNorm1d(16).eval()
+    source.running_mean.copy_(torch.tensor([1.6e9, 0.02]).repeat(8))
+    source.running_var.copy_(torch.tensor([spread, 1e-4]).repeat(8))
+    nn.init.uniform_(source.weight, 0.5, 2)
+    nn.init.normal_(source.bias)
+    x = torch.randn(64, 16) * source.running_var.sqrt() + source.running_mean
+    wanted = copy.deepcopy(source).double()(x.double())
+    for columns in (slice(None, None, 2), slice(1, None, 2)):
+        own, ours = (
+            (y[:, columns].double() - wanted[:, columns]).abs().max() for y in (source(x), convert(source, to)(x))
+        )
+        assert ours <= 2 * own + 1e-6 * wanted[:, columns].abs().max()

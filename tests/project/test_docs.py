@@ -93,9 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert build == "mkdocs build --strict"  # --quiet would hide the warnings that --strict counts
     command = [sys.executable, "-m", *build.split(), "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     assert "Documentation built" in done.stderr

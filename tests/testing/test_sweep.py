@@ -106,7 +106,7 @@ def _spoil_conversion(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
             spoil(model)
         return model
 
-    monkeypatch.setattr(ilmconvert, "convert", spoiled)
+    monkeypatch.setattr(ilmconvert.surgery, "convert", spoiled)
 
 
 def _first(model: nn.Module) -> ilmconvert.ILMNorm:
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_loses_something_is_found(monkeypatch: pytest.MonkeyPa
         _first(model).weight.data.mul_(1 + 2**-22)  # type: ignore[union-attr]
         return model
 
-    monkeypatch.setattr(ilmconvert, "load", lossy)
+    monkeypatch.setattr(ilmconvert.checkpoint, "load", lossy)
     line = run_model("test_resnet", "ilm_gn")
     assert (line["exact"], line["roundtrip"]) == (True, False)
     assert line["error"] == "the loaded model has other tensors"
@@ -175,7 +175,7 @@ def test_a_layer_that_never_runs_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_float64_decides_where_float32_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "TOLERANCE", {torch.float32: 1e-12, torch.float64: 1e-10})
+    monkeypatch.setattr(checks, "ROUNDING", {torch.float32: 1e-12, torch.float64: 1e-10})
     line = run_model("test_resnet", "ilm_gn")
     assert (outcome(line), line["dtype"], line["norm_scale"]) == ("exact", "float64", 1.0)
     assert line["relative_error"] < 1e-12 < line["float32_error"]
@@ -296,7 +296,7 @@ def test_command_prints_counts_and_tells_failures_by_its_exit_code(
     assert "exact" in result.output
 
     broken = {**read_lines(Path(out))[0], "error": "it broke"}
-    monkeypatch.setattr("ilmconvert.testing.run_sweep", lambda *args, **settings: [broken])
+    monkeypatch.setattr("ilmconvert.testing.sweep.run_sweep", lambda *args, **settings: [broken])
     result = _invoke("test_resnet", "--out", out, "--json")
     assert result.return_value == 1
     assert json.loads(result.stdout)["failures"] == [broken]

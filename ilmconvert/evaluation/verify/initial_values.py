@@ -1,36 +1,33 @@
-"""Whether the layers of a moments start, plain or not, hold what the conversion of a source gives."""
+"""Whether layers that were initialised from running statistics hold what the conversion of a source gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ilmconvert.evaluation.tolerances import INITIAL_VALUES
 from ilmconvert.surgery import group_norm_target
 from ilmconvert.surgery.initialization import initial_values
 from ilmconvert.surgery.layer_configs import layers_of
 from ilmconvert.surgery.sources import NormDescription, find_source
 
-_ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
-_SINGLE = 1e-5
 
+def differing_initial_values(source: nn.Module, converted: nn.Module) -> list[str] | None:
+    """Names of the converted layers whose values aren't those that the running statistics of ``source`` give them.
 
-def unlike_start(source: nn.Module, converted: nn.Module) -> list[str] | None:
-    """Names of the converted layers whose values aren't those that a moments start from ``source`` gives them.
-
-    Everything that such a start promises of its norms: what the network computes is near the source's, no more. None
+    All that can be asked of such norms: what the network computes is near the source's, no more. None
     where the source doesn't tell, since it holds no norm that can be converted in the place of one of the layers.
 
     >>> from ilmconvert import convert
     >>> from ilmconvert.testing import randomize_norms
     >>> source = randomize_norms(nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)))
     >>> plain = convert(source, "gn")
-    >>> unlike_start(source, plain)
+    >>> differing_initial_values(source, plain)
     []
     >>> plain[1].weight.data *= 2
-    >>> unlike_start(source, plain)
+    >>> differing_initial_values(source, plain)
     ['1']
     """
     modules = dict(source.named_modules(remove_duplicate=False))
@@ -51,10 +48,10 @@ def _is_start(layer: nn.Module, source: NormDescription, config: Mapping[str, An
     if group_norm_target.is_plain(config):
         values = group_norm_target.values(source, config)
     else:
-        values = initial_values(source, dict(config), seed=0)
+        values = initial_values(source, dict(config), 0, layer.get_parameter("encoder").dtype)
         # its rows are random, and without the decoders they do nothing
         del values["encoder"]
-    return all(_same(layer._parameters.get(name), value) for name, value in values.items())
+    return all(_same(getattr(layer, name), value) for name, value in values.items())
 
 
 def _same(own: Tensor | None, expected: Tensor) -> bool:
@@ -62,4 +59,4 @@ def _same(own: Tensor | None, expected: Tensor) -> bool:
         return False
     largest = expected.abs().max().item() if expected.numel() else 0.0
     error = (own.detach().cpu().double() - expected).abs()
-    return bool((error <= _ROUNDING.get(own.dtype, _SINGLE) * largest).all())
+    return bool((error <= INITIAL_VALUES[own.dtype] * largest).all())

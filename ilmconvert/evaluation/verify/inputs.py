@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
+from ilmconvert.data.dataset import ImageDataset
 from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.transforms import evaluation_images
 from ilmconvert.models.head import number_of_classes
 
 RANDOM_CAVEAT = (
     "Random numbers instead of images. They show whether the arithmetic is right; they can't show how often the "
-    "classes of your images agree (a network gives noise the same few classes), nor how a bound or a start from "
-    "moments does in use. Give images with --data DIR."
+    "classes of your images agree (a network gives noise the same few classes), nor how a bound, or layers initialised "
+    "from running statistics, do in use. Give images with --data DIR."
 )
 
 
@@ -78,25 +80,20 @@ def folder_sample(
     Raises:
         DataError: no images, or one that can't be read.
     """
-    from ilmconvert.data.open_data import open_data
-    from ilmconvert.data.transforms import for_evaluation, transform_config
-
-    data = open_data(source)
-    items = data.train if data.val is None else data.val
-    ready = for_evaluation(items, transform_config(model, input_size))
-    count = len(ready)
+    data, ready = evaluation_images(model, source, input_size=input_size)
+    items, count = ready.items, len(ready)
+    assert isinstance(items, ImageDataset)
     wanted = min(count, at_most or count)
     chosen = [i * count // wanted for i in range(wanted)]
     fits = data.num_classes is not None and data.num_classes == number_of_classes(model)
     caveats = [] if fits or data.num_classes is None else [_no_labels(data.num_classes, number_of_classes(model))]
-    dataset = _Unlabelled(Subset(ready, chosen), keep=fits)
+    items.labelled = items.labelled and fits
     which = "images" if wanted == count else f"of {count} images, evenly spread,"
     part = "" if data.val is None else " (validation part)"
-    name_of = getattr(items, "name", None)
     return Sample(
-        DataLoader(dataset, batch_size, num_workers=workers),
+        DataLoader(Subset(ready, chosen), batch_size, num_workers=workers),
         f"{wanted} {which} of {source}{part}",
-        names=[_short(name_of(i), source) for i in chosen] if name_of else (),
+        names=[_short(items.name(i), source) for i in chosen],
         class_names=(data.class_names or ()) if fits else class_names(model),
         caveats=tuple(caveats),
     )
@@ -113,20 +110,6 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
         return ()
     info = ImageNetInfo(subset)
     return tuple(info.index_to_description(i).split(",")[0] for i in range(info.num_classes()))
-
-
-class _Unlabelled(Dataset[tuple[Any, int]]):
-    """A dataset with its labels, or with -1 in their place."""
-
-    def __init__(self, items: Dataset[Any], keep: bool) -> None:
-        self.items, self.keep = items, keep
-
-    def __len__(self) -> int:
-        return len(self.items)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self.items[index]
-        return image, label if self.keep else -1
 
 
 def _no_labels(classes: int, logits: int | None) -> str:

@@ -30,7 +30,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Subject:
+class OpenedCheckpoint:
     """A checkpoint that was read.
 
     Attributes:
@@ -47,7 +47,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The architecture, or the class of a model of no zoo."""
+        """The architecture, or the class of a custom model."""
         spec = self.header["spec"]
         return str(spec["architecture"]) if spec else type(self.model).__name__
 
@@ -100,11 +100,11 @@ class Subject:
         return [Skipped(e.name, e.source.rsplit(".", 1)[-1], e.reason or e.error or LEFT_OUT) for e in entries]
 
 
-def open_subject(path: str | Path, into: nn.Module | None = None) -> Subject:
-    """Read a checkpoint; ``into`` is the source of a model that is in no zoo, and stays as it is.
+def open_checkpoint(path: str | Path, into: nn.Module | None = None) -> OpenedCheckpoint:
+    """Read a checkpoint; ``into`` is the source of a custom model (not from timm or torchvision), and stays as it is.
 
     Raises:
         CheckpointError: see :func:`ilmconvert.load`.
     """
     model = load(path) if into is None else load(path, into=copy.deepcopy(into))
-    return Subject(Path(path), model, read_header(path), sha256(path))
+    return OpenedCheckpoint(Path(path), model, read_header(path), sha256(path))

@@ -26,7 +26,7 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.get_buffer("shift").view(shape), x, self.get_buffer("scale").view(shape))
 
 
-def implied_source(model: nn.Module) -> nn.Module:
+def reconstruct_source(model: nn.Module) -> nn.Module:
     """A copy of a converted model in which every ILM Norm is the plain norm whose function it was built to compute.
 
     An ILM Norm that came from a BatchNorm ``a x + c`` by ``init="identity"`` has ``weight = restore_weight =
@@ -40,7 +40,7 @@ def implied_source(model: nn.Module) -> nn.Module:
     >>> source = nn.Sequential(nn.BatchNorm2d(16)).eval()
     >>> _ = source[0].running_mean.normal_()
     >>> x = torch.randn(2, 16, 4, 4)
-    >>> torch.allclose(implied_source(convert(source))(x), source(x), atol=1e-5)
+    >>> torch.allclose(reconstruct_source(convert(source))(x), source(x), atol=1e-5)
     True
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ILMNorm)}

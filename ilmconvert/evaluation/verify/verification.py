@@ -10,11 +10,11 @@ import torch
 
 from ilmconvert._constants import __version__
 from ilmconvert.evaluation.compare import Fidelity, fidelity
-from ilmconvert.evaluation.verify.criteria import BROKEN, Check, Promise, judge, promise_of, verdict
-from ilmconvert.evaluation.verify.find_source import Reference, differing_tensors
-from ilmconvert.evaluation.verify.initial_values import unlike_start
+from ilmconvert.evaluation.verify.criteria import FAILED, Check, Criteria, criteria_of, judge, verdict
+from ilmconvert.evaluation.verify.initial_values import differing_initial_values
 from ilmconvert.evaluation.verify.inputs import Sample
-from ilmconvert.evaluation.verify.opened_checkpoint import Skipped, Subject
+from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint, Skipped
+from ilmconvert.evaluation.verify.source_model import SourceModel, differing_tensors
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,21 @@ class Verification:
     """What :func:`verify` found.
 
     Attributes:
-        subject, reference, sample: what was compared, with what, on which images.
+        checkpoint, source, sample: what was compared, with what, on which images.
         fidelity: the measurement.
-        promise, checks: what holds for this checkpoint, limit by limit.
-        verdict: "kept", "broken" or "not judged".
-        changed: tensors outside the norms that aren't the source's; None for an implied source.
+        criteria, checks: what is asked of this checkpoint, and what was found, limit by limit.
+        verdict: "passed", "failed" or "not judged".
+        changed: tensors outside the norms that aren't the source's; None for a reconstructed source.
         skipped: norms that stayed, and why.
         caveats: what this comparison can't show.
         versions: of the libraries.
     """
 
-    subject: Subject
-    reference: Reference
+    checkpoint: OpenedCheckpoint
+    source: SourceModel
     sample: Sample
     fidelity: Fidelity
-    promise: Promise
+    criteria: Criteria
     checks: tuple[Check, ...]
     verdict: str
     changed: tuple[str, ...] | None
@@ -45,41 +45,38 @@ class Verification:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def broken(self) -> bool:
-        """Whether a limit doesn't hold."""
-        return self.verdict == BROKEN
+    def failed(self) -> bool:
+        """Whether a limit isn't met."""
+        return self.verdict == FAILED
 
     @property
     def statement(self) -> str:
-        """What was promised, and by whose word it was judged where that isn't the source's."""
-        implied = self.reference.kind == "implied" and not self.broken
-        return (
-            f"{self.promise.text} Judged by the checkpoint's own word, without its source."
-            if implied
-            else self.promise.text
-        )
+        """What was asked of the checkpoint, and what it was verified against where that isn't the original source."""
+        reconstructed = self.source.kind == "reconstructed" and not self.failed
+        more = " Verified against a source rebuilt from the checkpoint; the original was not available."
+        return self.criteria.text + (more if reconstructed else "")
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it, but for infinities and NaN."""
-        header = self.subject.header
+        header = self.checkpoint.header
         found = self.fidelity.to_dict()
         images = [{**entry, **self.names(entry)} for entry in found["images"]]
         return {
-            "checkpoint": str(self.subject.path),
-            "sha256": self.subject.sha256,
-            "model": self.subject.name,
+            "checkpoint": str(self.checkpoint.path),
+            "sha256": self.checkpoint.sha256,
+            "model": self.checkpoint.name,
             "settings": dict(header["settings"]),
             "provenance": dict(header["provenance"]),
-            "reference": {"kind": self.reference.kind, "description": self.reference.description},
+            "source": {"kind": self.source.kind, "description": self.source.description},
             "sample": {"description": self.sample.description, "random": self.sample.random},
             "verdict": self.verdict,
-            "promise": asdict(self.promise),
+            "criteria": asdict(self.criteria),
             "checks": [asdict(check) for check in self.checks],
             "caveats": list(self.caveats),
             **found,
             "images": images,
             "changed_tensors": None if self.changed is None else list(self.changed),
-            "converted": self.subject.converted,
+            "converted": self.checkpoint.converted,
             "skipped": [asdict(entry) for entry in self.skipped],
             "versions": self.versions,
         }
@@ -98,8 +95,8 @@ class Verification:
 
 
 def verify(
-    subject: Subject,
-    reference: Reference,
+    checkpoint: OpenedCheckpoint,
+    source: SourceModel,
     sample: Sample,
     *,
     max_error: float | None = None,
@@ -110,35 +107,35 @@ def verify(
     worst: int = 12,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
-    """Compare a checkpoint with its reference on a sample, and judge it.
+    """Compare a checkpoint with its source on a sample, and judge it.
 
     Args:
-        subject: see :func:`ilmconvert.evaluation.verify.opened_checkpoint.open_subject`.
-        reference: see :func:`ilmconvert.evaluation.verify.find_source.find_reference`.
+        checkpoint: see :func:`ilmconvert.evaluation.verify.opened_checkpoint.open_checkpoint`.
+        source: see :func:`ilmconvert.evaluation.verify.source_model.find_source_model`.
         sample: see :mod:`ilmconvert.evaluation.verify.inputs`.
-        max_error, min_agreement, max_kl, min_ratio: limits in the place of those that the checkpoint promises.
+        max_error, min_agreement, max_kl, min_ratio: limits in the place of the checkpoint's own.
         layers, worst, progress: see :func:`ilmconvert.evaluation.fidelity`.
 
     Raises:
         ModelError: the two can't be compared.
     """
     limits = {"max_error": max_error, "min_agreement": min_agreement, "max_kl": max_kl, "min_ratio": min_ratio}
-    found = fidelity(reference.model, subject.model, sample.batches, layers=layers, worst=worst, progress=progress)
-    # agreement can't be promised where there are no classes
-    promise = promise_of(subject, random=sample.random or found.classes is None, **limits)
-    changed = None if reference.kind == "implied" else tuple(differing_tensors(reference.model, subject.model))
-    unlike = unlike_start(reference.model, subject.model) if promise.same_start else None
-    checks = tuple(judge(promise, found, changed, unlike))
+    found = fidelity(source.model, checkpoint.model, sample.batches, layers=layers, worst=worst, progress=progress)
+    # there is no agreement where there are no classes
+    criteria = criteria_of(checkpoint, random=sample.random or found.classes is None, **limits)
+    changed = None if source.kind == "reconstructed" else tuple(differing_tensors(source.model, checkpoint.model))
+    unlike = differing_initial_values(source.model, checkpoint.model) if criteria.same_initial_values else None
+    checks = tuple(judge(criteria, found, changed, unlike))
     return Verification(
-        subject=subject,
-        reference=reference,
+        checkpoint=checkpoint,
+        source=source,
         sample=sample,
         fidelity=found,
-        promise=promise,
+        criteria=criteria,
         checks=checks,
-        verdict=verdict(promise, checks),
+        verdict=verdict(criteria, checks),
         changed=changed,
-        skipped=tuple(subject.skipped),
-        caveats=(*reference.caveats, *sample.caveats),
+        skipped=tuple(checkpoint.skipped),
+        caveats=(*source.caveats, *sample.caveats),
         versions={"ilmconvert": __version__, "torch": torch.__version__},
     )

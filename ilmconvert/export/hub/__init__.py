@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ilmconvert._constants import lazy_attributes
 from ilmconvert.errors import HubError
 
 if TYPE_CHECKING:
@@ -13,14 +14,5 @@ if TYPE_CHECKING:
 __all__ = ["HubError", "push_to_hub", "save_pretrained"]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported when first asked for: ``import ilmconvert`` needs the import hook beside this file, and no more.
-    if name == "save_pretrained":
-        from ilmconvert.export.hub.folder import save_pretrained
-
-        return save_pretrained
-    if name == "push_to_hub":
-        from ilmconvert.export.hub.push import push_to_hub
-
-        return push_to_hub
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported when first asked for: ``import ilmconvert`` needs the import hook beside this file, and no more.
+__getattr__, __dir__ = lazy_attributes(__name__, {"folder": "save_pretrained", "push": "push_to_hub"})

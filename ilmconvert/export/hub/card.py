@@ -15,7 +15,7 @@ from ilmconvert.checkpoint.metadata import Record
 from ilmconvert.surgery.settings import PLAIN_TARGETS
 
 if TYPE_CHECKING:
-    from ilmconvert.evaluation.outputs import OutputError
+    from ilmconvert.evaluation.outputs import OutputDifference
 
 #: What the hub's ``license`` may be; others are "other" with a name.
 _LICENSES = frozenset(
@@ -33,7 +33,7 @@ class Measured:
         inputs: how many, of which shape and kind, for people.
     """
 
-    error: OutputError
+    error: OutputDifference
     inputs: str
 
 

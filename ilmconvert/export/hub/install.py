@@ -122,7 +122,10 @@ def _fill(layer: nn.Module, entry: Mapping[str, Any], state: Mapping[str, Tensor
     prefix = "" if state is None else f"{entry['name']}."
     for key in own_tensors(layer):
         value = values[f"{prefix}{key}"].to(first.device, first.dtype, copy=True)
-        layer.register_parameter(key, nn.Parameter(value, requires_grad=layer.get_parameter(key).requires_grad))
+        if key in layer._buffers:
+            layer._buffers[key] = value
+        else:
+            layer.register_parameter(key, nn.Parameter(value, requires_grad=layer.get_parameter(key).requires_grad))
 
 
 def _new_values(config: Mapping[str, Any]) -> dict[str, Tensor]:

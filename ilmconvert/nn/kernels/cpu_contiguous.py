@@ -102,28 +102,6 @@ def _scale_shift(rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Non
     torch.native_batch_norm(rows.unsqueeze(0), scale, shift, zeros, ones, False, 0.0, 0.0, out=outputs)
 
 
-def has_short_channels(x: Tensor) -> bool:
-    return x.numel() < _LONG_CHANNEL * x.shape[0] * x.shape[1]
-
-
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
-    """GroupNorm with a weight and a bias per sample and channel: one of all samples' channels and groups.
-
-    Takes the statistics again, which is faster than the two steps of :func:`scale_shift` on short channels.
-    """
-    channels = weight.numel()
-    rows = x.view(1, channels, -1)
-    groups = len(x) * num_groups
-    y = torch.native_group_norm(rows, weight.view(-1), bias.view(-1), 1, channels, rows.shape[2], groups, eps)[0]
-    return _as(x, y)
-
-
-def _as(x: Tensor, y: Tensor) -> Tensor:
-    """``y`` in the shape of ``x``. Not a view: autograd forbids to modify one from a custom function in place."""
-    result: Tensor = _aten._unsafe_view(y, x.shape)
-    return result
-
-
 def channel_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """GroupNorm's backward on (1, N * C, *) as one group, asked for the gradients of weight and bias alone."""
     channels = x.shape[0] * x.shape[1]

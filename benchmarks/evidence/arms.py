@@ -1,0 +1,121 @@
+"""The arms of the protocol: which network is trained, on what input, with which of the library's recipes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilmconvert import convert
+from ilmconvert.calibration.bound import calibrate_bound
+from ilmconvert.calibration.references import update_references
+from ilmconvert.evaluation.robustness import StandardizedInput
+from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
+
+FROZEN = "frozen-bn"
+_BATCH = 16
+_REFERENCES = 128  # images for the references, as the recipe ``anneal`` has it
+
+Build = Callable[[nn.Module, Tensor], nn.Module]  # of the source and prepared training images (N, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the tables.
+
+    Attributes:
+        title: in the tables.
+        build: the network that is trained; the source that it gets is its own copy.
+        standardised: whether the network sees standardised images.
+        recipe: the fields of the recipe that make this arm.
+        freeze_share: the part of the run, from its start, in which only norms and head train.
+    """
+
+    title: str
+    build: Build
+    standardised: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    freeze_share: float = 0.0
+
+
+def standardised(pixels: Tensor, std: float) -> Tensor:
+    """Each image of (N, 3, H, W) at mean 0 and a standard deviation of ``std``."""
+    result: Tensor = StandardizedInput(nn.Identity(), std)(pixels)
+    return result
+
+
+@torch.no_grad()
+def _reestimated(source: nn.Module, images: Tensor) -> nn.Module:
+    """Running statistics from these images: the average over batches, in training mode."""
+    norms = [m for m in source.modules() if isinstance(m, nn.BatchNorm2d)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    for batch in images.split(_BATCH):
+        source(batch)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    return source.eval()
+
+
+def _converted(to: str, **settings: Any) -> Build:
+    def build(source: nn.Module, images: Tensor) -> nn.Module:
+        return convert(source, to, **settings)
+
+    return build
+
+
+def _ranged(to: str) -> Build:
+    def build(source: nn.Module, images: Tensor) -> nn.Module:
+        network = convert(source, to)
+        calibrate_bound(network, images.split(_BATCH))
+        return network
+
+    return build
+
+
+def _referenced(to: str) -> Build:
+    def build(source: nn.Module, images: Tensor) -> nn.Module:
+        network = convert(source, to)
+        update_references(network, images[:_REFERENCES].split(_BATCH))
+        return network
+
+    return build
+
+
+def _same(source: nn.Module, images: Tensor) -> nn.Module:
+    return copy.deepcopy(source)
+
+
+def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
+    return group_norm_baseline(source, copy_affine=True)
+
+
+_ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
+#: In the order in which they are run.
+ARMS = {
+    FROZEN: Arm("frozen BN", _same),
+    "ilm-gn-range": Arm("ILM-GN, range calibrated first", _ranged("ilm_gn")),
+    "frozen-bn-standardised": Arm("frozen BN, standardised input", _same, standardised=True),
+    "ilm-gn": Arm("ILM-GN, exact start", _converted("ilm_gn")),
+    "frozen-bn-reestimated": Arm("frozen BN, re-estimated", _reestimated),
+    "train-bn": Arm("BN in training", _same, recipe={"freeze_batch_norm": False}),
+    "group-norm": Arm("GroupNorm swapped", _group_norm),
+    "ilm-ln-range": Arm("ILM-LN, range calibrated first", _ranged("ilm_ln")),
+    "ilm-in-range": Arm("ILM-IN, range calibrated first", _ranged("ilm_in")),
+    "ilm-gn-bound": Arm("ILM-GN, bound 2 everywhere", _converted("ilm_gn", restore_bound=2.0)),
+    "ilm-ln": Arm("ILM-LN, exact start", _converted("ilm_ln")),
+    "ilm-in": Arm("ILM-IN, exact start", _converted("ilm_in")),
+    "ilm-gn-standardised": Arm("ILM-GN, standardised input", _converted("ilm_gn"), standardised=True),
+    "ilm-gn-norm": Arm("ILM-GN, norms and head only", _converted("ilm_gn"), recipe={"train": "norm"}),
+    "ilm-gn-freeze": Arm("ILM-GN, freeze then full", _converted("ilm_gn"), freeze_share=1 / 3),
+    "ilm-ln-anneal": Arm("ILM-LN, annealed", _referenced("ilm_ln"), recipe=_ANNEAL),
+    "ilm-ln-moments": Arm("ILM-LN, paper's layer from moments", _converted("ilm_ln", init="moments")),
+}

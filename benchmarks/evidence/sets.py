@@ -1,0 +1,181 @@
+"""The sets of the protocol as tensors of bytes, made once and kept in a folder."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import FashionMNIST
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ilmconvert.errors import ILMConvertError
+
+FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+CLIPART_ROOT = Path("/usr/share/openclipart/png")  # of Debian's openclipart-png
+SUBJECTS = (
+    "animals",
+    "computer",
+    "food",
+    "people",
+    "recreation",
+    "shapes",
+    "signs_and_symbols",
+    "transportation",
+)
+_TRAINING, _VALIDATION = 50_000, 1_000  # of Fashion-MNIST's training images: the first, and the first of the rest
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: ``pixels`` (N, 3, H, W) of bytes, ``labels`` (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor | list[int]) -> Images:
+        """The images of these indices, in their order."""
+        return Images(self.pixels[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One set: where training images are drawn from, what settings are chosen on, and what is looked at once."""
+
+    train: Images
+    val: Images
+    test: Images
+    num_classes: int
+
+
+def load_splits(name: str, size: int, cache: Path, root: Path | None = None) -> Splits:
+    """A set at ``size`` pixels, from ``cache`` where it has been made before.
+
+    Args:
+        root: the folder of the set's files; None is where Debian's package puts them.
+
+    Raises:
+        ILMConvertError: there is no such set, or its files aren't there.
+    """
+    if name not in SETS:
+        raise ILMConvertError(f"there is no set {name!r}; use one of {', '.join(SETS)}")
+    make, usual = SETS[name]
+    place = root or usual
+    if not place.is_dir():
+        raise ILMConvertError(f"there is no folder {place} with the files of {name}; name it with --data-root")
+    key = hashlib.sha256(f"{name} {size} {place.resolve()}".encode()).hexdigest()[:8]
+    file = cache / f"{name}-{size}-{key}.pt"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        made = make(place, size, cache)
+        parts = {part: (getattr(made, part).pixels, getattr(made, part).labels) for part in ("train", "val", "test")}
+        torch.save({**parts, "num_classes": made.num_classes}, file.with_suffix(".part"))
+        file.with_suffix(".part").rename(file)
+    kept = torch.load(file, weights_only=True)
+    train, val, test = (Images(*kept[part]) for part in ("train", "val", "test"))
+    return Splits(train, val, test, kept["num_classes"])
+
+
+def draw(images: Images, count: int, seed: int) -> Images:
+    """Training images of a seed: ``count`` at random, without repetition, or all if there are fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    return images.subset(torch.randperm(len(images), generator=generator)[:count])
+
+
+def smaller(splits: Splits, count: int) -> Splits:
+    """The first images of each part, ``count`` at most: for runs that only show that something runs."""
+    train, val, test = (
+        Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)
+    )
+    return Splits(train, val, test, splits.num_classes)
+
+
+def _fashion_mnist(place: Path, size: int, cache: Path) -> Splits:
+    root = _unpacked(place, cache)
+    try:
+        known, test = FashionMNIST(root, train=True), FashionMNIST(root, train=False)
+    except RuntimeError as error:
+        raise ILMConvertError(f"{place} lacks files of Fashion-MNIST; name their folder with --data-root") from error
+    every, end = torch.arange(len(known)), min(_TRAINING, len(known) * 5 // 6)
+    return Splits(
+        _greys(known, every[:end], size),
+        _greys(known, every[end : end + _VALIDATION], size),
+        _greys(test, torch.arange(len(test)), size),
+        num_classes=10,
+    )
+
+
+def _unpacked(place: Path, cache: Path) -> Path:
+    """A root as torchvision expects it, for a folder of the four packed files; other folders as they are."""
+    packed = sorted(place.glob("*-ubyte.gz"))
+    if not packed:
+        return place
+    raw = cache / FashionMNIST.__name__ / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for file in packed:
+        with gzip.open(file) as source, (raw / file.stem).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return cache
+
+
+def _greys(data: FashionMNIST, indices: Tensor, size: int) -> Images:
+    scaled = (Image.fromarray(data.data[i].numpy()).resize((size, size), Image.Resampling.BICUBIC) for i in indices)
+    pixels = torch.stack([pil_to_tensor(image.convert("RGB")) for image in scaled])
+    return Images(pixels, data.targets[indices].clone())
+
+
+def _clipart(place: Path, size: int, cache: Path) -> Splits:
+    del cache
+    parts: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": [], "test": []}
+    seen: set[bytes] = set()
+    for label, subject in enumerate(SUBJECTS):
+        for pixels in drawings(place / subject, size):
+            mark = hashlib.sha256(pixels.numpy().tobytes()).digest()
+            if mark not in seen:
+                seen.add(mark)
+                share = mark[0] / 256
+                parts["test" if share < 0.15 else "val" if share < 0.3 else "train"].append((pixels, label))
+    if not all(parts.values()):
+        raise ILMConvertError(f"{place} lacks folders of the clip art ({', '.join(SUBJECTS)}); see --data-root")
+    train, val, test = (_shuffled(parts[part]) for part in ("train", "val", "test"))
+    return Splits(train, val, test, len(SUBJECTS))
+
+
+def drawings(folder: Path, size: int) -> Iterator[Tensor]:
+    """The drawings under a folder, on white squares; those beyond Pillow's limit of pixels are left out."""
+    for file in sorted(folder.rglob("*.png")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            try:
+                with Image.open(file) as opened:
+                    drawing = opened.convert("RGBA")
+            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+                continue
+        drawing.thumbnail((size, size), Image.Resampling.BICUBIC)
+        paper = Image.new("RGBA", (size, size), "white")
+        corner = ((size - drawing.width) // 2, (size - drawing.height) // 2)
+        paper.alpha_composite(drawing, corner)
+        yield pil_to_tensor(paper.convert("RGB"))
+
+
+def _shuffled(found: list[tuple[Tensor, int]]) -> Images:
+    random.Random(0).shuffle(found)
+    return Images(torch.stack([pixels for pixels, _ in found]), torch.tensor([label for _, label in found]))
+
+
+#: How each set is made, and where Debian's package puts its files.
+SETS: dict[str, tuple[Callable[[Path, int, Path], Splits], Path]] = {
+    "fashion-mnist": (_fashion_mnist, FASHION_MNIST_ROOT),
+    "clipart": (_clipart, CLIPART_ROOT),
+}

@@ -1,0 +1,141 @@
+"""The tables of the evidence.
+
+python -m benchmarks.evidence.tables benchmarks/evidence/results/runs.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
+from benchmarks.evidence.runs import SELECTION, Run, read
+from benchmarks.evidence.select import SEEDS, at_edge, choose
+from benchmarks.evidence.shifts import SEVERITIES, SHIFTS
+from benchmarks.evidence.train import Settings
+from benchmarks.report import Cell, Table, to_markdown
+
+ByArm = Mapping[str, Mapping[int, Run]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="runs.jsonl")
+    runs = [run for file in parser.parse_args(argv).files for run in read(file)]
+    for image_set, budget in dict.fromkeys((run.image_set, run.budget) for run in runs):
+        print("\n\n".join(to_markdown(table) for table in tables(runs, image_set, budget)), end="\n\n")
+
+
+def tables(runs: Sequence[Run], image_set: str, budget: str) -> Iterator[Table]:
+    """Those of one set and budget that have rows."""
+    by_arm = finals(runs, image_set, budget)
+    here = f"{image_set}, budget {budget}"
+    found = [chosen(runs, image_set, budget, here)]
+    if by_arm:
+        found += [summary(by_arm, here), accuracies(by_arm, here), against_frozen(by_arm, here), moved(by_arm, here)]
+    yield from (table for table in found if table.rows)
+
+
+def chosen(runs: Sequence[Run], image_set: str, budget: str, here: str) -> Table:
+    """The settings that were chosen, and the validation accuracy that they had."""
+    table = Table(f"Chosen on validation images: {here}")
+    for arm in ARMS:
+        scores = {
+            (run.settings, run.seed): run.accuracy
+            for run in runs
+            if run.phase == SELECTION and run.task == (image_set, budget, arm)
+        }
+        try:
+            settings = choose(lambda s, seed, scores=scores: scores[s, seed], sorted(_rates(scores)))  # type: ignore[misc]
+            accuracy = sum(scores[settings, seed] for seed in SEEDS) / len(SEEDS)
+        except (KeyError, IndexError, ValueError):
+            continue  # not all of its runs are there yet
+        table.rows.append(
+            {
+                "network": ARMS[arm].title,
+                "rate": f"{settings.rate:g}" + (" (edge)" if at_edge(settings) else ""),
+                "distillation": f"{settings.distill:g}",
+                "norms' rate": f"x{settings.norm_scale:g}",
+                "validation": f"{accuracy:.3f}",
+                "runs": len(scores),
+            }
+        )
+    return table
+
+
+def _rates(scores: Mapping[tuple[Settings, int], float]) -> set[float]:
+    return {settings.rate for settings, _ in scores}
+
+
+def summary(by_arm: ByArm, here: str) -> Table:
+    """Clean, the mean over all shifts, and each shift as the mean of its severities, less frozen BatchNorm."""
+    table = Table(f"Less frozen BN, paired by seed, 95 % interval, and in standard errors: {here}")
+    groups = {CLEAN: (CLEAN,), "all shifts": COLUMNS[1:]}
+    groups |= {name: tuple(f"{name} {severity}" for severity in SEVERITIES) for name in SHIFTS}
+    for arm in by_arm:
+        row: dict[str, Cell] = {"network": ARMS[arm].title, "seeds": len(by_arm[arm])}
+        for title, columns in groups.items():
+            row[title] = _cell(by_arm, arm, columns)
+        table.rows.append(row)
+    return table
+
+
+def _cell(by_arm: ByArm, arm: str, columns: Sequence[str]) -> str:
+    def mean(run: Run) -> float:
+        return sum(of(column)(run) for column in columns) / len(columns)
+
+    if arm == FROZEN:
+        return estimate([mean(run) for run in by_arm[arm].values()]).text()
+    values = differences(by_arm, arm, mean)
+    if not values:
+        return "-"
+    found = estimate(values)
+    return found.text("+") + ("" if found.in_errors is None else f" ({found.in_errors:+.1f})")
+
+
+def accuracies(by_arm: ByArm, here: str) -> Table:
+    """Mean accuracy of every arm under every condition."""
+    table = Table(f"Accuracy, mean over seeds: {here}")
+    for column in COLUMNS:
+        row: dict[str, Cell] = {"test images": column}
+        for arm, runs in by_arm.items():
+            row[ARMS[arm].title] = f"{estimate([of(column)(run) for run in runs.values()]).mean:.3f}"
+        table.rows.append(row)
+    return table
+
+
+def against_frozen(by_arm: ByArm, here: str) -> Table:
+    """Every condition of every arm less frozen BatchNorm."""
+    table = Table(f"The same by severity: {here}")
+    for column in COLUMNS:
+        row: dict[str, Cell] = {"test images": column}
+        row |= {ARMS[arm].title: _cell(by_arm, arm, (column,)) for arm in by_arm if arm != FROZEN}
+        if len(row) > 1:
+            table.rows.append(row)
+    return table
+
+
+def moved(by_arm: ByArm, here: str) -> Table:
+    """How far the parts of the norms moved, means over seeds."""
+    titles = {
+        "affine": "weight and bias",
+        "restore": "restoring path",
+        "gate": "meta-network, scale",
+        "offset": "meta-network, shift",
+        "meta": "classes that it decides",
+    }
+    table = Table(f"How far the norms moved, mean over seeds: {here}")
+    for arm, runs in by_arm.items():
+        row: dict[str, Cell] = {"network": ARMS[arm].title}
+        for key, title in titles.items():
+            values = [run.moved[key] for run in runs.values() if key in run.moved]
+            row[title] = f"{sum(values) / len(values):.4f}" if values else "-"
+        table.rows.append(row)
+    return table
+
+
+if __name__ == "__main__":
+    main()
