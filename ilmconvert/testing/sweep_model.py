@@ -30,6 +30,7 @@ from ilmconvert.testing.check_conversion import (
 )
 from ilmconvert.testing.randomize import randomize_norms, wake_parameters
 
+#: Larger models are converted without values and not run.
 MAX_PARAMETERS = 400_000_000
 
 

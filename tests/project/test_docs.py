@@ -153,13 +153,25 @@ def test_formulas_and_references_are_rendered(site: Path) -> None:
     assert "math" in Loads((site / "reference" / "nn.html").read_text()).tags
 
 
+ROOMS = sorted(path.parent.name for path in (ROOT / "ilmconvert").glob("*/__init__.py"))
+
+
+def test_every_room_has_a_page_of_the_reference() -> None:
+    pages = {path.stem for path in (DOCS / "reference").glob("*.md")}
+    assert {"nn", "surgery", "finetune"} <= set(ROOMS)
+    assert pages == {*ROOMS, "ilmconvert", "errors"} - {"cli"}  # docs/cli.md is written by scripts.cli_reference
+
+
 def test_reference_describes_every_public_name(site: Path) -> None:
     text = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     # where a module and a function in it have one name, the function is meant
     assert all(f'id="ilmconvert.{name}"' in text for name in ("surgery.plan.plan", "calibration.calibrate.calibrate"))
-    for name in ("", ".calibration", ".evaluation", ".finetune", ".nn", ".report"):
-        for public in import_module(f"ilmconvert{name}").__all__:
-            assert re.search(rf'id="ilmconvert\.[\w.]*\b{public}"', text), f"ilmconvert{name}.{public}"
+    for name in ("", *(f".{room}" for room in ROOMS), ".export.hub"):
+        for public in getattr(import_module(f"ilmconvert{name}"), "__all__", ()):
+            assert re.search(rf'id="ilmconvert\.([\w.]*\.)?{public}"', text), f"ilmconvert{name}.{public}"
+    for error in vars(import_module("ilmconvert.errors")).values():
+        if isinstance(error, type):
+            assert f'id="ilmconvert.errors.{error.__name__}"' in text
 
 
 @pytest.mark.slow
