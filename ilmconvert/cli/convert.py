@@ -126,7 +126,7 @@ def _convert(
     say("converting")
     try:
         plan = surgery.plan(source, **settings)
-        converted = surgery.convert(source, **settings)
+        converted = surgery.convert(source, plan)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     done = time.perf_counter()
@@ -174,7 +174,7 @@ def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if not plan.converted:
-        surgery.convert(model, **settings)
+        surgery.convert(model, plan)
 
 
 def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:

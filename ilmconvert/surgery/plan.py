@@ -125,7 +125,7 @@ def make_plan(model: nn.Module, settings: Settings) -> Plan:
     refuse_wrapped.refuse_wrapped(model)
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
-    for name, module in _norm_like(model):
+    for name, module in norm_like(model):
         names.setdefault(id(module), []).append(name)
         modules[id(module)] = module
     entries = tuple(decide(names[key], module, settings) for key, module in modules.items())
@@ -135,14 +135,14 @@ def make_plan(model: nn.Module, settings: Settings) -> Plan:
     return Plan(settings, entries, unmatched, {e.name: m for e, m in zip(entries, modules.values(), strict=True)})
 
 
-def _norm_like(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def norm_like(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Every path to every norm-like module, aliases included; what stands inside a norm isn't looked at."""
     if isinstance(module, ILMNorm) or find_source(module) is not None or reason_to_skip(module) is not None:
         yield name, module
         return
     for child_name, child in module._modules.items():
         if child is not None:
-            yield from _norm_like(child, f"{name}.{child_name}" if name else child_name)
+            yield from norm_like(child, f"{name}.{child_name}" if name else child_name)
 
 
 def seen(entries: Iterable[PlanEntry]) -> str:

@@ -66,8 +66,8 @@ def test_moments_says_how_far_it_is_and_does_not_warn(trained: Path) -> None:
 
 
 def test_a_conversion_that_is_not_exact_warns_loudly(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(model: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-        result = original(model, **settings)
+    def wrong(model: torch.nn.Module, *plan: Any) -> torch.nn.Module:
+        result = original(model, *plan)
         with torch.no_grad():
             result.fc.weight.mul_(1.01)
         return result

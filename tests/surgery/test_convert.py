@@ -163,17 +163,21 @@ def test_other_dimensions(source: nn.Module, shape: tuple[int, ...], to: str) ->
 
 
 def test_unusual_scales_stay_exact() -> None:
+    torch.manual_seed(0)
     source = nn.BatchNorm2d(64)
     with torch.no_grad():
         source.running_mean.normal_(std=50)
         source.running_var.copy_(torch.logspace(-4, 4, 64))
         source.weight.normal_()
-    source.eval()
+    source.eval().requires_grad_(False)
     x = torch.randn(2, 64, 9, 9) * source.running_var.sqrt().view(-1, 1, 1) + source.running_mean.view(-1, 1, 1)
     double, wide = copy.deepcopy(source).double(), x.double()
     exact = double(wide)
-    # Means of up to 5000 standard deviations: BatchNorm's own rounding in float32 is the yardstick.
-    assert relative_error(convert(source, "ilm_in")(x), exact) <= 4 * relative_error(source(x), exact)
+    # Means of up to 5000 standard deviations. a x + c with the constants in float32 rounds a x to half a unit in the
+    # last place, the sum again, and c once when it is stored: 3/2 units of the largest product is all that may be lost.
+    products = wide * (double.weight / (double.running_var + double.eps).sqrt()).view(-1, 1, 1)
+    unit = torch.finfo(torch.float32).eps * (products.abs().max() / exact.abs().max()).item()
+    assert relative_error(convert(source, "ilm_in")(x), exact) <= 1.5 * unit
     for to in TARGETS:
         assert relative_error(convert(double, to)(wide), exact) <= 1e-12
 
@@ -343,7 +347,7 @@ def test_compiled_and_scripted_models_are_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(model)
-    with pytest.raises(ConversionError, match=r"before torch\.jit\.script"):
+    with pytest.raises(ConversionError, match=r"before torch\.jit\.trace"):
         convert(scripted)
 
 
@@ -481,3 +485,34 @@ def test_import_is_light() -> None:
     code = "import sys, ilmconvert; print({m for m in ('timm', 'torchvision', 'click', 'rich') if m in sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+class TestAPlan:
+    def source(self) -> nn.Module:
+        return randomize_norms(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.GroupNorm(4, 16))).eval()
+
+    def test_it_is_carried_out_as_it_is(self) -> None:
+        source, x = self.source(), torch.randn(2, 3, 8, 8)
+        the_plan = ilmconvert.plan(source, "ilm_ln", exclude="2", key_group_size=8)
+        converted = convert(source, the_plan)
+        assert converted.ilmconvert_settings == {"to": "ilm_ln", "init": "identity"}
+        assert (converted[1].num_groups, converted[1].key_group_size) == (1, 8)
+        assert type(converted[2]) is nn.GroupNorm
+        assert relative_error(converted(x), source(x)) < 1e-5
+        same = convert(source, "ilm_ln", exclude="2", key_group_size=8).state_dict()
+        assert all(torch.equal(tensor, same[name]) for name, tensor in converted.state_dict().items())
+
+    def test_another_model_or_a_changed_one_is_refused(self) -> None:
+        source = self.source()
+        the_plan = ilmconvert.plan(source)
+        with pytest.raises(ConversionError, match="'1' is another module there"):
+            convert(copy.deepcopy(source), the_plan)
+        source.append(nn.BatchNorm2d(16))
+        with pytest.raises(ConversionError, match="it lacks '3'"):
+            convert(source, the_plan, inplace=True)
+        assert type(source[1]) is nn.BatchNorm2d
+
+    def test_settings_beside_it_are_refused(self) -> None:
+        source = self.source()
+        with pytest.raises(ValueError, match=r"give init, num_groups to ilmconvert\.plan instead"):
+            convert(source, ilmconvert.plan(source), init="moments", num_groups=4)
