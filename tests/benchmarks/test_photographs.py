@@ -47,8 +47,6 @@ def _noise(seed: int) -> Image.Image:
 
 
 def test_doubles_and_drawings_are_left_out(tmp_path: Path) -> None:
-    pytest.importorskip("skimage")
-    pytest.importorskip("sklearn")
     stamps = tmp_path / "usr/share/tuxpaint/stamps/animals"
     stamps.mkdir(parents=True)
     _noise(0).save(stamps / "a.png")

@@ -199,8 +199,13 @@ def test_header_tells_what_the_file_holds(tmp_path: Path) -> None:
 
 def test_stock_readers_accept_the_file(tmp_path: Path) -> None:
     model = converted()
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
     state = load_file(save(model, tmp_path / "m.safetensors"))
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.zero_()
     model.load_state_dict(state, strict=True)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

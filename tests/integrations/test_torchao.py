@@ -71,7 +71,7 @@ def test_saving_is_refused_in_one_line(names: dict, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:torch.ao:DeprecationWarning")
 @torch.no_grad()
 def test_dynamic_quantisation_of_torch(names: dict) -> None:
     x, model = torch.randn(4, 3, 64, 64), names["model"]

@@ -23,6 +23,7 @@ from ilmconvert.models.create import ModelSpec, create_model, infer_spec, list_m
 from ilmconvert.models.norm_counts import count_norms, stored_counts
 from ilmconvert.models.skip_init import skip_init
 from ilmconvert.models.weight_files import read_state_dict
+from tests.helpers import randomize_norms
 
 # Earlier versions don't note a model's arguments on it, so that it has to be given where it is loaded again.
 newest_timm = pytest.mark.skipif(Version(timm.__version__) < Version("1.0.31"), reason="of timm 1.0.31 and later")
@@ -43,9 +44,14 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def tiny_weights(**args: Any) -> dict[str, Tensor]:
+def tiny(**args: Any) -> nn.Module:
+    """The same each time, and with norms that differ from a new model's."""
     torch.manual_seed(3)
-    return timm.create_model("test_resnet", **args).state_dict()
+    return randomize_norms(timm.create_model("test_resnet", **args))
+
+
+def tiny_weights(**args: Any) -> dict[str, Tensor]:
+    return tiny(**args).state_dict()
 
 
 # --- names and specs ---
@@ -190,6 +196,7 @@ def test_infer_spec_rebuilds_plain_timm_models(name: str, args: dict[str, Any]) 
     assert spec is not None
     rebuilt = spec.build()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in rebuilt.state_dict().items()}
+    assert repr(rebuilt) == repr(model)
 
 
 def test_infer_spec_sees_a_new_head() -> None:
@@ -360,7 +367,7 @@ def fill_hub_cache(cache: Path, repository: str, model: nn.Module) -> None:
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["test_resnet", "hf-hub:timm/test_resnet.r160_in1k"])
 def test_cached_default_weights_need_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = timm.create_model("test_resnet")
+    published = tiny()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     fill_hub_cache(tmp_path, "timm/test_resnet.r160_in1k", published)
     model = create_model(name)
@@ -371,7 +378,7 @@ def test_cached_default_weights_need_no_network(name: str, tmp_path: Path, monke
 
 
 def test_local_folder(tmp_path: Path) -> None:
-    published = timm.create_model("test_resnet", num_classes=7, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
+    published = tiny(num_classes=7, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
     timm.models.save_for_hf(published, tmp_path / "mine", safe_serialization=True)
     model = create_model(f"local-dir:{tmp_path / 'mine'}")
     assert same_state(model, published)
@@ -391,7 +398,7 @@ def test_local_folder(tmp_path: Path) -> None:
 def test_torchvision_weights_that_change_the_structure(
     name: str, args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = torchvision_zoo.build(name, dict(args))
+    published = randomize_norms(torchvision_zoo.build(name, dict(args)))
     url = torchvision.models.get_model_weights(name)["DEFAULT"].url
     (tmp_path / "checkpoints").mkdir()
     torch.save(published.state_dict(), tmp_path / "checkpoints" / url.rsplit("/", 1)[-1])

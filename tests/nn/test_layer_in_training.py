@@ -54,7 +54,7 @@ def test_activation_checkpointing(use_reentrant: bool) -> None:
     torch.testing.assert_close(x.grad, grad_x)
 
 
-@pytest.mark.filterwarnings("ignore")  # its hooks fire where no input asks for gradients
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # no input asks for gradients
 def test_per_sample_gradients_as_opacus_takes_them() -> None:
     model = network()
     x = torch.randn(3, 3, 9, 9, dtype=torch.float64)

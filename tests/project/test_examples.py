@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 SLOW = {"transfer_batch_size_2"}  # four runs even when it is quick
 NUMBER = re.compile(r"\d+(\.\d+)?")
+# What a quick run has to print as the header does, number by number: it doesn't depend on how long training is.
+KEPT = {
+    "distill_unlabelled": r"restoring path +same class as the source: [\d.]+%",
+    "dp_opacus": r"refuses \d+ layers|\d+ trained, epsilon [\d.]+",
+}
 
 
 def program(name: str) -> ModuleType:
@@ -49,6 +54,11 @@ def test_example_runs_and_prints_the_lines_of_its_header(name: str) -> None:
     announced = [shape(line) for line in header(name).splitlines() if line.startswith("    ") and "$" not in line]
     assert announced
     assert printed == announced
+    if name in KEPT:
+        assert re.findall(KEPT[name], done.stdout) == re.findall(KEPT[name], header(name)) != []
+    if name == "robot_policy_ema":  # the converted encoder starts as the same function as the frozen one
+        errors = {line[:20].strip(): NUMBER.findall(line) for line in done.stdout.splitlines()}
+        assert errors["converted to ILM-GN"] == errors["BatchNorm, frozen"] != errors["BatchNorm, training"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
