@@ -112,7 +112,8 @@ def _check(the_plan: Plan) -> None:
         if any(e.reason == ALREADY_CONVERTED for e in the_plan):
             if the_plan.settings.plain:
                 raise ConversionError(
-                    "the norm layers are ILM Norms: convert their source, or use ilmconvert.calibration.collapse.collapse"
+                    "the norm layers are ILM Norms: convert their source, or use "
+                    "ilmconvert.calibration.collapse.collapse"
                 )
             warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
             return
