@@ -57,9 +57,12 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     run(tmp_path / "one", **settings)
     finish(other)
     one, two = (ilmconvert.load(tmp_path / name / "last.safetensors").state_dict() for name in ("one", "two"))
-    assert max(relative_error(two[key], one[key]) for key in one) < 1e-5
     start = ilmconvert.convert(network(num_classes=CLASSES)).state_dict()
-    assert max(relative_error(one[key], start[key]) for key in one) > 1e-3, "nothing was learnt"
+    learnt = {key: float((one[key] - start[key]).abs().max()) for key in one if one[key].is_floating_point()}
+    assert max(learnt.values()) > 1e-3, "nothing was learnt"
+    for key, step in learnt.items():
+        # Against what was learnt. Decoders whose gradient is rounding alone, 1e-10 and less, say nothing.
+        assert float((two[key] - one[key]).abs().max()) < 1e-3 * max(step, 1e-6), key
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-4)
 
