@@ -41,7 +41,7 @@ def apply(
         from ilmconvert.evaluation.verify.source_model import find_base
 
         found, _ = read_delta(delta)
-        header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}
+        header = {**found.metadata.to_dict(), "spec": found.base.to_dict() if found.base else None}
         say("looking for the source model")
         base = find_base(OpenedCheckpoint(delta, nn.Identity(), header, ""), source=source, weights=weights)
         model = apply_delta(base.model, delta)

@@ -185,13 +185,13 @@ def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:
     """The converted model's error on random inputs; None, with a warning, where the models can't be run."""
     from dataclasses import asdict
 
-    from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.data.example_inputs import example_inputs
     from ilmconvert.evaluation.outputs import output_error
 
     # detection models enlarge every image, and look at each one by itself
     detection = type(source).__module__.startswith("torchvision.models.detection")
     try:
-        return asdict(output_error(source, converted, probe_batch(source, batch_size=1 if detection else 2)))
+        return asdict(output_error(source, converted, example_inputs(source, batch_size=1 if detection else 2)))
     except Exception as error:
         warn(
             f"the model wasn't compared with its source, since running them failed: {one_line(error)[:200]}", loud=True

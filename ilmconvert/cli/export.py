@@ -155,11 +155,11 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     """Largest difference over the largest output, run from the file; None without onnxruntime."""
     import torch
 
-    from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.data.example_inputs import example_inputs
     from ilmconvert.evaluation.difference import relative_difference
     from ilmconvert.surgery.outputs import outputs
 
-    inputs = probe_batch(model, batch_size=2, size=size, seed=1)
+    inputs = example_inputs(model, batch_size=2, size=size, seed=1)
     with torch.no_grad():
         expected = outputs(model(*inputs))
     if kind == "pt2":

@@ -27,7 +27,7 @@ SLIM = {"num_classes": 4, "channels": [8, 8, 8, 16], "stem_width": 4}
 
 
 class Custom(nn.Module):
-    """A model of no zoo, with a tied weight and a shared norm: loaded by ``load(path, into=Custom())``."""
+    """A custom model, with a tied weight and a shared norm: loaded by ``load(path, into=Custom())``."""
 
     def __init__(self) -> None:
         super().__init__()
