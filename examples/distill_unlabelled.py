@@ -10,7 +10,7 @@ to zero (``anneal``). Both learn from 360 crops of photographs alone; 200 other 
     pure layer, distilled                same class as the source:  57.0%
     pure layer, annealed                 same class as the source:  60.5%
 
-About 4 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,finetune]'``. Three passes over 360 images bring
+About 4 minutes on one CPU core; needs ``pip install '.[demo,finetune]'``. Three passes over 360 images bring
 back about half of what the pure layer lost, no more: keep the restoring path unless you have images for a longer run.
 """
 
