@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["README", pytest.param("index", marks=pytest.mark.slow)])  # ONNX takes a minute
 def test_commands_run_in_order(page: str, folder: Path) -> None:
     commands = block(*PAGES[page])
     assert len(commands) >= 5
