@@ -1,4 +1,4 @@
-"""A model's structure and shapes without its values, at a cost that is bounded before anything is allocated.
+"""Build a model's structure and shapes without values, at a cost that is bounded before anything is allocated.
 
 A checkpoint from elsewhere may name any model with any arguments. Constructors allocate, loop and fill as these say,
 so that a checkpoint of a kilobyte could ask for a terabyte, or for an hour.

@@ -1,4 +1,4 @@
-"""A conversion without its base: the tensors that the base doesn't have, for whoever has the base."""
+"""Deltas: only the tensors of a converted model that differ from its base, the model before the conversion."""
 
 from __future__ import annotations
 

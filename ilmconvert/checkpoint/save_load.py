@@ -1,4 +1,4 @@
-"""One safetensors file with everything needed to rebuild a converted model, and back."""
+"""Save a converted model as one safetensors file with everything needed to build it again, and load it."""
 
 from __future__ import annotations
 

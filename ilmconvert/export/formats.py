@@ -1,4 +1,4 @@
-"""Converted models for inference elsewhere: ONNX and torch.export files with dynamic batch and size."""
+"""Export converted models for inference: ONNX and torch.export files with dynamic batch and image size."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def export(
 
 def _dynamic_shapes(example: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(example) != 1 or not isinstance(example[0], torch.Tensor) or example[0].dim() != 4:
-        raise ExportError("only models of one (N, C, H, W) input have dynamic shapes here; use --static")
+        raise ExportError("only models with a single (N, C, H, W) input can have dynamic shapes; use --static")
     return (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
 
 

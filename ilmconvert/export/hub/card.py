@@ -1,4 +1,4 @@
-"""``README.md`` of a published folder: the model card, with nothing in it that isn't known or measured."""
+"""The model card, ``README.md`` of a published folder; it holds only what is known or measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that timm and the Hugging Face hub know: weights, settings, model card."""
+"""Folders for timm and the Hugging Face hub: weights, settings and a model card."""
 
 from __future__ import annotations
 
