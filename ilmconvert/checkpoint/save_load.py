@@ -113,10 +113,10 @@ def check(source: nn.Module | ModelSpec, metadata: Metadata, entries: Mapping[st
     Raises:
         ModelError, ValueError: says what doesn't fit.
     """
-    outline = (
+    shapes = (
         restore.skeleton(source) if isinstance(source, nn.Module) else build_within_budget(source, Budget.of(entries))
     )
-    restore.check(outline, metadata.layers, entries, metadata.aliases)
+    restore.check(shapes, metadata.layers, entries, metadata.aliases)
 
 
 def filled(source: nn.Module | ModelSpec, metadata: Metadata, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -91,11 +91,11 @@ def _library(name: str) -> tuple[str, str]:
     return (library, bare) if slash else ("timm", name)
 
 
-def test_an_outline_has_the_shapes_and_types_of_the_model() -> None:
+def test_a_build_within_budget_has_the_shapes_and_types_of_the_model() -> None:
     for name in ("test_resnet", "test_vit", "torchvision/regnet_y_400mf"):
         built = skeleton(create_model(name, weights="none")).state_dict()
         spec = ModelSpec(*_library(name))
-        outlined = build_within_budget(
+        bounded = build_within_budget(
             spec, Budget.of({k: Entry(tuple(t.shape), t.dtype) for k, t in built.items()})
         ).state_dict()
-        assert {k: (t.shape, t.dtype) for k, t in outlined.items()} == {k: (t.shape, t.dtype) for k, t in built.items()}
+        assert {k: (t.shape, t.dtype) for k, t in bounded.items()} == {k: (t.shape, t.dtype) for k, t in built.items()}

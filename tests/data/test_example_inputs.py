@@ -28,7 +28,7 @@ from ilmconvert.surgery.outputs import outputs
         ("torchvision/lraspp_mobilenet_v3_large", {}, (2, 3, 224, 224)),
     ],
 )
-def test_models_take_their_probe(name: str, args: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_models_take_their_example_inputs(name: str, args: dict[str, Any], shape: tuple[int, ...]) -> None:
     model = create_model(name, weights="none", **args)
     batch = example_inputs(model)
     assert [tuple(x.shape) for x in batch] == [shape]
@@ -68,7 +68,7 @@ def test_detection_takes_lists(detector: nn.Module) -> None:
     assert all(image.min() >= 0 and image.max() <= 1 for image in images)
 
 
-def test_probe_is_reproducible_and_leaves_the_random_state() -> None:
+def test_example_inputs_are_reproducible_and_leaves_the_random_state() -> None:
     model = create_model("test_resnet", weights="none").double()
     state = torch.get_rng_state()
     first, again, other = (example_inputs(model, size=32, seed=seed)[0] for seed in (0, 0, 1))

@@ -1,4 +1,4 @@
-"""What a release and the workflows promise about the project's own files."""
+"""Checks of the project's own files: workflows, citation, sessions, table of rooms."""
 
 from __future__ import annotations
 
