@@ -73,7 +73,7 @@ class Meter:
 
 
 def means(sums: Sequence[Sequence[float]], step: int) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None without labels) from :meth:`Meter.gathered`, at optimizer step ``step``.
+    """Mean loss and accuracy (None without labels) from :meth:`ilmconvert.finetune.meter.Meter.gathered`, at optimizer step ``step``.
 
     Raises:
         FineTuneError: the loss isn't finite.
