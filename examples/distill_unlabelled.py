@@ -2,8 +2,8 @@
 
 The converted network computes what its source does by way of the restoring path, a skip connection that gives each
 image its own statistics back. For the layer as the paper has it, without that path, initialise it from running
-statistics and distil (``distill``), or start with the exact network and anneal the path to zero (``anneal``). Both learn
-from 360 crops of photographs alone, and are tested on 200 other crops of the same photographs:
+statistics and distil (``distill``), or start with the exact network and anneal the path to zero (``anneal``). Both
+learn from 360 crops of photographs alone, and are tested on 200 other crops of the same photographs:
 
     $ python examples/distill_unlabelled.py
     converted, with the restoring path   same class as the source: 100.0%
