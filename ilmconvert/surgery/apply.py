@@ -43,7 +43,7 @@ def convert(
 
     Args:
         model: a ``nn.Module`` with at least one norm layer; the root itself may be one.
-        to: ``"ilm_gn"`` (``num_groups`` groups), ``"ilm_ln"`` (one group) or ``"ilm_in"`` (one group per channel).
+        to: ``"ilm_gn"`` (``num_groups`` groups), ``"ilm_ln"`` (one group) or ``"ilm_in"`` (one group a channel).
             Under ``"ilm_gn"`` with the default ``num_groups`` a GroupNorm or InstanceNorm keeps its own groups.
             ``"gn"``, ``"ln"`` and ``"in"`` are the same groups as stock ``nn.GroupNorm`` (timm's ``GroupNormAct``
             where an activation was fused), started from the running statistics: close to the source, not equal.
@@ -112,8 +112,7 @@ def _check(the_plan: Plan) -> None:
         if any(e.reason == ALREADY_CONVERTED for e in the_plan):
             if the_plan.settings.plain:
                 raise ConversionError(
-                    "the norm layers are ILM Norms: convert their source, or use "
-                    "ilmconvert.calibration.collapse.collapse"
+                    "the norm layers are ILM Norms: convert their source, or use ilmconvert.calibration.collapse"
                 )
             warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
             return
