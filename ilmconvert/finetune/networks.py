@@ -86,7 +86,7 @@ def start(
         replace_head(network, num_classes, recipe.seed)
     source = None
     if not layers_of(network):
-        # a bound belongs to the restoring path, which the moments start lacks
+        # a bound belongs to the restoring path, which init="moments" lacks
         bound = recipe.restore_bound if init == "identity" else None
         source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
     exact = getattr(network, "ilmconvert_settings", {}).get("init") != "moments"

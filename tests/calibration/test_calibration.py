@@ -1,4 +1,4 @@
-"""Calibration brings a moments start nearer to its source, keeps the better values, and fails without a trace."""
+"""Calibration brings a network closer to its source, keeps the better values, and fails without a trace."""
 
 from __future__ import annotations
 
