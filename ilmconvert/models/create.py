@@ -55,7 +55,8 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
     Args:
         name: see :func:`parse_name`.
         weights: "default" (the library's pretrained ones, downloaded where they aren't cached), "none" (random
-            ones), or a file that :func:`ilmconvert.models.weight_files.read_state_dict` reads and that fits the model.
+            ones), or a file of weights that fit the model, or ``FILE::ENTRY`` for an entry of it (see
+            :func:`ilmconvert.load_weights`).
         **model_args: passed to the library's constructor, such as ``num_classes=10``; JSON values only.
 
     The model carries ``ilmconvert_spec`` (:class:`ModelSpec`) and ``ilmconvert_provenance`` (a dict of where the

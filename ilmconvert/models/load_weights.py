@@ -69,10 +69,10 @@ class LoadedWeights:
         return over_others or bool(self.left_out) or not is_wrapper(self.prefix)
 
     def announce(self, stacklevel: int = 2) -> None:
-        """Warn of a choice; log the rest."""
+        """Warn of a choice, and log what else there is to say; of a file that is a state dict there is nothing."""
         if self.was_chosen:
             warnings.warn(str(self), stacklevel=stacklevel + 1)
-        else:
+        elif self.entry or self.progress or self.prefix or self.unread:
             logger.info("%s", self)
 
     def provenance(self) -> dict[str, Any]:
