@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ilmconvert.checkpoint.delta import apply_delta, save_delta
     from ilmconvert.checkpoint.save_load import load, save
     from ilmconvert.export.hub import push_to_hub, save_pretrained
+    from ilmconvert.models.load_weights import load_weights
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery import NormDescription, Plan, PlanEntry, convert, plan, register_source
 
@@ -30,6 +31,7 @@ __all__ = [
     "calibrate_bound",
     "convert",
     "load",
+    "load_weights",
     "plan",
     "push_to_hub",
     "register_source",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_attributes(
         "checkpoint.delta": "apply_delta save_delta",
         "checkpoint.save_load": "load save",
         "export.hub": "push_to_hub save_pretrained",
+        "models.load_weights": "load_weights",
         "nn": "ILMNorm",
         "surgery": "NormDescription Plan PlanEntry convert plan register_source",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,19 +46,35 @@ def warn(message: object, *, loud: bool = False) -> None:
     click.echo(click.style(f"Warning: {one_line(message)}", fg="red" if loud else "yellow", bold=loud), err=True)
 
 
+class _OnStderr(logging.Handler):
+    """A line for each record; ``--verbose`` has its own way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if verbosity() == 0:
+            click.echo(one_line(record.getMessage()), err=True)
+
+
 @contextmanager
 def library_warnings() -> Iterator[None]:
-    """This library's warnings as one line each on stderr; those of other libraries only after ``--verbose``."""
+    """What this library warns of and logs, one line each on stderr; that of others only after ``--verbose``."""
     package = str(Path(__file__).parent.parent) + os.sep
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
         if filename.startswith(package) or verbosity() > 0:
             warn(message)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
+    logger, handler = logging.getLogger("ilmconvert"), _OnStderr()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

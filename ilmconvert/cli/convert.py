@@ -38,7 +38,8 @@ IMAGES = 200
     default="default",
     show_default=True,
     metavar="default|none|FILE",
-    help="Weights: the library's pretrained ones, random ones, or a .safetensors, .pth or .bin file.",
+    help="Weights: the library's pretrained ones, random ones, or a file: .safetensors, or what a training script "
+    "wrote. FILE::ENTRY names an entry of it, such as last.pth.tar::state_dict.",
 )
 @click.option(
     "--format",
@@ -77,6 +78,7 @@ def convert(
     Examples:
       ilmconvert resnet50  # the same as ilmconvert convert resnet50
       ilmconvert convert timm/resnet50 --weights my.pth --model-arg num_classes=10
+      ilmconvert convert resnet50 --weights last.pth.tar::state_dict  # not the averaged weights
       ilmconvert convert resnet50 --to ilm_ln --include 'layer4.*' -o out.safetensors
       ilmconvert convert resnet50 --robust --data photos
       ilmconvert convert resnet50 --format hub --push me/resnet50-ilm_gn

@@ -7,12 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.models import weight_files as weight_files
+from ilmconvert.models.load_weights import LoadedWeights, load_into
 from ilmconvert.models.names import LIBRARIES, list_models, unknown, zoo
 from ilmconvert.models.spec import ModelSpec, json_args, label_built
+from ilmconvert.models.weight_files import read_weight_file, sha256
 
 __all__ = ["ModelSpec", "create_model", "infer_spec", "list_models", "parse_name"]
 
@@ -54,7 +55,8 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
     Args:
         name: see :func:`parse_name`.
         weights: "default" (the library's pretrained ones, downloaded where they aren't cached), "none" (random
-            ones), or a file that :func:`ilmconvert.models.weight_files.read_state_dict` reads and that fits the model.
+            ones), or a file of weights that fit the model, or ``FILE::ENTRY`` for an entry of it (see
+            :func:`ilmconvert.load_weights`).
         **model_args: passed to the library's constructor, such as ``num_classes=10``; JSON values only.
 
     How the model is built is stored as ``model.ilmconvert_spec`` (a :class:`ModelSpec`), and where its weights come
@@ -78,7 +80,9 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
         found = ModelSpec(spec.library, spec.architecture, {**spec.model_args, **json_args(found_args)})
         model = label_built(model, found)
     else:
-        model, provenance = _from_file(library, spec, Path(weights))
+        model, loaded = _from_file(library, spec, weights)
+        loaded.announce()
+        provenance = {**loaded.provenance(), "sha256": sha256(loaded.file)}
     model.ilmconvert_provenance = provenance  # type: ignore[assignment]
     return model.eval()
 
@@ -99,17 +103,18 @@ def infer_spec(model: nn.Module) -> ModelSpec | None:
         return None
 
 
-def _from_file(library: ModuleType, spec: ModelSpec, path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    state = weight_files.read_state_dict(path)
+def _from_file(library: ModuleType, spec: ModelSpec, place: str | Path) -> tuple[nn.Module, LoadedWeights]:
     model = spec.build(initialize=False)
-    try:
-        weight_files.load_strict(model, state, str(path))
-    except ModelError:
+
+    def translate(state: dict[str, Tensor]) -> bool:
+        nonlocal model
         translated = library.build_from_foreign(spec.architecture, dict(spec.model_args), state)
-        if translated is None:
-            raise
-        model = label_built(translated, spec)
-    return model, {"weights": path.name, "sha256": weight_files.sha256(path)}
+        if translated is not None:
+            model = label_built(translated, spec)
+        return translated is not None
+
+    loaded = load_into(model, read_weight_file(place), translate)
+    return model, loaded
 
 
 def _with_json_args(found: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:

@@ -1,50 +1,105 @@
-"""Read weight files, and load them into a model strictly."""
+"""Read files of weights: which state dict in a file is meant, and how far its training had come."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ilmconvert.errors import ModelError
+from ilmconvert.models.file_kinds import MAKES_ONE, SAFETENSORS, kind_of
+from ilmconvert.models.match_names import some, strip_wrappers
+from ilmconvert.models.pickle_stand_ins import Foreign
+from ilmconvert.models.state_dict_search import KNOWN, likely, named, progress, state_dicts
 
-#: Where training scripts nest the weights, in the order in which they are looked for.
-NESTED_KEYS = ("state_dict", "model", "state_dict_ema", "model_ema", "ema")
 #: What to do where a library's own weights can't be had.
 WEIGHTS_CURE = "give a file (--weights FILE) or take random weights (--weights none)"
-_PREFIXES = ("module.", "_orig_mod.")
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-_SHOWN = 3
+#: Between the path of a file and the entry in it that is meant.
+SEPARATOR = "::"
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth, .pt, .bin, .ckpt or .tar file (never unpickling code).
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file of weights holds.
 
-    A nested state dict is found under ``state_dict``, ``model``, ``state_dict_ema``, ``model_ema`` or ``ema``, the
-    first of them that is there; the prefixes ``module.`` and ``_orig_mod.`` of wrapped models are taken off.
+    Attributes:
+        path: of the file.
+        candidates: the state dicts that may be meant, by their entries ("" is the file itself); one, unless nothing
+            tells which it is.
+        entries: of all state dicts in the file.
+        progress: how far the training had come, as in ``{"epoch": 12}``.
+        unread: classes whose objects were left unread.
+    """
+
+    path: Path
+    candidates: Mapping[str, dict[str, Tensor]]
+    entries: tuple[str, ...]
+    progress: Mapping[str, int]
+    unread: tuple[str, ...]
+
+    def address(self, entry: str) -> str:
+        """How an entry of the file is named, for ``--weights`` and the rest."""
+        return f"{self.path}{SEPARATOR}{entry}"
+
+    def choices(self, entries: list[str]) -> str:
+        """What to write for each of these entries."""
+        return " or ".join(map(self.address, entries))
+
+
+def read_state_dict(place: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of one that ``torch.save`` wrote; no code that it names is run.
+
+    Training scripts nest state dicts. Of ``state_dict_ema``, ``model_ema``, ``ema`` (averaged weights, which timm
+    prefers, too), ``state_dict`` and ``model`` the first that is there is taken, or else the only one under any other
+    name. ``FILE::ENTRY`` names another. The prefixes ``module.`` and ``_orig_mod.`` of wrapped models are taken off.
 
     Raises:
-        ModelError: the file is missing, unreadable, of another kind, or holds no state dict.
+        ModelError: the file is missing, unreadable, of another kind, or holds no state dict, or several of which none
+            is known to be meant.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ModelError(f"there is no file {path}; give the path of a .safetensors or .pth file of weights")
-    if not path.is_file():
-        raise ModelError(f"{path} is not a file; give the path of a .safetensors or .pth file of weights")
-    if path.suffix != ".safetensors" and path.suffix not in _TORCH_SUFFIXES:
-        kinds = ", ".join((".safetensors", *_TORCH_SUFFIXES))
-        raise ModelError(f"can't tell what kind of file {path} is; its name has to end in one of {kinds}")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ModelError(f"can't read {path}: {error.strerror or error}") from error
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return strip_prefixes(find_state_dict(content, path))
+    found = read_weight_file(place)
+    if len(found.candidates) > 1:
+        entries = list(found.candidates)
+        raise ModelError(f"{found.path} holds several state dicts; name one: {found.choices(entries)}")
+    return strip_wrappers(next(iter(found.candidates.values())))
+
+
+def read_weight_file(place: str | Path) -> WeightFile:
+    """Everything that :func:`read_state_dict` chooses from.
+
+    Raises:
+        ModelError: see :func:`read_state_dict`.
+    """
+    path, entry = split_place(place)
+    if kind_of(path) == SAFETENSORS:
+        content, unread = _read_safetensors(path), list[str]()
+    else:
+        content, unread = _read_torch(path)
+    found = state_dicts(content)
+    if not found:
+        raise ModelError(_no_state_dict(content, path))
+    if entry is None:
+        candidates = {name: found[name] for name in likely(list(found))}
+    else:
+        one = named(found, entry)
+        if one is None:
+            raise ModelError(f"{path} holds no weights under {entry}; it does under {', '.join(found) or 'no entry'}")
+        candidates = dict([one])
+    return WeightFile(path, candidates, tuple(found), progress(content), tuple(unread))
+
+
+def split_place(place: str | Path) -> tuple[Path, str | None]:
+    """The path, and the entry if one is named.
+
+    >>> split_place("last.pth.tar::state_dict")
+    (PosixPath('last.pth.tar'), 'state_dict')
+    """
+    path, separator, entry = str(place).rpartition(SEPARATOR)
+    return (Path(path), entry) if separator and not Path(place).exists() else (Path(place), None)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -56,85 +111,32 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise ModelError(f"{path} is a converted checkpoint already; read it with ilmconvert.load")
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} isn't a readable .safetensors file, or it is truncated: {error}") from error
+        raise ModelError(f"{path} is cut short or damaged; copy or download it again ({error})") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path) -> tuple[Any, list[str]]:
+    from ilmconvert.models.safe_pickles import PickledCodeError, load_pickled
+
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower():
-            cure = "save its state_dict() alone, best as .safetensors, and give that"
-            raise ModelError(f"{path} holds more than tensors, which would run code when read; {cure}") from error
-        raise ModelError(f"{path} isn't a file that torch.save wrote, or it is damaged") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:  # all of them from damaged files
-        raise ModelError(f"{path} isn't a file that torch.save wrote, or it is truncated") from error
+        return load_pickled(path)
+    except PickledCodeError as error:
+        call = f"torch.save(torch.load({str(path)!r}, weights_only=False), 'weights.pth')"
+        raise ModelError(f"{path} can't be read without running code; if you trust it, {call} {MAKES_ONE}") from error
+    except Exception as error:  # whatever damage makes of the unpickler
+        raise ModelError(f"{path} is cut short or damaged; copy or download it again") from error
 
 
-def find_state_dict(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:
-    """The state dict in what a file holds: itself, or nested under one of ``NESTED_KEYS``.
-
-    >>> sorted(find_state_dict({"epoch": 3, "model": {"weight": torch.ones(2)}}))
-    ['weight']
-    """
-    if isinstance(content, Mapping):
-        for key in NESTED_KEYS:
-            if isinstance(content.get(key), Mapping):
-                return find_state_dict(content[key], path)
-        if content and all(isinstance(key, str) for key in content):
-            tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-            if len(tensors) == len(content):
-                return tensors
-    found = ", ".join(map(str, list(content)[:_SHOWN])) if isinstance(content, Mapping) else type(content).__name__
-    wanted = ", ".join(NESTED_KEYS)
-    raise ModelError(f"{path} holds no state dict, also none under {wanted} (it holds: {found or 'nothing'})")
-
-
-def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take ``module.`` and ``_orig_mod.`` off where every key has it (wrapped, averaged or compiled models).
-
-    >>> list(strip_prefixes({"module._orig_mod.weight": torch.ones(2)}))
-    ['weight']
-    """
-    result = {key: value for key, value in state.items() if key != "n_averaged"}
-    while prefix := next((p for p in _PREFIXES if result and all(k.startswith(p) for k in result)), None):
-        result = {key.removeprefix(prefix): value for key, value in result.items()}
-    return result
-
-
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load ``state`` into ``model``; every key and shape has to match.
-
-    Raises:
-        ModelError: names the first keys that are missing, unexpected or of another shape. ``source`` is what the
-            message calls the weights.
-    """
-    try:
-        # A plain dict, without version marks: then a missing num_batches_tracked is forgiven, as in files of old.
-        model.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        problems = _differences(model, state) or " ".join(str(error).split())
-        raise ModelError(f"{source} doesn't fit the model: {problems}") from error
-
-
-def _differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    own = model.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in wrong]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    text = "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys)
-    if wrong and not missing and not unexpected:
-        rows = {state[key].shape[0] for key in wrong if state[key].ndim}
-        if len(rows) == 1 and len(wrong) <= 4:
-            text += f"; for a head of another size pass num_classes (--model-arg num_classes={rows.pop()})"
-    return text
-
-
-def _some(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
+def _no_state_dict(content: Any, path: Path) -> str:
+    """What the file holds instead, and what to do."""
+    entries = content if isinstance(content, Mapping) else {"": content}
+    for key in (*KNOWN, *entries):
+        if isinstance(entries.get(key), Foreign):
+            what = f"a whole {entries[key].name} instead of a state dict{f' under {key}' if key else ''}"
+            item = f"[{key!r}]" if key else ""
+            call = f"torch.save(torch.load({str(path)!r}, weights_only=False){item}.state_dict(), 'weights.pth')"
+            return f"{path} holds {what}, which would run code when read; if you trust it, {call} {MAKES_ONE}"
+    held = some(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    return f"{path} holds no state dict (it holds: {held or 'nothing'}); save the model's state_dict() and give that"
 
 
 def sha256(path: str | Path) -> str:

@@ -18,6 +18,7 @@ from ilmconvert.surgery.initialization import beyond, initial_values
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
+from ilmconvert.surgery.source_state import SourceState, accept_source_state
 from ilmconvert.surgery.sources import NormDescription, find_source
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
@@ -176,6 +177,7 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
             layer._parameters[name] = nn.Parameter(stored, requires_grad=trainable["bias" in name])
     if isinstance(layer, ILMNorm):
         layer.encoder.requires_grad_(any(trainable.values()))
+    accept_source_state(layer, SourceState.of(source, seed))
     layer.training = module.training
     return layer
 

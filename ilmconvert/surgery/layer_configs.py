@@ -12,6 +12,7 @@ from torch import nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import group_norm_target
+from ilmconvert.surgery.source_state import SourceState, accept_source_state, source_state_of
 from ilmconvert.surgery.sources import find_source
 
 _SETTINGS = set(inspect.signature(ILMNorm.__init__).parameters) - {"self", "device", "dtype"}
@@ -94,9 +95,9 @@ def replace_layers(model: nn.Module, layers: Iterable[Mapping[str, Any]]) -> nn.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     new: dict[str, nn.Module] = {}
-    for entry in layers:
+    for seed, entry in enumerate(layers):
         first = modules.get(entry["name"])
-        layer = _empty_layer(entry, first)
+        layer = _empty_layer(entry, first, seed)
         for name in (entry["name"], *entry["aliases"]):
             if name not in modules:
                 raise ValueError(f"the model has no module {name!r}")
@@ -112,11 +113,12 @@ def replace_layers(model: nn.Module, layers: Iterable[Mapping[str, Any]]) -> nn.
     return new.get("", model)
 
 
-def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
+def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None, seed: int) -> nn.Module:
     """An ILM Norm or plain layer on the meta device for ``module``, with the latter's fused modules."""
     name, config = entry["name"], entry["config"]
     if module is None:
         raise ValueError(f"the model has no module {name!r}")
+    hook = source_state_of(module)
     if isinstance(module, ILMNorm):
         channels = module.num_channels
         fused: dict[str, Any] = dict(module.named_children())
@@ -127,6 +129,7 @@ def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> nn.Modul
         source = describe(module)
         channels = source.num_channels
         fused = {k: m for k, m in (("drop", source.drop), ("act", source.act)) if m is not None}
+        hook = hook or SourceState.of(source, seed)
     # Bounds every size that the settings imply before anything is allocated.
     if config["num_channels"] != channels:
         raise ValueError(f"{name!r} has {channels} channels, not {config['num_channels']!r}")
@@ -134,6 +137,8 @@ def _empty_layer(entry: Mapping[str, Any], module: nn.Module | None) -> nn.Modul
         layer = _new_layer(config, fused)
     except (TypeError, ValueError) as e:
         raise ValueError(f"the settings of {name!r} are damaged: {e}") from e
+    if hook is not None:
+        accept_source_state(layer, hook)
     layer.training = module.training
     return layer
 

@@ -12,8 +12,7 @@ import timm
 import torch
 import torchvision
 from packaging.version import Version
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ilmconvert.data.example_inputs import example_inputs
@@ -22,8 +21,8 @@ from ilmconvert.models import torchvision_zoo
 from ilmconvert.models.create import ModelSpec, create_model, infer_spec, list_models, parse_name
 from ilmconvert.models.norm_counts import count_norms, stored_counts
 from ilmconvert.models.skip_init import skip_init
-from ilmconvert.models.weight_files import read_state_dict
 from tests.helpers import randomize_norms
+from tests.models.training_files import tiny
 
 # Earlier versions don't note a model's arguments on it, so that it has to be given where it is loaded again.
 newest_timm = pytest.mark.skipif(Version(timm.__version__) < Version("1.0.31"), reason="of timm 1.0.31 and later")
@@ -42,16 +41,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def same_state(a: nn.Module, b: nn.Module) -> bool:
     ours, theirs = a.state_dict(), b.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def tiny(**args: Any) -> nn.Module:
-    """The same each time, and with norms that differ from a new model's."""
-    torch.manual_seed(3)
-    return randomize_norms(timm.create_model("test_resnet", **args))
-
-
-def tiny_weights(**args: Any) -> dict[str, Tensor]:
-    return tiny(**args).state_dict()
 
 
 # --- names and specs ---
@@ -212,131 +201,6 @@ def test_infer_spec_gives_up() -> None:
     assert infer_spec(nn.Linear(2, 2)) is None
     assert infer_spec(torchvision.models.resnet18()) is None
     assert infer_spec(timm.create_model("test_resnet", act_layer=nn.SiLU)) is None
-
-
-# --- weights from files ---
-
-
-@pytest.mark.parametrize(
-    ("file", "nested", "prefix"),
-    [
-        ("w.safetensors", None, ""),
-        ("w.pth", None, ""),
-        ("w.bin", "state_dict", "module."),
-        ("w.pt", "model", "_orig_mod."),
-        ("w.pth", "model_ema", "module._orig_mod."),
-        ("w.pth", "ema", ""),
-    ],
-)
-def test_weight_files(tmp_path: Path, file: str, nested: str | None, prefix: str) -> None:
-    state = {prefix + key: value for key, value in tiny_weights().items()}
-    path = tmp_path / file
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save({nested: state, "epoch": 3} if nested else state, path)
-    model = create_model("test_resnet", weights=path)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in tiny_weights().items())
-    assert model.ilmconvert_provenance["weights"] == file
-    assert len(model.ilmconvert_provenance["sha256"]) == 64
-
-
-def test_plain_weights_win_over_averaged_ones(tmp_path: Path) -> None:
-    torch.save({"model_ema": {"w": torch.zeros(1)}, "state_dict": {"w": torch.ones(1)}}, tmp_path / "w.pth")
-    assert read_state_dict(tmp_path / "w.pth")["w"].item() == 1
-
-
-class Unsafe:
-    """Stands for any class in a pickle."""
-
-
-def damaged_files(folder: Path) -> dict[str, Path]:
-    torch.save(tiny_weights(), folder / "whole.pth")
-    save_file(tiny_weights(), folder / "whole.safetensors")
-    torch.save({"state_dict": Unsafe()}, folder / "code.pth")
-    torch.save([torch.ones(2)], folder / "list.pth")
-    torch.save({"epoch": 3}, folder / "none.pth")
-    save_file({"a": torch.ones(1)}, folder / "converted.safetensors", metadata={"ilmconvert": "{}"})
-    (folder / "empty.pth").touch()
-    (folder / "text.pth").write_text("hello")
-    (folder / "text.safetensors").write_text("hello, hello, hello")
-    (folder / "array.npz").touch()
-    (folder / "folder.pth").mkdir()
-    for suffix in (".pth", ".safetensors"):
-        (folder / f"cut{suffix}").write_bytes((folder / f"whole{suffix}").read_bytes()[:9999])
-    return {path.name: path for path in folder.iterdir()} | {"missing.pth": folder / "missing.pth"}
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("missing.pth", "there is no file"),
-        ("folder.pth", "is not a file"),
-        ("array.npz", "what kind of file"),
-        ("empty.pth", "truncated"),
-        ("cut.pth", "truncated"),
-        ("cut.safetensors", "truncated"),
-        ("text.pth", "isn.t a file that torch.save wrote"),
-        ("text.safetensors", "isn.t a readable .safetensors"),
-        ("code.pth", "more than tensors"),
-        ("list.pth", "no state dict"),
-        ("none.pth", "no state dict"),
-        ("converted.safetensors", "ilmconvert.load"),
-    ],
-)
-def test_unusable_files(tmp_path: Path, file: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        create_model("test_resnet", weights=damaged_files(tmp_path)[file])
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop("layer1.0.bn1.weight"), r"1 missing \(layer1.0.bn1.weight\)$"),
-        (lambda s: s.update(extra=torch.ones(1)), r"1 unexpected \(extra\)$"),
-        (lambda s: s.update({"conv1.1.bias": torch.ones(3)}), r"conv1.1.bias \(3,\) instead of \(\d+,\)"),
-    ],
-)
-def test_weights_of_something_else(tmp_path: Path, change: Any, message: str) -> None:
-    state = tiny_weights()
-    change(state)
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=message):
-        create_model("test_resnet", weights=tmp_path / "w.safetensors")
-
-
-def test_head_of_another_size(tmp_path: Path) -> None:
-    save_file(tiny_weights(num_classes=10), tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"--model-arg num_classes=10\)"):
-        create_model("test_resnet", weights=tmp_path / "w.safetensors")
-    model = create_model("test_resnet", weights=tmp_path / "w.safetensors", num_classes=10)
-    assert torch.equal(model.fc.weight, tiny_weights(num_classes=10)["fc.weight"])
-
-
-def test_original_weights_that_timm_translates(tmp_path: Path) -> None:
-    state = timm.create_model("convnext_atto").state_dict()
-    renames = {
-        "stem.": "downsample_layers.0.",
-        ".conv_dw.": ".dwconv.",
-        ".mlp.fc1.": ".pwconv1.",
-        ".mlp.fc2.": ".pwconv2.",
-    }
-    original = {}
-    for key, value in state.items():
-        # the naming of ConvNeXt's authors
-        if key.startswith("stages."):
-            _, stage, kind, *rest = key.split(".")
-            tail = ".".join(rest)
-            key = f"stages.{stage}.{tail}" if kind == "blocks" else f"downsample_layers.{stage}.{tail}"
-        key = key.replace("head.norm.", "norm.").replace("head.fc.", "head.")
-        for ours, theirs in renames.items():
-            key = key.replace(ours, theirs)
-        original[key] = value
-    torch.save({"model": original}, tmp_path / "original.pth")
-    model = create_model("convnext_atto", weights=tmp_path / "original.pth")
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
-    assert "state_dict" not in model.pretrained_cfg
 
 
 # --- default weights ---

