@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ilmconvert.surgery.formula_search import Formula, Other, find_formula, works_with_calls_alone
+from ilmconvert.surgery.find_formula import find_formula, works_with_calls_alone
+from ilmconvert.surgery.formula_search import Formula, Other
 from ilmconvert.surgery.norm_description import NormDescription
 from ilmconvert.surgery.probe import CannotProbe, fingerprint, lookup, tensors_of
 
