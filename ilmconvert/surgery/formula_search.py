@@ -17,8 +17,6 @@ from ilmconvert.surgery.probe_layout import assignments, input_shapes, vectors_o
 
 _BATCH_LEVEL = ("running_mean", "running_var", "weight", "bias")
 _INSTANCE_LEVEL = ("weight", "bias")
-# A bias so large that the usual activations are the identity behind it, to the last bit.
-_LARGE = 64.0
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,20 @@ class Formula:
 
 @dataclass(frozen=True)
 class Precision:
-    """How far values may lie apart and still be the same: of outputs, and of solutions for eps."""
+    """How far values may lie apart and still be the same.
+
+    Attributes:
+        output: of outputs, relative to the largest.
+        eps: of solutions for eps, relative to the variance and eps.
+        large: a bias behind which the usual activations are the identity to the last bit.
+    """
 
     output: float
     eps: float
+    large: float
 
 
-PRECISION = {torch.float64: Precision(1e-9, 1e-9), torch.float32: Precision(3e-6, 1e-4)}
+PRECISION = {torch.float64: Precision(1e-9, 1e-9, 64.0), torch.float32: Precision(3e-6, 1e-4, 32.0)}
 
 
 class Other(Enum):
@@ -130,7 +135,10 @@ class Search:
 
     def _batch_level(self, behind: bool) -> Iterator[Formula]:
         """Solutions of BatchNorm's formula for eps, at means and variances of 0."""
-        zero, large = torch.zeros(self.num_channels).double(), torch.full((self.num_channels,), _LARGE).double()
+        zero, large = (
+            torch.zeros(self.num_channels).double(),
+            torch.full((self.num_channels,), self.precision.large).double(),
+        )
         for tensors in assignments(self.vectors, _BATCH_LEVEL, required=2):
             weight = self._uniform(0.5, 2.0)
             values = {"running_mean": zero, "running_var": zero, "weight": weight, "bias": large if behind else zero}
@@ -176,14 +184,14 @@ class Search:
     def _solve_instance(
         self, tensors: dict[str, str], num_groups: int, shape: tuple[int, ...], behind: bool, scale: float
     ) -> float | None:
-        weight, base = self._uniform(0.5, 2.0), _LARGE if behind and "bias" in tensors else 0.0
+        weight, base = self._uniform(1.0, 2.0), self.precision.large if behind and "bias" in tensors else 0.0
         values = {"weight": weight, "bias": torch.full_like(weight, base)}
         self.fill_all(**{name: values[role] for role, name in tensors.items()})
         x = self.normal(shape, scale)
         y = self.probe.run(x)
         mean, var = formulas.group_statistics(x, num_groups)
         deviation = x - mean
-        clear = deviation.square() > 0.1 * var
+        clear = deviation.square() > 0.5 * var
         if y is None or not clear.any():
             return None
         gained = formulas.per_channel(weight, x) * deviation if "weight" in tensors else deviation
