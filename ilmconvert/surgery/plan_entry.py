@@ -134,7 +134,8 @@ def _statistics_error(source: NormDescription) -> str | None:
     (least, most), (lowest, highest) = _limits(mean), _limits(var)
     if not all(map(isfinite, (least, most, lowest, highest))):
         return "its running statistics hold NaN or infinity; re-estimate them or exclude it"
-    if lowest + source.eps <= 0:
+    # In the source's own precision: what it divides by.
+    if (torch.tensor(lowest, dtype=torch.promote_types(var.dtype, torch.float32)) + source.eps).item() <= 0:
         return "its running variance is negative by eps or more, or 0 with eps 0; re-estimate it or exclude it"
     return None
 
