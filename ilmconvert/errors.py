@@ -70,3 +70,7 @@ class ExportError(ILMConvertError):
 
 class CollapseError(ILMConvertError):
     """A layer still adapts to its instance, so that no plain layer equals it; the model is left as it was."""
+
+
+class NormsLeftBehind(UserWarning):
+    """A conversion leaves norm layers that have running statistics or a formula that is unknown here."""

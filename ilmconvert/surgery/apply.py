@@ -15,6 +15,7 @@ from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import group_norm_target
 from ilmconvert.surgery.initialization import beyond, initial_values
+from ilmconvert.surgery.left_behind import warn_left_behind
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
@@ -44,6 +45,11 @@ def convert(
     ``init="moments"`` the result is the paper's layer alone, started from the running statistics; it computes
     something close, and needs fine-tuning. Fused activations, child order, device, dtype, training flags,
     ``requires_grad``, forward and backward hooks and shared modules are kept. Any failure leaves ``model`` as it was.
+    Norms of other libraries and of your own are recognised by what they compute; see :func:`ilmconvert.plan`.
+
+    An input that isn't finite is another matter: one pixel of NaN or infinity, or a fill value of 1e20, spoils its
+    whole image through the statistics, where the source would lose the outputs around it. Replace such values before
+    the network: ``x.nan_to_num(0, 0, 0).clamp(-10, 10)`` for standardised images.
 
     Args:
         model: a ``nn.Module`` with at least one norm layer; the root itself may be one.
@@ -70,6 +76,7 @@ def convert(
 
     Warns:
         UserWarning: a pattern matches nothing, a BatchNorm was never trained, or all is converted already.
+        NormsLeftBehind: norm layers stay that have running statistics or an unknown formula.
 
     Source: Jia, Chen, Chen, CVPR 2019, for the layer; the restoring path is this library's.
 
@@ -147,6 +154,7 @@ def _check(the_plan: Plan) -> None:
             f"{untrained[0]!r}: load weights before converting",
             stacklevel=3,
         )
+    warn_left_behind(the_plan, stacklevel=3)
 
 
 def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device, torch.dtype], seed: int) -> nn.Module:

@@ -9,11 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.group_sizes import best_key_group_size, best_num_groups
 from ilmconvert.surgery import group_norm_target, refuse_wrapped
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings
-from ilmconvert.surgery.sources import NormDescription, find_source, qualified_name, reason_to_skip, source_base
+from ilmconvert.surgery.sources import (
+    NormDescription,
+    describe_norm,
+    find_source,
+    is_left_behind,
+    qualified_name,
+    reason_to_skip,
+    recognition,
+    source_base,
+)
 
 ALREADY_CONVERTED = "already an ILM Norm"
 
@@ -32,6 +42,7 @@ class PlanEntry:
         error: why the model can't be converted with it as asked, or None.
         note: what a reader of the plan should know.
         never_trained: running statistics 0 and 1, as at construction.
+        left_behind: it stays though nobody excluded it, and has running statistics or an unknown formula.
     """
 
     name: str
@@ -43,6 +54,7 @@ class PlanEntry:
     error: str | None = None
     note: str | None = None
     never_trained: bool = False
+    left_behind: bool = False
 
 
 def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry:
@@ -50,16 +62,20 @@ def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry
     entry = PlanEntry(names[0], qualified_name(type(module)), tuple(names[1:]))
     if isinstance(module, ILMNorm):
         return replace(entry, num_channels=module.num_channels, reason=ALREADY_CONVERTED)
-    describe = find_source(module)
-    if describe is None:
-        reason = settings.reason_to_skip(names)
+    reason = settings.reason_to_skip(names)
+    if find_source(module) is None:
         error = refuse_wrapped.parametrized_error(module) if source_base(module) is not None else None
         if error is not None and reason is None:
             return replace(entry, error=error)
-        return replace(entry, reason=reason or reason_to_skip(module))
-    source = describe(module)
+        return replace(
+            entry, reason=reason or reason_to_skip(module), left_behind=reason is None and is_left_behind(module)
+        )
+    try:
+        source = describe_norm(module)
+    except ConversionError as e:
+        return replace(entry, reason=reason, error=None if reason else str(e))
+    assert source is not None
     entry = replace(entry, num_channels=source.num_channels)
-    reason = settings.reason_to_skip(names)
     if reason is not None:
         return replace(entry, reason=reason)
     error = refuse_wrapped.parametrized_error(module) or _statistics_error(source)
@@ -68,7 +84,7 @@ def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry
         entry,
         target=target,
         error=error or regrouping,
-        note=note or _orphan_note(module, source),
+        note="; ".join(filter(None, (_recognition_note(module, source), note))) or None,
         never_trained=error is None and _never_trained(source),
     )
 
@@ -118,8 +134,9 @@ def _statistics_error(source: NormDescription) -> str | None:
     (least, most), (lowest, highest) = _limits(mean), _limits(var)
     if not all(map(isfinite, (least, most, lowest, highest))):
         return "its running statistics hold NaN or infinity; re-estimate them or exclude it"
-    if lowest < 0 or lowest + source.eps <= 0:
-        return "its running variance is negative, or 0 with eps 0; re-estimate it or exclude it"
+    # In the source's own precision: what it divides by.
+    if (torch.tensor(lowest, dtype=torch.promote_types(var.dtype, torch.float32)) + source.eps).item() <= 0:
+        return "its running variance is negative by eps or more, or 0 with eps 0; re-estimate it or exclude it"
     return None
 
 
@@ -134,6 +151,11 @@ def _limits(t: Tensor) -> tuple[float, float]:
     """The least and the greatest value; NaN where there is one."""
     low, high = torch.aminmax(t.detach())
     return low.item(), high.item()
+
+
+def _recognition_note(module: nn.Module, source: NormDescription) -> str | None:
+    found = recognition(module)
+    return _orphan_note(module, source) if found is None else f"recognised by its values as {found}"
 
 
 def _orphan_note(module: nn.Module, source: NormDescription) -> str | None:

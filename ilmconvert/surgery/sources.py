@@ -2,47 +2,26 @@
 
 The only file that knows the norm classes of torch, timm and torchvision. Types match exactly, never through
 ``isinstance``: a subclass may compute something else (timm's BatchNormAct2d is a BatchNorm2d that also activates).
-Types are known by name, so that a model of one library doesn't need the other one imported.
+Types are known by name, so that a model of one library doesn't need the other one imported. A norm of any other class
+is recognised by its values or stays; see :mod:`ilmconvert.surgery.recognize`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from ilmconvert.errors import ConversionError
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery import refuse_wrapped
+from ilmconvert.surgery.norm_description import Describe, NormDescription, qualified_name
+from ilmconvert.surgery.recognize import Examined, Recognition, examine, has_running_statistics, is_norm_like
 
-@dataclass(frozen=True)
-class NormDescription:
-    """What a norm layer computes in evaluation mode.
-
-    Batch-level layers set ``running_mean`` and ``running_var``; instance-level ones set ``num_groups``.
-
-    Attributes:
-        num_channels: C.
-        eps: added to the variance.
-        weight, bias: gamma and beta, (C,), or None for 1 and 0.
-        running_mean, running_var: (C,); None for an instance-level layer.
-        num_groups: groups of an instance-level layer (C for InstanceNorm); None for a batch-level one.
-        drop, act: fused modules that the layer applies to its result, in this order.
-    """
-
-    num_channels: int
-    eps: float
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    running_mean: Tensor | None = None
-    running_var: Tensor | None = None
-    num_groups: int | None = None
-    drop: nn.Module | None = None
-    act: nn.Module | None = None
-
-
-Describe = Callable[[Any], NormDescription]
+__all__ = ["Describe", "NormDescription", "describe_norm", "find_source", "qualified_name", "register_source"]
 
 _registered: dict[type[nn.Module], Describe] = {}
 
@@ -64,17 +43,59 @@ def register_source(source: type[nn.Module], describe: Describe) -> None:
 
 
 def find_source(module: nn.Module) -> Describe | None:
-    """The function that describes ``module``, if its exact type is a source."""
-    return _find(type(module))
+    """The function that describes ``module``, if its exact type is a source or its values show that it is one."""
+    describe = _find(type(module))
+    if describe is not None:
+        return describe
+    found = recognition(module)
+    return None if found is None else found.describe
+
+
+def describe_norm(module: nn.Module) -> NormDescription | None:
+    """The description of ``module``, checked; None if it is no source.
+
+    Raises:
+        ConversionError: what was registered for its class raises, or describes no norm.
+    """
+    describe = find_source(module)
+    if describe is None:
+        return None
+    name = type(module).__name__
+    try:
+        found = describe(module)
+    except Exception as e:
+        message = (str(e).splitlines() or [""])[0]
+        raise ConversionError(f"the description of {name} raised {type(e).__name__}: {message}") from e
+    if not isinstance(found, NormDescription):
+        raise ConversionError(f"the description of {name} returned a {type(found).__name__}, not a NormDescription")
+    for role in ("weight", "bias", "running_mean", "running_var"):
+        tensor = getattr(found, role)
+        if tensor is not None and tuple(tensor.shape) != (found.num_channels,):
+            shape = tuple(tensor.shape)
+            raise ConversionError(f"the description of {name} has {found.num_channels} channels and {role} {shape}")
+    return found
+
+
+def recognition(module: nn.Module) -> Recognition | None:
+    """What a norm of an unregistered class was found to be by its values, or None."""
+    return _examined(module).recognition
+
+
+_NOT_LOOKED_AT = Examined(None, "it is no norm")
+_OTHER_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+
+
+def _examined(module: nn.Module) -> Examined:
+    cls = type(module)
+    if _find(cls) is not None or cls in _OTHER_NORMS or isinstance(module, (ILMNorm, torch.jit.ScriptModule)):
+        return _NOT_LOOKED_AT
+    if not is_norm_like(module) or refuse_wrapped.parametrized_error(module) is not None:
+        return _NOT_LOOKED_AT
+    return examine(module, tuple(name for name, m in module.named_modules() if name and find_source(m) is not None))
 
 
 def _find(cls: type) -> Describe | None:
     return _registered.get(cls) or _BUILTIN.get(qualified_name(cls))
-
-
-def qualified_name(cls: type) -> str:
-    """``module.Class``, as errors and plans name a type."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def describe_batch_norm(m: Any) -> NormDescription:
@@ -127,7 +148,6 @@ _BUILTIN: dict[str, Describe] = {
     "timm.models.metaformer.GroupNorm1NoBias": describe_group_norm,
 }
 
-_NORM_NAME = re.compile(r"norm|abn", re.IGNORECASE)
 # First match wins; matched against the names of a class and its bases, the class itself first.
 _REASONS = (
     (r"^Lazy", "not initialised yet: run one batch through the model first"),
@@ -153,15 +173,31 @@ def source_base(module: nn.Module) -> type | None:
 def reason_to_skip(module: nn.Module) -> str | None:
     """Why a norm-like module that isn't a source stays as it is; None if it isn't norm-like at all."""
     cls = type(module)
+    if isinstance(module, ILMNorm):
+        return None
     base = source_base(module)
     if base is not None and not cls.__name__.startswith("Lazy"):
-        return f"a subclass of {base.__name__} that nobody registered: ilmconvert.register_source({cls.__name__}, ...)"
+        why = _examined(module).reason
+        return f"a subclass of {base.__name__} that nobody registered: {why}; {_cure(cls)}"
     reason = _reason_by_name(tuple(base.__name__ for base in cls.__mro__))
     if reason is not None:
         return reason
-    if _NORM_NAME.search(cls.__name__) and not _is_container(module):
-        return f"an unknown type: ilmconvert.register_source({cls.__name__}, ...) if it is a batch or group norm"
+    if is_norm_like(module) and not _is_container(module):
+        return f"an unknown type: {_examined(module).reason}; {_cure(cls)} if it is a batch or group norm"
     return None
+
+
+def is_left_behind(module: nn.Module) -> bool:
+    """Whether a norm that isn't a source ought to be heard of: it has running statistics, or an unknown formula."""
+    if has_running_statistics(module):
+        return True
+    if type(module) in _OTHER_NORMS or _reason_by_name(tuple(base.__name__ for base in type(module).__mro__)):
+        return False
+    return source_base(module) is not None or _examined(module).suspect
+
+
+def _cure(cls: type) -> str:
+    return f"ilmconvert.register_source({cls.__name__}, ...)"
 
 
 @cache  # every module of a model is asked
@@ -171,4 +207,7 @@ def _reason_by_name(names: tuple[str, ...]) -> str | None:
 
 def _is_container(module: nn.Module) -> bool:
     """Blocks such as ConvNormAct carry "norm" in their name; their norm is one of their children."""
-    return any(True for child in module.children() for _ in child.parameters())
+    inner = [m for m in module.modules() if m is not module]
+    if any(find_source(m) is not None or is_norm_like(m) for m in inner):
+        return True
+    return not has_running_statistics(module) and any(m._parameters for m in inner)

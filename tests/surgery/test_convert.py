@@ -25,6 +25,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import ilmconvert
 from ilmconvert import ConversionError, ILMNorm, NormDescription, convert, plan
+from ilmconvert.errors import NormsLeftBehind
 from ilmconvert.nn import ILMNormAct
 from tests.helpers import randomize_norms, relative_error
 
@@ -370,6 +371,22 @@ def test_damaged_statistics_are_errors(name: str, value: float, match: str) -> N
     convert(source, exclude="layer1.0.bn1")
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_variance_slightly_below_zero_computes_what_the_source_does(to: str, eps: float) -> None:
+    """Old checkpoints of detectron2 hold such values; var + eps is what counts."""
+    source = randomize_norms(nn.Sequential(nn.BatchNorm2d(8, eps=eps))).eval()
+    source[0].running_var[2] = -0.4 * eps
+    source[0].running_var[4:] = -0.9 * eps
+    x = torch.randn(2, 8, 5, 5)
+    converted = convert(source, to)
+    assert all(t.isfinite().all() for t in converted.state_dict().values())
+    assert relative_error(converted(x), source(x)) <= 1e-5
+    source[0].running_var[2] = -eps
+    with pytest.raises(ConversionError, match="negative by eps or more"):
+        convert(source, to)
+
+
 def test_untrained_statistics_are_a_warning() -> None:
     with pytest.warns(UserWarning, match="15 BatchNorm layers were never trained"):
         convert(timm.create_model("test_resnet"))
@@ -410,7 +427,8 @@ def test_unknown_subclass_is_reported_until_it_is_registered() -> None:
     assert skipped.name == "1"
     assert "subclass of BatchNorm2d" in skipped.reason
     assert "register_source(Custom" in skipped.reason
-    assert isinstance(convert(source)[1], Custom)
+    with pytest.warns(NormsLeftBehind, match=r"1 norm layer stays .*: 1 \(Custom\)"):
+        assert isinstance(convert(source)[1], Custom)
 
     def describe(m: Custom) -> NormDescription:
         return NormDescription(8, m.eps, 2 * m.weight, 2 * m.bias, m.running_mean, m.running_var)
