@@ -1,4 +1,7 @@
-"""Checks in environments of their own: ``nox -s matrix``, ``release``, ``types``, ``audit``. ``pip install nox uv``."""
+"""Checks in environments of their own: ``pip install nox uv``; ``nox -s matrix``, ``release``, ``types``, ``audit``.
+
+``nox -s slow`` and ``nox -s integrations`` run what the usual tests leave out; CI does so once a week.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ COMBINATIONS = {
     "old torch, new timm": ("3.11", "highest", OLD_TORCH),
     "new torch, old timm": ("3.12", "highest", (OLD_TIMM,)),
     "newest": ("3.13", "highest", ()),
+}
+CHECKOUTS = {
+    "timm": "https://github.com/huggingface/pytorch-image-models",
+    "torchvision": "https://github.com/pytorch/vision",
 }
 TESTS = (
     "nn/test_layer",
@@ -50,6 +57,35 @@ def matrix(session: nox.Session, combination: str) -> None:
     table = Path(session.cache_dir) / "matrix.md"
     session.run(inside, "-m", "scripts.matrix_row", combination, str(results), str(table), external=True)
     shutil.rmtree(venv)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that ``pytest`` leaves out because they take long."""
+    session.install(".[test]")
+    session.run("pytest", "-m", "slow and not gpu", *session.posargs)
+
+
+@nox.session
+def integrations(session: nox.Session) -> None:
+    """The pages about other libraries, with these and with the scripts of timm and torchvision: none is skipped."""
+    session.install(".[test,integrations]")
+    places = {name: _checkout(session, name, url) for name, url in CHECKOUTS.items()}
+    environment = {
+        "ILMCONVERT_TIMM_SCRIPTS": str(places["timm"]),
+        "ILMCONVERT_TORCHVISION_REFERENCES": str(places["torchvision"] / "references" / "detection"),
+    }
+    session.run("pytest", "--no-skips", "-m", "not gpu", "tests/integrations", *session.posargs, env=environment)
+
+
+def _checkout(session: nox.Session, package: str, url: str) -> Path:
+    """The repository of an installed package, at that version."""
+    code = f"from importlib.metadata import version; print(version({package!r}).partition('+')[0])"
+    version = str(session.run("python", "-c", code, silent=True)).strip()
+    place = Path(session.create_tmp()).resolve() / f"{package}-{version}"
+    if not place.exists():
+        session.run("git", "clone", "--quiet", "--depth=1", f"--branch=v{version}", url, str(place), external=True)
+    return place
 
 
 @nox.session

@@ -8,7 +8,7 @@ crops of the left half of a photograph, 120 steps of one image; judged on the ri
     BatchNorm, frozen      average precision 1.00
     converted to ILM-GN    average precision 0.98
 
-About 1 minute on one CPU core; needs ``pip install 'ilmconvert[demo]'``. Both halves are lit alike, which is kind to
+About 1 minute on one CPU core; needs ``pip install '.[demo]'``. Both halves are lit alike, which is kind to
 BatchNorm: after 250 steps all three reach 1.00. With ``--resnet50 default`` it is torchvision's retinanet_resnet50_fpn
 on its ImageNet weights (a download), with ``--resnet50 none`` the same on random ones.
 """

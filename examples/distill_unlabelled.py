@@ -1,8 +1,9 @@
 """From BatchNorm to the pure layer of the paper without a single label: the source network is the teacher.
 
-The converted network computes what its source does by way of the restoring path. If you want the layer as the paper has
-it, without that path, start it from the running statistics and distil (``distill``), or start exactly and lead the path
-to zero (``anneal``). Both learn from 360 crops of photographs alone; 200 other crops of the same photographs judge:
+The converted network computes what its source does by way of the restoring path, a skip connection that gives each
+image its own statistics back. For the layer as the paper has it, without that path, initialise it from running
+statistics and distil (``distill``), or start with the exact network and anneal the path to zero (``anneal``). Both
+learn from 360 crops of photographs alone, and are tested on 200 other crops of the same photographs:
 
     $ python examples/distill_unlabelled.py
     converted, with the restoring path   same class as the source: 100.0%
@@ -10,7 +11,7 @@ to zero (``anneal``). Both learn from 360 crops of photographs alone; 200 other 
     pure layer, distilled                same class as the source:  57.0%
     pure layer, annealed                 same class as the source:  60.5%
 
-About 4 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,finetune]'``. Three passes over 360 images bring
+About 4 minutes on one CPU core; needs ``pip install '.[demo,finetune]'``. Three passes over 360 images bring
 back about half of what the pure layer lost, no more: keep the restoring path unless you have images for a longer run.
 """
 

@@ -11,7 +11,7 @@ red puck on unseen tables, after 120 batches of 8 demonstrations. Errors are in 
     GroupNorm put in       error of the last weights 0.248, of their average 0.325
     converted to ILM-GN    error of the last weights 0.103, of their average 0.115
 
-About 2 minutes on one CPU core; needs ``pip install 'ilmconvert[demo]'``. In a run this short the converted encoder
+About 2 minutes on one CPU core; needs ``pip install '.[demo]'``. In a run this short the converted encoder
 learns just what frozen BatchNorm learns, as it starts as the same function; every average still lags behind.
 """
 

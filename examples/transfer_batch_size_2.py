@@ -12,7 +12,7 @@ and learns with the same recipe and the same 400 steps (200 images, four epochs)
     GroupNorm(32), gamma and beta copied   16.8%   2.31
     the checkpoint loads by itself: EfficientNet
 
-About 3 minutes on one CPU core; needs ``pip install 'ilmconvert[demo,finetune]'``. Accuracy on 400 other digits, one
+About 3 minutes on one CPU core; needs ``pip install '.[demo,finetune]'``. Accuracy on 400 other digits, one
 seed: differences below four points can be chance. The same from the command line: ``ilmconvert finetune MODEL --data
 FOLDER --num-classes 10 --batch-size 2 -o run``.
 """

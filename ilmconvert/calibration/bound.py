@@ -1,4 +1,4 @@
-"""A bound on the restoring path of the first norm: a converted network that is sturdier than its source.
+"""A bound on the restoring path of the first norm: a converted network that is more robust than its source.
 
 The statistics of the first norm's input say how an image was taken: its contrast and its light. Those of later layers
 say what is on it, too; bounding them costs agreement on clean images. So the first ILM Norm alone gets a range
@@ -68,7 +68,7 @@ def _check_centred(model: nn.Module) -> None:
 
 
 def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *, quantile: float = QUANTILE) -> str:
-    """Make a converted network sturdier: bound its first norm by the range that unlabelled images take, in place.
+    """Make a converted network more robust: bound its first norm by the range that unlabelled images take, in place.
 
     The low limit of the contrast and the radius of the means are quantiles; the high limit is the largest contrast
     that was seen, since little is gained by weakening a strong image. The layer that runs first is bounded.

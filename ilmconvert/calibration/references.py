@@ -25,9 +25,9 @@ def update_references(model: nn.Module, batches: Iterable[Any]) -> list[str]:
 
         weight += restore_weight (s' - s) / s,   bias += restore_bias (m' - m) / s,   both gains times s' / s
 
-    for references m, s and new ones m', s'. A path that is led to zero afterwards takes less with it: what is left is
-    the layer of an average instance. Layers with a bound or a range stay as they are, since those limits are relative
-    to the references; so do layers without weight and bias, and those that don't run.
+    for references m, s and new ones m', s'. A restoring path that is annealed to zero afterwards takes less with it:
+    what is left is the layer of an average instance. Layers with a bound or a range stay as they are, since those
+    limits are relative to the references; so do layers without weight and bias, and those that don't run.
 
     Args:
         model: in any mode; runs in evaluation mode, without gradients.

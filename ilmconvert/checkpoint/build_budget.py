@@ -1,4 +1,4 @@
-"""A model's structure and shapes without its values, at a cost that is bounded before anything is allocated.
+"""Build a model's structure and shapes without values, at a cost that is bounded before anything is allocated.
 
 A checkpoint from elsewhere may name any model with any arguments. Constructors allocate, loop and fill as these say,
 so that a checkpoint of a kilobyte could ask for a terabyte, or for an hour.
@@ -27,7 +27,7 @@ _SMALL_THINGS = 1 << 20
 
 
 class Budget(NamedTuple):
-    """What building an outline may cost.
+    """What building a model without values may cost.
 
     Attributes:
         operations: calls of torch. The zoos' models take up to a hundred a tensor.
@@ -77,13 +77,13 @@ class OverBudget(ValueError):
 
 
 @contextmanager
-def outlining(budget: Budget, *, values: bool = False) -> Iterator[None]:
+def within_budget(budget: Budget, *, values: bool = False) -> Iterator[None]:
     """Modules built inside of the block stay on the meta device and raise :class:`OverBudget` beyond ``budget``.
 
     A few constructors need the values of what they make (torchvision's RegNet). With ``values`` they get them, and all
     tensors together keep to ``budget.nbytes``.
 
-    >>> with outlining(Budget(operations=100, creations=100, nbytes=1 << 20, number=100)):
+    >>> with within_budget(Budget(operations=100, creations=100, nbytes=1 << 20, number=100)):
     ...     layer = torch.nn.Linear(3, 2)
     >>> layer.weight.device
     device(type='meta')
@@ -95,24 +95,24 @@ def outlining(budget: Budget, *, values: bool = False) -> Iterator[None]:
         yield
 
 
-def build_outline(spec: ModelSpec, budget: Budget) -> nn.Module:
+def build_within_budget(spec: ModelSpec, budget: Budget) -> nn.Module:
     """The structure and shapes of a model, without values, on the meta device.
 
     Raises:
         ModelError: the model can't be built, or that would cost more than ``budget``.
 
     >>> budget = Budget(operations=2000, creations=1000, nbytes=1 << 22, number=1000)
-    >>> build_outline(ModelSpec("timm", "test_resnet"), budget).fc.weight.device
+    >>> build_within_budget(ModelSpec("timm", "test_resnet"), budget).fc.weight.device
     device(type='meta')
     """
     try:
         budget.check_arguments(spec.model_args)
         try:
-            model = spec.build_within([skip_init(), outlining(budget)])
+            model = spec.build_within([skip_init(), within_budget(budget)])
         except ModelError as error:
             if not isinstance(error.__cause__, NotImplementedError):  # what the meta device says
                 raise
-            model = spec.build_within([skip_init(), outlining(budget, values=True)])
+            model = spec.build_within([skip_init(), within_budget(budget, values=True)])
         if sum(buffer.nbytes for buffer in model.buffers()) > budget.nbytes:
             raise OverBudget("its buffers are far beyond the file's tensors")
     except OverBudget as error:

@@ -1,4 +1,4 @@
-"""A conversion without its base: the tensors that the base doesn't have, for whoever has the base."""
+"""Deltas: only the tensors of a converted model that differ from its base, the model before the conversion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ilmconvert.checkpoint import safetensors_io, save_load
 from ilmconvert.checkpoint.fingerprint import fingerprint, same_bits
-from ilmconvert.checkpoint.metadata import Record, parse
+from ilmconvert.checkpoint.metadata import Metadata, parse
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError
 from ilmconvert.models.create import ModelSpec, infer_spec
@@ -29,13 +29,13 @@ class Delta:
     """What a delta file says of itself.
 
     Attributes:
-        record: of the converted model, as in a checkpoint.
+        metadata: of the converted model, as in a checkpoint.
         sha256: of the base's tensors, see :func:`ilmconvert.checkpoint.fingerprint.fingerprint`.
         base: how the base is built, if that is known.
         without: tensors of the base that the converted model lacks, beside those of its norms.
     """
 
-    record: Record
+    metadata: Metadata
     sha256: str
     base: ModelSpec | None
     without: tuple[str, ...]
@@ -44,7 +44,7 @@ class Delta:
         """JSON text, the same for the same content."""
         data = {
             "format_version": DELTA_VERSION,
-            "record": self.record.to_dict(),
+            "record": self.metadata.to_dict(),
             "sha256": self.sha256,
             "base": None if self.base is None else self.base.to_dict(),
             "without": list(self.without),
@@ -62,7 +62,7 @@ class Delta:
         if not isinstance(data.get("sha256"), str) or not isinstance(without, list):
             raise ValueError("its metadata is damaged; write the delta again")
         spec = None if base is None else ModelSpec.from_dict(base)
-        return cls(Record.from_json(json.dumps(data.get("record"))), data["sha256"], spec, tuple(map(str, without)))
+        return cls(Metadata.from_json(json.dumps(data.get("record"))), data["sha256"], spec, tuple(map(str, without)))
 
 
 def save_delta(
@@ -97,12 +97,12 @@ def save_delta(
     >>> torch.equal(again(x), convert(base)(x))
     True
     """
-    tensors, record = save_load.contents(model, spec, provenance)
+    tensors, metadata = save_load.contents(model, spec, provenance)
     theirs = base.state_dict()
-    unchanged = {k for k, t in _of_base(theirs, record).items() if k in tensors and same_bits(tensors[k], t)}
+    unchanged = {k for k, t in _of_base(theirs, metadata).items() if k in tensors and same_bits(tensors[k], t)}
     changed = {k: t for k, t in tensors.items() if k not in unchanged}
-    without = [k for k in _of_base(theirs, record) if k not in tensors]
-    delta = Delta(record, fingerprint(base), infer_spec(base), tuple(without))
+    without = [k for k in _of_base(theirs, metadata) if k not in tensors]
+    delta = Delta(metadata, fingerprint(base), infer_spec(base), tuple(without))
     return safetensors_io.write(path, changed, {DELTA_KEY: delta.to_json()})
 
 
@@ -131,14 +131,14 @@ def apply_delta(
             f"{path} is for another base{_named(delta)}: its tensors have SHA-256 {delta.sha256[:12]}..., "
             f"these {found[:12]}...; give the model and weights that it was made from"
         )
-    kept = {k: t for k, t in _of_base(theirs, delta.record).items() if k not in delta.without and k not in changed}
+    kept = {k: t for k, t in _of_base(theirs, delta.metadata).items() if k not in delta.without and k not in changed}
     like = next((t.device for t in theirs.values()), torch.device("cpu"))
     tensors = {k: t.detach().to(device or like, copy=True) for k, t in {**kept, **changed}.items()}
-    record = delta.record
+    metadata = delta.metadata
     with save_load.damage(path):
-        source = copy.deepcopy(base) if record.spec is None else ModelSpec.from_dict(record.spec)
-        save_load.check(source, record, {k: Entry(tuple(t.shape), t.dtype) for k, t in tensors.items()})
-        return save_load.filled(source, record, tensors).to(device or like).eval()
+        source = copy.deepcopy(base) if metadata.spec is None else ModelSpec.from_dict(metadata.spec)
+        save_load.check(source, metadata, {k: Entry(tuple(t.shape), t.dtype) for k, t in tensors.items()})
+        return save_load.filled(source, metadata, tensors).to(device or like).eval()
 
 
 def read_delta(path: str | os.PathLike[str]) -> tuple[Delta, dict[str, Tensor]]:
@@ -147,17 +147,17 @@ def read_delta(path: str | os.PathLike[str]) -> tuple[Delta, dict[str, Tensor]]:
     Raises:
         CheckpointError: not such a file.
     """
-    metadata, tensors = safetensors_io.read_all(path)
-    if DELTA_KEY not in metadata:
+    header, tensors = safetensors_io.read_all(path)
+    if DELTA_KEY not in header:
         raise CheckpointError(f"{path} isn't a delta; a whole checkpoint is read with ilmconvert.load")
     with save_load.damage(path):
-        return Delta.from_json(metadata[DELTA_KEY]), tensors
+        return Delta.from_json(header[DELTA_KEY]), tensors
 
 
-def _of_base(state: Mapping[str, Tensor], record: Record) -> dict[str, Tensor]:
+def _of_base(state: Mapping[str, Tensor], metadata: Metadata) -> dict[str, Tensor]:
     """The base's tensors that may stay: not those of converted norms (their names mean others), one name for each."""
-    layers = {name for entry in record.layers for name in (entry["name"], *entry["aliases"])}
-    return {k: t for k, t in state.items() if k.rpartition(".")[0] not in layers and k not in record.aliases}
+    layers = {name for entry in metadata.layers for name in (entry["name"], *entry["aliases"])}
+    return {k: t for k, t in state.items() if k.rpartition(".")[0] not in layers and k not in metadata.aliases}
 
 
 def _named(delta: Delta) -> str:

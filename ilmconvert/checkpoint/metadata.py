@@ -1,4 +1,4 @@
-"""What a checkpoint says of its model: a versioned record, checked when it is read."""
+"""The metadata of a checkpoint: how to build its model again, in a versioned format that is checked when read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ilmconvert.checkpoint.build_budget import Budget, build_outline
+from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.nn import ILMNorm
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 METADATA_KEY = "ilmconvert"
 FORMAT_VERSION = 1
 #: Characters of JSON; a layer takes about 250.
-LARGEST_RECORD = 1 << 20
+LARGEST_METADATA = 1 << 20
 _DEEPEST = 64
 
 
 @dataclass(frozen=True)
-class Record:
+class Metadata:
     """The JSON metadata of a checkpoint.
 
     Attributes:
-        spec: library, architecture and constructor arguments; None for a model of no zoo.
+        spec: library, architecture and constructor arguments; None for a custom model (not from timm or torchvision).
         layers: name, aliases and settings of every ILM Norm.
         aliases: second names of tensors, each with the name under which the tensor is stored.
         settings: the ``to`` and ``init`` of the conversion, where known.
@@ -51,7 +51,7 @@ class Record:
         return {"format_version": FORMAT_VERSION, **vars(self), "layers": list(self.layers)}
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
+    def from_json(cls, text: str) -> Metadata:
         """Parse and check; raises a ValueError that says what is wrong."""
         data = parse(text)
         version = data.get("format_version") if isinstance(data, dict) else None
@@ -71,8 +71,8 @@ class Record:
 
 def parse(text: str) -> Any:
     """JSON of bounded length and depth; raises a ValueError that says what is wrong."""
-    if len(text) > LARGEST_RECORD:
-        raise ValueError(f"its metadata takes {len(text)} characters, of at most {LARGEST_RECORD}")
+    if len(text) > LARGEST_METADATA:
+        raise ValueError(f"its metadata takes {len(text)} characters, of at most {LARGEST_METADATA}")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -91,17 +91,19 @@ def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def describe(
     model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None, aliases: dict[str, str]
-) -> Record:
-    """The record of ``model``; raises CheckpointError if there is none to make."""
+) -> Metadata:
+    """The metadata of ``model``; raises a CheckpointError for a model without converted layers."""
     from ilmconvert._constants import __version__
 
     layers = layer_configs.layers_of(model)
     if not layers:
-        raise CheckpointError("the model holds no ILM Norm layer and no plain one of a conversion; convert it first")
+        raise CheckpointError(
+            "the model holds no ILM Norm layer and no GroupNorm layer of a conversion; convert it first"
+        )
     fitting = _fitting_spec(model, spec, layers)
     if provenance is None:
         provenance = getattr(model, "ilmconvert_provenance", {})
-    return Record(
+    return Metadata(
         spec=fitting.to_dict() if fitting else None,
         layers=layers,
         aliases=aliases,
@@ -132,13 +134,13 @@ def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[dict[s
 
 
 def _candidates(model: nn.Module) -> list[ModelSpec]:
-    """Ways in which the model may have been built: as noted on it, with a head of another size, as timm tells."""
-    noted = getattr(model, "ilmconvert_spec", None)
-    if noted is None and not hasattr(model, "pretrained_cfg"):
+    """Ways to build the model: by ``model.ilmconvert_spec``, as timm says, or with a head of another size."""
+    stored = getattr(model, "ilmconvert_spec", None)
+    if stored is None and not hasattr(model, "pretrained_cfg"):
         return []
     from ilmconvert.models.create import ModelSpec, infer_spec
 
-    candidates = [noted] if isinstance(noted, ModelSpec) else []
+    candidates = [stored] if isinstance(stored, ModelSpec) else []
     inferred = infer_spec(model)
     if inferred is not None and inferred not in candidates:
         candidates.append(inferred)
@@ -154,7 +156,7 @@ def _difference(model: nn.Module, spec: ModelSpec, layers: tuple[dict[str, Any],
     entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
     try:
         # As it will be when the file is loaded.
-        built = layer_configs.replace_layers(build_outline(spec, Budget.of(entries)), layers)
+        built = layer_configs.replace_layers(build_within_budget(spec, Budget.of(entries)), layers)
     except (ModelError, ValueError) as e:
         return str(e)
     ours, theirs = dict(_structure(model)), dict(_structure(built))

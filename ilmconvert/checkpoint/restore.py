@@ -1,4 +1,4 @@
-"""Tensors of a file into a model: whether they fit, told from their shapes alone, and then their values."""
+"""Load the tensors of a file into a model: check first by shapes alone that they fit, then copy the values."""
 
 from __future__ import annotations
 

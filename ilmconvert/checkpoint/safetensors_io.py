@@ -1,4 +1,4 @@
-"""safetensors files: written whole; read, since somebody else may have written them, sizes first."""
+"""Write safetensors files whole, and read them with a check of all sizes first, since they may come from elsewhere."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FOLDER_FILE = "model.safetensors"
 
 
 class Entry(NamedTuple):
-    """What a file's header says of a tensor."""
+    """Shape and type of a tensor, from the header of a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """Of its values."""
+        """Size of its values in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 

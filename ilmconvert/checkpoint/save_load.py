@@ -1,4 +1,4 @@
-"""One safetensors file with everything needed to rebuild a converted model, and back."""
+"""Save a converted model as one safetensors file with everything needed to build it again, and load it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.checkpoint import metadata as records
 from ilmconvert.checkpoint import restore, safetensors_io
-from ilmconvert.checkpoint.build_budget import Budget, build_outline
-from ilmconvert.checkpoint.metadata import LARGEST_RECORD, METADATA_KEY, Record
+from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
+from ilmconvert.checkpoint.metadata import LARGEST_METADATA, METADATA_KEY, Metadata, describe
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError, ModelError
 
@@ -41,18 +40,22 @@ def save(
     Args:
         model: a model with ILM Norm layers.
         path: the file; its folder must exist. An existing file is replaced.
-        spec: how the model was built. By default what :func:`ilmconvert.models.create.create_model` noted on it, or
-            what timm did; it is checked against the model. A model that is in no zoo is saved without: give that one
-            to ``load(path, into=...)``.
-        provenance: where the weights come from; JSON values. By default what ``create_model`` noted.
+        spec: how the model was built. By default ``model.ilmconvert_spec``, which
+            :func:`ilmconvert.models.create.create_model` sets, or what timm stores on its models. It is checked against
+            the model. A custom model (not from timm or torchvision) is saved without; load it by
+            ``load(path, into=...)``.
+        provenance: where the weights come from, as JSON values. By default ``model.ilmconvert_provenance``, which
+            ``create_model`` sets.
 
     Raises:
         CheckpointError: no ILM Norm in the model, ``spec`` builds something else, or the file can't be written.
     """
-    tensors, record = contents(model, spec, provenance)
-    text = json.dumps(record.to_dict(), sort_keys=True, separators=(",", ":"))
-    if len(text) > LARGEST_RECORD:
-        raise CheckpointError(f"the metadata takes {len(text)} characters, of {LARGEST_RECORD}; shorten the provenance")
+    tensors, metadata = contents(model, spec, provenance)
+    text = json.dumps(metadata.to_dict(), sort_keys=True, separators=(",", ":"))
+    if len(text) > LARGEST_METADATA:
+        raise CheckpointError(
+            f"the metadata takes {len(text)} characters, of {LARGEST_METADATA}; shorten the provenance"
+        )
     return safetensors_io.write(path, tensors, {METADATA_KEY: text})
 
 
@@ -63,8 +66,8 @@ def load(
 
     Args:
         path: the file, or a folder with a ``model.safetensors``, as :func:`ilmconvert.save_pretrained` writes it.
-        into: for a model that is in no zoo: the same model before (or after) its conversion, which is then
-            converted by the stored plan, in place, and filled. If anything fails it stays as it was.
+        into: for a custom model (not from timm or torchvision): the same model before (or after) its conversion. It
+            is converted in place by the stored plan, and filled. If anything fails it stays as it was.
         device: where the model goes.
 
     Returns:
@@ -75,51 +78,53 @@ def load(
             architecture, or ``into`` isn't the model that was saved.
     """
     with safetensors_io.opened(path) as f:
-        record, entries = _record(f.metadata(), path), safetensors_io.entries(f, path)
-        source = _spec(record, path) if into is None else into
+        metadata, entries = _metadata(f.metadata(), path), safetensors_io.entries(f, path)
+        source = _spec(metadata, path) if into is None else into
         with damage(path, "" if into is None else "; pass the model that was saved, before its conversion"):
-            check(source, record, entries)
+            check(source, metadata, entries)
         tensors = safetensors_io.read(f, path, device)
     with damage(path):
-        return filled(source, record, tensors).to(device).eval()
+        return filled(source, metadata, tensors).to(device).eval()
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint says of itself, without its tensors: the record, and ``tensors`` (count and bytes).
+    """The metadata of a checkpoint, without its tensors; ``tensors`` holds their count and bytes.
 
     Raises:
         CheckpointError: see :func:`load`.
     """
     with safetensors_io.opened(path) as f:
-        record, entries = _record(f.metadata(), path), safetensors_io.entries(f, path)
+        metadata, entries = _metadata(f.metadata(), path), safetensors_io.entries(f, path)
     tensors = {"count": len(entries), "bytes": safetensors_io.total_bytes(entries)}
-    return {**record.to_dict(), "tensors": tensors}
+    return {**metadata.to_dict(), "tensors": tensors}
 
 
 def contents(
     model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None
-) -> tuple[dict[str, Tensor], Record]:
-    """The tensors and the record that :func:`save` writes."""
+) -> tuple[dict[str, Tensor], Metadata]:
+    """The tensors and the metadata that :func:`save` writes."""
     tensors, aliases = _tensors(model)
-    return tensors, records.describe(model, spec, provenance, aliases)
+    return tensors, describe(model, spec, provenance, aliases)
 
 
-def check(source: nn.Module | ModelSpec, record: Record, entries: Mapping[str, Entry]) -> None:
+def check(source: nn.Module | ModelSpec, metadata: Metadata, entries: Mapping[str, Entry]) -> None:
     """Whether :func:`filled` will do; nothing is allocated before all shapes are known to fit.
 
     Raises:
         ModelError, ValueError: says what doesn't fit.
     """
-    outline = restore.skeleton(source) if isinstance(source, nn.Module) else build_outline(source, Budget.of(entries))
-    restore.check(outline, record.layers, entries, record.aliases)
+    shapes = (
+        restore.skeleton(source) if isinstance(source, nn.Module) else build_within_budget(source, Budget.of(entries))
+    )
+    restore.check(shapes, metadata.layers, entries, metadata.aliases)
 
 
-def filled(source: nn.Module | ModelSpec, record: Record, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The model of a record: ``source`` itself or what it builds, converted, with these tensors."""
+def filled(source: nn.Module | ModelSpec, metadata: Metadata, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The model that the metadata describes: ``source`` itself or what it builds, converted, with these tensors."""
     model = source if isinstance(source, nn.Module) else source.build(initialize=False)
-    model = restore.restore(model, record.layers, tensors, record.aliases)
-    model.ilmconvert_settings = dict(record.settings)  # type: ignore[assignment]
-    model.ilmconvert_provenance = dict(record.provenance)  # type: ignore[assignment]
+    model = restore.restore(model, metadata.layers, tensors, metadata.aliases)
+    model.ilmconvert_settings = dict(metadata.settings)  # type: ignore[assignment]
+    model.ilmconvert_provenance = dict(metadata.provenance)  # type: ignore[assignment]
     return model
 
 
@@ -165,28 +170,30 @@ def _without_overlap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _record(metadata: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Record:
-    if f"{METADATA_KEY}_delta" in (metadata or {}):
+def _metadata(header: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Metadata:
+    if f"{METADATA_KEY}_delta" in (header or {}):
         raise CheckpointError(f"{path} is a delta: apply it to its base with ilmconvert.apply_delta(base, path)")
-    if METADATA_KEY not in (metadata or {}):
+    if METADATA_KEY not in (header or {}):
         raise CheckpointError(f"{path} wasn't written by ilmconvert; as weights of a source model use --weights {path}")
-    assert metadata is not None
+    assert header is not None
     with damage(path):
-        return Record.from_json(metadata[METADATA_KEY])
+        return Metadata.from_json(header[METADATA_KEY])
 
 
-def _spec(record: Record, path: str | os.PathLike[str]) -> ModelSpec:
+def _spec(metadata: Metadata, path: str | os.PathLike[str]) -> ModelSpec:
     from ilmconvert.models.create import ModelSpec
 
-    if record.spec is None:
-        raise CheckpointError(f"{path} holds a model of no zoo: build it yourself and use load(path, into=model)")
+    if metadata.spec is None:
+        raise CheckpointError(
+            f"{path} holds a custom model (not from timm or torchvision); build it and use load(path, into=model)"
+        )
     with damage(path):
-        return ModelSpec.from_dict(record.spec)
+        return ModelSpec.from_dict(metadata.spec)
 
 
 @contextmanager
 def damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
-    """Turn what is wrong with a file's record or shapes into a CheckpointError of one line."""
+    """Turn an error about a file's metadata or shapes into a CheckpointError of one line."""
     try:
         yield
     except (ModelError, ValueError) as e:

@@ -12,20 +12,20 @@ from ilmconvert.cli._group import CommandGroup
 #: imported when the command runs, so that help needs neither torch nor a model library.
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("ilmconvert.cli.convert:convert", "Convert a model and write a checkpoint (the default command)."),
-    "plan": ("ilmconvert.cli.plan:plan", "Show what would become of every norm layer; write nothing."),
-    "inspect": ("ilmconvert.cli.inspect:inspect", "Show what a converted checkpoint holds."),
-    "list": ("ilmconvert.cli.list:list_", "List models that can be converted."),
+    "plan": ("ilmconvert.cli.plan:plan", "Show what each norm layer would be converted to."),
+    "inspect": ("ilmconvert.cli.inspect:inspect", "Show the metadata of a converted checkpoint."),
+    "list": ("ilmconvert.cli.list:list_", "List the models that can be converted."),
     "finetune": ("ilmconvert.cli.finetune:finetune", "Fine-tune a model or checkpoint with a recipe."),
-    "evaluate": ("ilmconvert.cli.evaluate:evaluate", "Accuracy, calibration and agreement on images."),
+    "evaluate": ("ilmconvert.cli.evaluate:evaluate", "Measure accuracy, calibration and agreement on images."),
     "calibrate": ("ilmconvert.cli.calibrate:calibrate", "Fit inexact layers to their source on unlabelled images."),
     "collapse": ("ilmconvert.cli.collapse:collapse", "Turn constant ILM Norms into plain GroupNorms."),
-    "robustness": ("ilmconvert.cli.robustness:robustness", "Compare a bounded checkpoint on corrupted images."),
+    "robustness": ("ilmconvert.cli.robustness:robustness", "Compare a bounded model with its source on corruptions."),
     "verify": ("ilmconvert.cli.verify:verify", "Compare a checkpoint with its source, layer by layer."),
-    "report": ("ilmconvert.cli.report:report", "Show what a fine-tuning run came to, as one HTML file."),
+    "report": ("ilmconvert.cli.report:report", "Show the results of a fine-tuning run, also as HTML."),
     "export": ("ilmconvert.cli.export:export", "Write a checkpoint as ONNX, torch.export, hub folder or delta."),
-    "apply": ("ilmconvert.cli.apply:apply", "Make a checkpoint of a delta and its base."),
+    "apply": ("ilmconvert.cli.apply:apply", "Make a checkpoint from a delta and its source model."),
     "sweep": ("ilmconvert.cli.sweep:sweep", "Check the conversion on every model of the libraries."),
-    "completion": ("ilmconvert.cli.completion:completion", "Print a script for completion in bash, zsh or fish."),
+    "completion": ("ilmconvert.cli.completion:completion", "Print the completion script for bash, zsh or fish."),
     "demo": ("ilmconvert.cli.demo:demo", "Convert a real ImageNet network and classify photographs."),
 }
 

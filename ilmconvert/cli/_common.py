@@ -100,24 +100,42 @@ def conversion_options(command: Command) -> Command:
             type=click.Choice(TARGETS + PLAIN_TARGETS),
             default="ilm_gn",
             show_default=True,
-            help="The new layer; gn, ln and in are stock GroupNorm layers, close to the source and not equal.",
+            help="Target layer: ILM Norm of 32 groups, of one, or of one per channel (ilm_gn, ilm_ln, ilm_in; exact), "
+            "or stock nn.GroupNorm with these groups (gn, ln, in; close to the source, not equal).",
         ),
         click.option(
             "--init",
             type=click.Choice(INITS),
-            help="identity: computes what the source computes; moments: the pure paper layer, close to it.  "
-            "[default: identity; moments for gn, ln, in]",
+            help="Initial values. identity: what the source computes; moments: the paper's layer alone, "
+            "initialised from running statistics, close to it.  [default: identity; moments for gn, ln, in]",
         ),
-        click.option("--include", multiple=True, metavar="PATTERN", help="Only layers whose name matches."),
-        click.option("--exclude", multiple=True, metavar="PATTERN", help="No layer whose name matches."),
-        click.option("--num-groups", type=positive, help="At most so many groups (ilm_gn).  [default: 32]"),
-        click.option("--key-group-size", type=positive, help="Channels of a key group.  [default: 16]"),
-        click.option("--reduction", type=positive, help="Key groups per unit of the encoder.  [default: 16]"),
+        click.option(
+            "--include", multiple=True, metavar="PATTERN", help="Convert only layers whose name matches. Repeatable."
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="PATTERN", help="Leave out layers whose name matches. Repeatable."
+        ),
+        click.option(
+            "--num-groups", type=positive, metavar="N", help="Largest number of groups of ilm_gn.  [default: 32]"
+        ),
+        click.option(
+            "--key-group-size",
+            type=positive,
+            metavar="N",
+            help="Number of channels whose mean and variance the auto-encoder gets (a key group).  [default: 16]",
+        ),
+        click.option(
+            "--reduction",
+            type=positive,
+            metavar="N",
+            help="Number of key groups for each hidden unit of the auto-encoder.  [default: 16]",
+        ),
         click.option(
             "--restore-bound",
             type=click.FloatRange(min=0, min_open=True),
             metavar="T",
-            help="Soft bound of the restoring path (identity).  [default: none]",
+            help="Soft bound of the restoring path, which makes identity exact, in standard deviations of the running "
+            "statistics.  [default: none]",
         ),
         model_arg_option("the model"),
     ]
@@ -140,7 +158,7 @@ def model_arg_option(whose: str) -> Callable[[Command], Command]:
         multiple=True,
         metavar="KEY=VALUE",
         callback=model_args,
-        help=f"For the constructor of {whose}, as in num_classes=10; JSON values. Repeatable.",
+        help=f"Argument for the constructor of {whose}, as in num_classes=10; a JSON value. Repeatable.",
     )
 
 
@@ -154,9 +172,9 @@ def output_options(default: str) -> Callable[[Command], Command]:
                 "--output",
                 type=click.Path(path_type=Path),
                 metavar="OUT.safetensors",
-                help=f"The checkpoint.  [default: {default}.safetensors]",
+                help=f"Checkpoint to write.  [default: {default}.safetensors]",
             ),
-            click.option("--force", is_flag=True, help="Replace an existing checkpoint."),
+            click.option("--force", is_flag=True, help="Replace an existing file."),
             click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
         ]
         for option in reversed(options):

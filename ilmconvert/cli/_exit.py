@@ -20,7 +20,7 @@ EXIT_PIPE = 141
 EXIT_CODES = {
     0: "Done.",
     EXIT_FAILED: "A check failed: a criterion of verify, or a model of sweep.",
-    EXIT_ERROR: "Not done; one line on stderr says why and what to do.",
+    EXIT_ERROR: "The command failed; one line on stderr says why and what to do.",
     EXIT_INTERRUPTED: "Interrupted by Ctrl-C.",
     EXIT_PIPE: "The program that read the output is gone, as in `| head`.",
 }

@@ -20,8 +20,10 @@ _ENDINGS = {"checkpoint": ".safetensors", "hub": "", "delta": ".delta.safetensor
 
 def push_options(command: Command) -> Command:
     """``--push`` and ``--private``."""
-    private = click.option("--private", is_flag=True, help="With --push: a new repository is private.")
-    push = click.option("--push", metavar="ORG/NAME", help="With --format hub: publish it on the Hugging Face hub.")
+    private = click.option("--private", is_flag=True, help="Make a new repository of --push private.")
+    push = click.option(
+        "--push", metavar="ORG/NAME", help="Publish the folder of --format hub on the Hugging Face hub."
+    )
     return push(private(command))
 
 

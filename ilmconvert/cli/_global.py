@@ -41,12 +41,22 @@ def global_options() -> list[click.Option]:
     flag = shared | {"is_flag": True}
     config = click.Path(path_type=Path, dir_okay=False)
     return [
-        click.Option(["-q", "--quiet"], callback=_quiet, help="No progress, no warnings; results and errors.", **flag),
         click.Option(
-            ["-v", "--verbose"], callback=_verbose, help="Also what the libraries log, and where errors arise.", **flag
+            ["-q", "--quiet"], callback=_quiet, help="Print results and errors only, no progress or warnings.", **flag
         ),
         click.Option(
-            ["--config"], type=config, metavar="FILE.yaml", callback=_configure, help="Options from a file.", **shared
+            ["-v", "--verbose"],
+            callback=_verbose,
+            help="Print log messages of all libraries and tracebacks, too.",
+            **flag,
+        ),
+        click.Option(
+            ["--config"],
+            type=config,
+            metavar="FILE.yaml",
+            callback=_configure,
+            help="Read options from a file.",
+            **shared,
         ),
     ]
 

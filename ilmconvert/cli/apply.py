@@ -12,13 +12,15 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 
 @click.command()
 @click.argument("delta", type=click.Path(path_type=Path))
-@click.option("--source", metavar="MODEL|CHECKPOINT", help="The base.  [default: the one that the delta names]")
-@click.option("--weights", metavar="default|FILE", help="Weights of the base.  [default: those that the delta names]")
+@click.option("--source", metavar="MODEL|CHECKPOINT", help="Source model.  [default: the one that the delta names]")
+@click.option(
+    "--weights", metavar="default|FILE", help="Weights of the source model.  [default: those that the delta names]"
+)
 @output_options("DELTA without .delta")
 def apply(
     delta: Path, source: str | None, weights: str | None, output: Path | None, force: bool, as_json: bool
 ) -> None:
-    """Make a checkpoint of a DELTA and one's own copy of the base; refused if that isn't the delta's base.
+    """Make a checkpoint from DELTA and your own copy of its source model; any other model is refused.
 
     \b
     Examples:
@@ -39,8 +41,8 @@ def apply(
         from ilmconvert.evaluation.verify.source_model import find_base
 
         found, _ = read_delta(delta)
-        header = {**found.record.to_dict(), "spec": found.base.to_dict() if found.base else None}
-        say("looking for the base")
+        header = {**found.metadata.to_dict(), "spec": found.base.to_dict() if found.base else None}
+        say("looking for the source model")
         base = find_base(OpenedCheckpoint(delta, nn.Identity(), header, ""), source=source, weights=weights)
         model = apply_delta(base.model, delta)
         say(f"writing {output}")
@@ -49,4 +51,4 @@ def apply(
     if as_json:
         print_json(summary)
     else:
-        click.echo(f"Wrote {output} (base: {base.description})")
+        click.echo(f"Wrote {output} (source: {base.description})")

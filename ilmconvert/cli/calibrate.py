@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, help="A folder of images (labels aren't used) or a timm dataset's name.")
 @click.option("--source", metavar="MODEL|FILE", help="What was converted.  [default: what the checkpoint says]")
 @click.option("--weights", metavar="FILE|default", help="Weights of the source.  [default: what the checkpoint says]")
-@click.option("--images", type=click.IntRange(min=4), default=64, show_default=True, help="At most so many.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--images", type=click.IntRange(min=4), default=64, show_default=True, metavar="N", help="Largest number of images."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images of a batch."
+)
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -12,17 +12,28 @@ from ilmconvert.cli._common import check_output, output_options, print_json, pro
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", help="Images to measure on; needed unless all decoders and restoring paths are zero.")
+@click.option(
+    "--data", metavar="DATA", help="Images to measure on; needed unless all decoders and restoring paths are zero."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     default=1e-3,
     show_default=True,
-    help="Largest error of a layer, as a share of its output.",
+    help="Largest error of a layer, relative to its output.",
 )
-@click.option("--images", type=click.IntRange(min=1), default=64, show_default=True, help="At most so many.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--input-size", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Largest number of images."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Images of a batch."
+)
+@click.option(
+    "--input-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Height and width of the images.  [default: the model's]",
+)
 @click.option("--seed", default=0, show_default=True, help="Random seed of the choice of images.")
 @output_options("CHECKPOINT-plain")
 def collapse(
@@ -34,7 +45,7 @@ def collapse(
     as_json: bool,
     **choice: Any,
 ) -> None:
-    """Write an ILM network whose rescaling no longer depends on the instance as a plain GroupNorm network.
+    """Replace the ILM Norms of CHECKPOINT by plain GroupNorms, where their rescaling no longer depends on the image.
 
     \b
     Examples:
@@ -71,7 +82,9 @@ def collapse(
     from ilmconvert.report.text import share
 
     exact = sum(layer.exact for layer in found.layers)
-    click.echo(f"{len(found.layers)} layers, {exact} of them exactly; largest deviation {found.deviation:.1e}")
+    click.echo(
+        f"{len(found.layers)} layers replaced, {exact} of them exactly; the largest deviation is {found.deviation:.1e}"
+    )
     if found.score is not None:
         agreement = "" if found.score.agreement is None else f"; same class on {share(found.score.agreement)} of images"
         click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")

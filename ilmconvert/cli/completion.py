@@ -11,7 +11,7 @@ PROGRAM = "ilmconvert"
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script by which a SHELL completes commands, options, names of models and files.
+    """Print the script with which SHELL completes commands, options, model names and files.
 
     \b
     Examples:

@@ -38,7 +38,7 @@ IMAGES = 200
     default="default",
     show_default=True,
     metavar="default|none|FILE",
-    help="The library's pretrained weights, random ones, or a .safetensors, .pth or .bin file.",
+    help="Weights: the library's pretrained ones, random ones, or a .safetensors, .pth or .bin file.",
 )
 @click.option(
     "--format",
@@ -46,12 +46,16 @@ IMAGES = 200
     type=click.Choice(FORMATS),
     default="checkpoint",
     show_default=True,
-    help="checkpoint: one file; hub: a folder MODEL-TO that timm and the Hugging Face hub read; "
-    "delta: what the source doesn't have, MODEL-TO.delta.safetensors.",
+    help="Output format. checkpoint: one file; hub: a folder MODEL-TO that timm and the Hugging Face hub read; delta: "
+    "only the tensors that differ from the source's, as MODEL-TO.delta.safetensors.",
 )
 @push_options
-@click.option("--robust", is_flag=True, help="Bound the first norm: sturdier under weak and strong contrast.")
-@click.option("--data", metavar="DATA", help="With --robust: unlabelled images to take the bound from.")
+@click.option(
+    "--robust",
+    is_flag=True,
+    help="Bound the first norm layer, which makes the model more robust to weak and strong contrast.",
+)
+@click.option("--data", metavar="DATA", help="Unlabelled images that --robust calibrates the bound on.")
 @output_options("MODEL-TO")
 def convert(
     model: str,
@@ -67,7 +71,7 @@ def convert(
     model_args: dict[str, Any],
     **settings: Any,
 ) -> None:
-    """Convert MODEL, compare it with its source on a probe batch, and write a checkpoint that loads by itself.
+    """Convert MODEL, compare it with its source on random inputs, and write a checkpoint that loads by itself.
 
     \b
     Examples:
@@ -81,10 +85,10 @@ def convert(
     check_place(output, kind, force)
     check_push(kind, push, private)
     if data is not None and not robust:
-        raise click.UsageError("--data is for the bound of --robust; add that, or leave --data out")
+        raise click.UsageError("--data is for the bound of --robust; add --robust, or leave --data out")
     if robust and not (settings["to"].startswith("ilm_") and settings["init"] in (None, "identity")):
         raise click.UsageError(
-            "--robust bounds the restoring path, which only ilm_gn, ilm_ln and ilm_in from identity have"
+            "--robust bounds the restoring path, which only ilm_gn, ilm_ln and ilm_in with --init identity have"
         )
     with progress() as say:
         source, converted, summary = _convert(model, weights, model_args, given(**settings), say, robust, data)
@@ -130,7 +134,7 @@ def _convert(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     done = time.perf_counter()
-    say("comparing with the source on a probe batch")
+    say("comparing with the source on random inputs")
     difference = compare(source, converted)  # before a bound makes one that was asked for
     bounded = _bound(converted, data, say) if robust else None
     summary = {
@@ -178,16 +182,18 @@ def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]
 
 
 def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:
-    """The converted model's error on a probe batch; None, with a warning, where the models can't be run."""
+    """The converted model's error on random inputs; None, with a warning, where the models can't be run."""
     from dataclasses import asdict
 
-    from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.data.example_inputs import example_inputs
     from ilmconvert.evaluation.outputs import output_error
 
     # detection models enlarge every image, and look at each one by itself
     detection = type(source).__module__.startswith("torchvision.models.detection")
     try:
-        return asdict(output_error(source, converted, probe_batch(source, batch_size=1 if detection else 2)))
+        return asdict(output_error(source, converted, example_inputs(source, batch_size=1 if detection else 2)))
     except Exception as error:
-        warn(f"not compared with the source, since running them failed: {one_line(error)[:200]}", loud=True)
+        warn(
+            f"the model wasn't compared with its source, since running them failed: {one_line(error)[:200]}", loud=True
+        )
         return None

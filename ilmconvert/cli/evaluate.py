@@ -39,13 +39,17 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
 @click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))
 @click.option("--against-weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("SOURCE"))
 @model_arg_option("a model that is given by name")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Images of a batch."
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Height and width of the images.  [default: the model's]"
 )
-@click.option("--device", metavar="cpu|cuda|...", help="[default: an accelerator if there is one]")
-@click.option("--amp", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True)
+@click.option("--device", metavar="cpu|cuda|...", help="Device to run on.  [default: an accelerator if there is one]")
+@click.option(
+    "--amp", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help="Mixed precision."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
 def evaluate(
     checkpoint: str,

@@ -27,20 +27,34 @@ RUNTIMES = ("onnx", "pt2")
     type=click.Choice([*RUNTIMES, "hub", "delta"]),
     default="onnx",
     show_default=True,
-    help="hub: a folder that timm and the Hugging Face hub read; delta: what the base doesn't have.",
+    help="onnx and pt2 (torch.export): for inference; hub: a folder that timm and the Hugging Face hub read; delta: "
+    "only the tensors that differ from the source's.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="[default: FILE.onnx and so on]")
-@click.option("--static", is_flag=True, help="Fix batch, height and width to the example's (2 and --size).")
-@click.option("--size", type=click.IntRange(min=1), help="Height and width of the example.  [default: the model's]")
 @click.option(
-    "--source", metavar="MODEL|CHECKPOINT", help="For hub and delta: the base.  [default: the one that FILE names]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Output to write.  [default: FILE with the ending of the format]",
 )
-@click.option("--weights", metavar="default|FILE", help="Weights of the base.  [default: those that FILE names]")
+@click.option("--static", is_flag=True, help="Fix the batch size to 2, and height and width to --size.")
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Height and width of the example input.  [default: the model's]",
+)
+@click.option(
+    "--source", metavar="MODEL|CHECKPOINT", help="Source model, for hub and delta.  [default: the one that FILE names]"
+)
+@click.option(
+    "--weights", metavar="default|FILE", help="Weights of the source model.  [default: those that FILE names]"
+)
 @push_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def export(file: Path, kind: str, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
-    """Write the converted checkpoint FILE for elsewhere: inference (onnx, pt2), timm and the hub, or as a delta.
+    """Export the converted checkpoint FILE for inference (onnx, pt2), for timm and the hub, or as a delta.
 
     \b
     Examples:
@@ -129,7 +143,11 @@ def _for_runtime(
         say("comparing with the model")
         error = _error_in_runtime(model, output, kind, size)
     text = f"Wrote {output} ({'fixed' if static else 'dynamic'} batch, height and width)\n"
-    text += "Not compared: onnxruntime isn't installed" if error is None else f"Error against the model: {error:.1e}"
+    text += (
+        "Not compared with the model, since onnxruntime isn't installed"
+        if error is None
+        else f"Error against the model: {error:.1e}"
+    )
     return {"output": str(output), "format": kind, "dynamic": not static, "relative_error": error}, text
 
 
@@ -137,11 +155,11 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     """Largest difference over the largest output, run from the file; None without onnxruntime."""
     import torch
 
-    from ilmconvert.data.example_inputs import probe_batch
+    from ilmconvert.data.example_inputs import example_inputs
     from ilmconvert.evaluation.difference import relative_difference
     from ilmconvert.surgery.outputs import outputs
 
-    inputs = probe_batch(model, batch_size=2, size=size, seed=1)
+    inputs = example_inputs(model, batch_size=2, size=size, seed=1)
     with torch.no_grad():
         expected = outputs(model(*inputs))
     if kind == "pt2":

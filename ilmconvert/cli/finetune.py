@@ -73,7 +73,10 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     help="Initial values of the conversion of a source; see ilmconvert convert.",
 )
 @section_option(
-    _MODEL, "--teacher", metavar="CHECKPOINT|MODEL", help="For distillation.  [default: the network as it starts]"
+    _MODEL,
+    "--teacher",
+    metavar="CHECKPOINT|MODEL",
+    help="Teacher for distillation.  [default: the network as it starts]",
 )
 @section_option(
     _MODEL,
@@ -81,14 +84,20 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     "baselines",
     multiple=True,
     type=click.Choice(BASELINES),
-    help="Also train the source so, with the same budget, for comparison. Repeatable.",
+    help="Also train the source in this way, with the same budget, for comparison. Repeatable.",
 )
 @section_option(
-    _DATA, "--val-split", callback=_split, metavar="X|NAME", help="Fraction, or name of the split, for validation."
+    _DATA,
+    "--val-split",
+    callback=_split,
+    metavar="X|NAME",
+    help="Fraction of the images, or name of the split, for validation.",
 )
-@section_option(_DATA, "--train-split", default="train", show_default=True, metavar="NAME", help="Name of the split.")
+@section_option(
+    _DATA, "--train-split", default="train", show_default=True, metavar="NAME", help="Name of the training split."
+)
 @section_option(_DATA, "--unlabelled", is_flag=True, help="Ignore labels: distillation only.")
-@section_option(_DATA, "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where torch/NAME lies.")
+@section_option(_DATA, "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of torch/NAME.")
 @section_option(_DATA, "--dataset-download", is_flag=True, help="Let torchvision fetch torch/NAME.")
 @section_option(_DATA, "--input-key", metavar="KEY", help="Column of the images in hfds/NAME.")
 @section_option(_DATA, "--target-key", metavar="KEY", help="Column of the labels in hfds/NAME.")

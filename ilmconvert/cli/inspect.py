@@ -15,10 +15,10 @@ _CUSTOM = "a custom model (not from timm or torchvision), for load(path, into=mo
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--layers", "with_layers", is_flag=True, help="List every layer.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole record as one JSON object.")
+@click.option("--layers", "with_layers", is_flag=True, help="List every converted layer.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metadata as one JSON object.")
 def inspect(file: Path, with_layers: bool, as_json: bool) -> None:
-    """Show what the converted checkpoint FILE holds, without loading its tensors.
+    """Show the metadata of the converted checkpoint FILE, without loading its tensors.
 
     \b
     Examples:
@@ -64,7 +64,7 @@ def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _ilm_row(count: int, restoring: int) -> tuple[str, str]:
-    return "ILM Norm layers", f"{count}, {restoring} of them with a restoring path"
+    return "ILM Norm layers", f"{count}, {restoring} of them with a restoring path (exact initial values)"
 
 
 def _settings(config: dict[str, Any]) -> str:

@@ -10,14 +10,14 @@ from ilmconvert.errors import ModelError
 
 @click.command("list")
 @click.argument("pattern", required=False)
-@click.option("--all", "show_all", is_flag=True, help="Also models without a layer that can be converted.")
-@click.option("--check", is_flag=True, help="Build every model and count its layers anew (0.1 s a model).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--all", "show_all", is_flag=True, help="List models without convertible layers, too.")
+@click.option("--check", is_flag=True, help="Build every model and count its layers again (0.1 s a model).")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as one JSON object.")
 def list_(pattern: str | None, show_all: bool, check: bool, as_json: bool) -> None:
-    """List models that can be converted, each after the number of its norm layers that would be.
+    """List the models that can be converted, each with its number of convertible norm layers.
 
-    PATTERN holds wildcards (resnet*, torchvision/*), or is any part of a name. The numbers were counted beforehand;
-    models of a version of timm or torchvision that wasn't are built and counted now.
+    PATTERN holds wildcards (resnet*, torchvision/*), or is a part of a name. The numbers come with the package; models
+    that it doesn't know, of other versions of timm or torchvision, are built and counted now.
 
     \b
     Examples:

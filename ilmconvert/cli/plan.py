@@ -19,11 +19,11 @@ from ilmconvert.errors import ConversionError
     default="none",
     show_default=True,
     metavar="none|default|FILE",
-    help="With weights their running statistics are checked, too.",
+    help="Weights whose running statistics are checked, too.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
 def plan(model: str, weights: str, as_json: bool, model_args: dict[str, Any], **settings: Any) -> None:
-    """Show what would become of every norm layer of MODEL, without converting it. Exit code 2 if it can't be.
+    """Show what each norm layer of MODEL would be converted to. The exit code is 2 if MODEL can't be converted.
 
     \b
     Examples:

@@ -18,9 +18,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint")
 @click.option("--data", required=True, help="A folder of images, or a timm dataset's name; labels aren't used.")
-@click.option("--images", type=click.IntRange(min=2), default=200, show_default=True, help="At most so many.")
 @click.option(
-    "--severity", "severities", type=click.IntRange(1, 5), multiple=True, help="Repeatable.  [default: 1 3 5]"
+    "--images",
+    type=click.IntRange(min=2),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Largest number of images.",
+)
+@click.option(
+    "--severity",
+    "severities",
+    type=click.IntRange(1, 5),
+    multiple=True,
+    metavar="N",
+    help="Severity of the corruptions, from 1 to 5. Repeatable.  [default: 1 3 5]",
 )
 @click.option(
     "--limits",

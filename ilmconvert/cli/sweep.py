@@ -28,23 +28,33 @@ def targets(context: click.Context, parameter: click.Parameter, value: str) -> t
 
 @click.command()
 @click.argument("pattern", required=False)
-@click.option("--to", callback=targets, default="ilm_gn", show_default=True, help="Targets, separated by commas.")
-@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Models at a time.")
+@click.option("--to", callback=targets, default="ilm_gn", show_default=True, help="Target layers, separated by commas.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=2, show_default=True, metavar="N", help="Number of models at a time."
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("sweep.jsonl"),
     show_default=True,
-    help="One JSON line a model; what is in it already isn't run again.",
+    help="File with one JSON line per model and target; those in it already aren't run again.",
 )
-@click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds a model.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time limit for a model.",
+)
 @click.option(
     "--max-parameters",
     type=click.IntRange(min=0),
-    help="Larger models are converted without values and not run.  [default: 400 million]",
+    metavar="N",
+    help="Convert larger models without values, and don't run them.  [default: 400 million]",
 )
-@click.option("--one-per-family", is_flag=True, help="Only the smallest model of each source file of a library.")
-@click.option("--retry", is_flag=True, help="Run again what failed.")
+@click.option("--one-per-family", is_flag=True, help="Take only the smallest model of each source file of a library.")
+@click.option("--retry", is_flag=True, help="Run models that failed again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts and failures as one JSON object.")
 def sweep(
     pattern: str | None,
@@ -116,4 +126,4 @@ def _print(lines: Iterable[Mapping[str, Any]]) -> None:
     seen: Counter[str] = sum(rows.values(), Counter())
     shown = ["tried", *(name for name in OUTCOMES if seen[name])]
     cells = [(*key, *(str(counts[name]) for name in shown)) for key, counts in rows.items()]
-    print_table("What became of the models", ("target", "library", *shown), cells, right=True)
+    print_table("Outcomes", ("target", "library", *shown), cells, right=True)

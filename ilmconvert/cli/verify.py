@@ -27,11 +27,13 @@ _WORST = 3
 @click.option("--weights", metavar="default|FILE", help="Weights of the source.  [default: those that the file names]")
 @model_arg_option("the source")
 @click.option("--data", metavar="DIR", help="Images to compare on, with or without classes.  [default: random inputs]")
-@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Use only N of them, evenly spread.")
+@click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Use only N of the images, evenly spread.")
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Height and width of the inputs.  [default: the model's]"
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Inputs of a batch."
+)
 @click.option(
     "--random-batches",
     type=click.IntRange(min=1),
@@ -47,7 +49,9 @@ _WORST = 3
     metavar="norms|all|none|PATTERN",
     help="Layers to compare one by one. Repeatable.  [default: norms]",
 )
-@click.option("--worst", type=click.IntRange(min=0), default=12, show_default=True, help="Images to list.")
+@click.option(
+    "--worst", type=click.IntRange(min=0), default=12, show_default=True, metavar="N", help="Number of images to list."
+)
 @click.option(
     "--max-error", type=_NOT_NEGATIVE, help="Largest error over the largest output.  [default: 1e-5 if exact]"
 )

@@ -16,7 +16,7 @@ _FLOW_SIZE = (128, 160)
 _VIDEO_FRAMES = 16
 
 
-def probe_batch(
+def example_inputs(
     model: nn.Module, *, batch_size: int = 2, size: int | Sequence[int] | None = None, seed: int = 0
 ) -> tuple[Any, ...]:
     """The positional inputs of ``model.forward``: random, the same ones for the same seed.
@@ -91,7 +91,7 @@ def _torchvision_size(model: nn.Module, area: str | None) -> int:
     if area is None:
         raise ModelError(
             f"what {type(model).__name__} takes isn't known; give the shape of an input without the batch, "
-            "as in probe_batch(model, size=(3, 224, 224))"
+            "as in example_inputs(model, size=(3, 224, 224))"
         )
     if type(model).__name__ == "Inception3":
         return 299

@@ -76,7 +76,7 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Tensor]:
     """The positional inputs in a batch, and its labels (-1 where there are none).
 
     A tensor is the only input. ``(images, labels)`` with labels of shape (N,) and an integer type is what loaders
-    yield. Any other tuple holds the inputs, as :func:`ilmconvert.data.example_inputs.probe_batch` makes them.
+    yield. Any other tuple holds the inputs, as :func:`ilmconvert.data.example_inputs.example_inputs` makes them.
 
     >>> inputs, labels = split_batch((torch.ones(2, 3), torch.tensor([0, 1])))
     >>> len(inputs), labels.tolist()

@@ -1,1 +1,1 @@
-"""What leaves the library: ONNX and ``torch.export`` files, stock timm networks, and folders for the hub."""
+"""Exports: ONNX and ``torch.export`` files, stock timm networks, and folders for timm and the hub."""

@@ -1,4 +1,4 @@
-"""Inference only: layers whose meta-network or rescaling is constant become the smaller layer that they equal."""
+"""For inference only: replace layers whose meta-network or rescaling is constant by the smaller layer they equal."""
 
 from __future__ import annotations
 

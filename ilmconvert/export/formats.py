@@ -1,4 +1,4 @@
-"""Converted models for inference elsewhere: ONNX and torch.export files with dynamic batch and size."""
+"""Export converted models for inference: ONNX and torch.export files with dynamic batch and image size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ilmconvert.checkpoint.atomic_write import write_atomically
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ExportError
 from ilmconvert.export.fold import fold
 
@@ -37,7 +37,7 @@ def export(
         path: the file; it appears under this name when it is complete.
         format: "onnx" (needs ``pip install 'ilmconvert[export]'``) or "pt2".
         dynamic: leave batch size, height and width open; otherwise they are fixed to those of the example input.
-        size: of the example input, see :func:`ilmconvert.data.example_inputs.probe_batch`.
+        size: of the example input, see :func:`ilmconvert.data.example_inputs.example_inputs`.
 
     Raises:
         ExportError: a missing extra, or a model that can't be traced or has a fixed input size.
@@ -46,7 +46,7 @@ def export(
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
     folded = fold(model)
-    example = probe_batch(folded, batch_size=2, size=size)
+    example = example_inputs(folded, batch_size=2, size=size)
     shapes = _dynamic_shapes(example) if dynamic else None
     program = _trace_onnx(folded, example, shapes) if format == "onnx" else _trace(folded, example, shapes)
 
@@ -62,7 +62,7 @@ def export(
 
 def _dynamic_shapes(example: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(example) != 1 or not isinstance(example[0], torch.Tensor) or example[0].dim() != 4:
-        raise ExportError("only models of one (N, C, H, W) input have dynamic shapes here; use --static")
+        raise ExportError("only models with a single (N, C, H, W) input can have dynamic shapes; use --static")
     return (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
 
 

@@ -1,4 +1,4 @@
-"""Plain GroupNorm networks outside this library: what stock timm has to be told to load them."""
+"""GroupNorm networks in stock timm: the arguments with which ``timm.create_model`` builds them itself."""
 
 from __future__ import annotations
 

@@ -73,7 +73,11 @@ class Meter:
 
 
 def means(sums: Sequence[Sequence[float]], step: int) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None without labels) from :meth:`Meter.gathered`, at optimizer step ``step``.
+    """Mean loss and accuracy (None without labels) at optimizer step ``step``.
+
+    Args:
+        sums: what :meth:`ilmconvert.finetune.meter.Meter.gathered` returns.
+        step: for the message.
 
     Raises:
         FineTuneError: the loss isn't finite.

@@ -23,7 +23,7 @@ class Settings:
     freeze_epochs: float = setting(
         0.0, _TRAINS, "Epochs at the start in which only ILM parameters and the head train.", least=0
     )
-    freeze_batch_norm: bool = setting(True, _TRAINS, "Keep statistics of BatchNorm modules as they are.")
+    freeze_batch_norm: bool = setting(True, _TRAINS, "Keep the running statistics of remaining BatchNorm layers.")
     norm_lr_scale: float = setting(
         1.0, _TRAINS, "Factor on the learning rate of ILM Norm's weight, bias and auto-encoder.", least=0
     )
@@ -47,14 +47,14 @@ class Settings:
     lr_base: float = setting(
         0.1, _SCHEDULE, "Learning rate for 256 images a step: lr = lr_base * batch_size * grad_accum / 256.", above=0
     )
-    sched: str = setting("cosine", _SCHEDULE, "Schedule.", choices=("cosine", "constant"))
+    sched: str = setting("cosine", _SCHEDULE, "Learning-rate schedule.", choices=("cosine", "constant"))
     warmup_epochs: float = setting(0.0, _SCHEDULE, "Epochs in which the learning rate rises.", least=0)
     min_lr: float = setting(0.0, _SCHEDULE, "Learning rate at the end.", least=0)
 
-    opt: str = setting("sgd", _OPT, "A timm optimizer; sgd has Nesterov momentum, momentum hasn't.")
+    opt: str = setting("sgd", _OPT, "Optimizer of timm; sgd has Nesterov momentum, momentum has the usual one.")
     momentum: float = setting(0.9, _OPT, "Momentum.", least=0, most=1)
     weight_decay: float = setting(1e-4, _OPT, "Weight decay of parameters of more than one dimension.", least=0)
-    clip_grad: float | None = setting(None, _OPT, "Largest norm of the gradient.", above=0)
+    clip_grad: float | None = setting(None, _OPT, "Largest norm of the gradient; longer ones are clipped.", above=0)
     ema_decay: float | None = setting(
         None,
         _OPT,
@@ -95,22 +95,24 @@ class Settings:
     temperature: float = setting(
         2.0, _LOSS, "Softmax temperature for distillation.", above=0, also=("--kd-temperature",)
     )
-    smoothing: float = setting(0.0, _LOSS, "Label smoothing.", least=0, most=1)
+    smoothing: float = setting(0.0, _LOSS, "Amount of label smoothing.", least=0, most=1)
     mixup: float = setting(0.0, _LOSS, "Alpha of mixup; 0 is off.", least=0)
     cutmix: float = setting(0.0, _LOSS, "Alpha of cutmix; 0 is off.", least=0)
 
     input_size: int | None = setting(None, _AUG, "Height and width of an image; none: the model's.", least=1)
     crop_pct: float | None = setting(
-        None, _AUG, "Centre of a validation image that is seen; none: the model's.", above=0, most=1
+        None, _AUG, "Share of a validation image's side that its centre crop keeps; none: the model's.", above=0, most=1
     )
     no_aug: bool = setting(False, _AUG, "Train on centre crops, without any augmentation.")
-    scale: tuple[float, float] = setting((0.35, 1.0), _AUG, "Area of a random crop.", above=0)
-    ratio: tuple[float, float] = setting((0.75, 4 / 3), _AUG, "Its width over its height.", above=0)
+    scale: tuple[float, float] = setting((0.35, 1.0), _AUG, "Area of a random crop, as a share of the image.", above=0)
+    ratio: tuple[float, float] = setting(
+        (0.75, 4 / 3), _AUG, "Aspect ratio of a random crop (width over height).", above=0
+    )
     hflip: float = setting(0.5, _AUG, "Probability of a horizontal flip.", least=0, most=1)
     vflip: float = setting(0.0, _AUG, "Probability of a vertical flip.", least=0, most=1)
-    color_jitter: float = setting(0.0, _AUG, "Change of brightness, contrast and saturation, at most.", least=0)
+    color_jitter: float = setting(0.0, _AUG, "Largest change of brightness, contrast and saturation.", least=0)
     auto_augment: str | None = setting(
-        None, _AUG, "timm's policy, as in rand-m9-mstd0.5 or augmix-m5-w4-d2.", also=("--aa",)
+        None, _AUG, "Augmentation policy of timm, as in rand-m9-mstd0.5 or augmix-m5-w4-d2.", also=("--aa",)
     )
     reprob: float = setting(0.0, _AUG, "Probability of random erasing.", least=0, most=1)
 

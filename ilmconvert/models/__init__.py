@@ -1,1 +1,1 @@
-"""A model by name: which there are, how one is built (and built again), its weights and its head."""
+"""Models by name: all names, how a model is built (and built again), its weights and its head."""

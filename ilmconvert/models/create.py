@@ -36,7 +36,7 @@ def parse_name(name: str) -> ModelSpec:
 
     if ":" in name:
         if name.partition(":")[0] not in HUB_SOURCES:
-            raise ModelError(f"{name!r} is no model name; with a colon it starts with hf-hub: or local-dir:")
+            raise ModelError(f"{name!r} isn't a model name; names with a colon start with hf-hub: or local-dir:")
         return ModelSpec("timm", *_with_json_args(timm_zoo.resolve_hub(name)))
     library, slash, bare = name.partition("/")
     if slash and library not in LIBRARIES:
@@ -57,8 +57,8 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
             ones), or a file that :func:`ilmconvert.models.weight_files.read_state_dict` reads and that fits the model.
         **model_args: passed to the library's constructor, such as ``num_classes=10``; JSON values only.
 
-    The model carries ``ilmconvert_spec`` (:class:`ModelSpec`) and ``ilmconvert_provenance`` (a dict of where the
-    weights come from).
+    How the model is built is stored as ``model.ilmconvert_spec`` (a :class:`ModelSpec`), and where its weights come
+    from as ``model.ilmconvert_provenance`` (a dict).
 
     Raises:
         ModelError: unknown name, arguments that the library refuses, weights that can't be had or don't fit.

@@ -1,4 +1,4 @@
-"""The classifier of a network: where it is, and how many classes it tells apart."""
+"""The classifier of a network, and its number of classes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     else:
         found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]
     if not found:
-        raise FineTuneError(f"{type(model).__name__} has no single linear head; build it with the head that it needs")
+        raise FineTuneError(f"{type(model).__name__} has no single linear head; build it with the head that you need")
     return found[0]
 
 
 def number_of_classes(model: nn.Module) -> int | None:
-    """How many logits the model has, as far as it shows."""
+    """The number of classes of the model; None if it can't be told."""
     known = getattr(model, "num_classes", None)
     if isinstance(known, int):
         return known

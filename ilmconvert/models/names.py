@@ -1,4 +1,4 @@
-"""Names of models: which there are, which hold norm layers, which ones are near a misspelt one."""
+"""Names of models: all of them, those with norm layers, and those close to a misspelt name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUNTS_FILE = "zoo_norms.csv"
 
 
 def zoo(library: str) -> ModuleType:
-    """The module that speaks for a library; imported late, since timm and torchvision take seconds."""
+    """The module for a library; imported late, since importing timm and torchvision takes seconds."""
     from ilmconvert.models import timm_zoo, torchvision_zoo
 
     return {"timm": timm_zoo, "torchvision": torchvision_zoo}[library]
@@ -53,7 +53,7 @@ def stored_counts() -> dict[str, int]:
 
 
 def unknown(name: str) -> str:
-    """What to say about a name that no library knows."""
+    """The error message for a name that no library knows."""
     library, _, bare = name.rpartition("/")
     near = _near(name, list_models()) or _near(bare, list_models())
     if library in LIBRARIES:

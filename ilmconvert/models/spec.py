@@ -1,4 +1,4 @@
-"""What it takes to build a model again."""
+"""How to build a model again: library, architecture and constructor arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What it takes to build a model again, without its weights.
+    """How to build a model again, without its weights.
 
     Attributes:
         library: "timm" or "torchvision".
@@ -83,7 +83,7 @@ class ModelSpec:
         return label_built(self.build_within([] if initialize else [skip_init()]), self)
 
     def build_within(self, contexts: list[AbstractContextManager[None]]) -> nn.Module:
-        """:meth:`build` inside of contexts that change how modules are built; the spec isn't noted on the model.
+        """:meth:`build` inside of contexts that change how modules are built; ``ilmconvert_spec`` isn't set.
 
         Raises:
             ModelError: see :meth:`build`.
@@ -100,7 +100,7 @@ class ModelSpec:
         return model
 
     def cannot_build(self, error: Exception) -> str:
-        """The message for whoever asked for this model: what was to be built, and the reason in one line."""
+        """The error message: which model couldn't be built, and why, in one line."""
         shown = {key: value for key, value in self.model_args.items() if key != "pretrained_cfg"}
         args = ", ".join(f"{key[:_LONGEST_NAME]}={reprlib.repr(value)}" for key, value in shown.items())
         reason = " ".join(str(error)[:1000].split()) or type(error).__name__
@@ -108,18 +108,18 @@ class ModelSpec:
 
 
 def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Note the spec on the model, where ``ilmconvert.save`` finds it."""
+    """Store the spec as ``model.ilmconvert_spec``, where ``ilmconvert.save`` finds it."""
     model.ilmconvert_spec = spec  # type: ignore[assignment]
     return model
 
 
 def label_built(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """:func:`label` for what a library has just built; a published conversion has noted its base by itself."""
+    """:func:`label` for what a library has just built; a published conversion sets ``ilmconvert_spec`` itself."""
     return model if isinstance(getattr(model, "ilmconvert_spec", None), ModelSpec) else label(model, spec)
 
 
 def json_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of constructor arguments as JSON has them, or a ModelError."""
+    """A copy of constructor arguments as JSON values; raises a ModelError if they can't be."""
     weights = sorted(key for key in args if key in _WEIGHT_ARGS or _asks_for_weights(key))
     if weights:
         raise ModelError(f"{', '.join(weights)} can't be a constructor argument here: weights are named by --weights")

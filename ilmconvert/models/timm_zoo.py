@@ -31,12 +31,12 @@ def names() -> list[str]:
 
 
 def tagged(architecture: str) -> list[str]:
-    """The architecture's names with tags."""
+    """Names of the architecture with a tag of pretrained weights, as in resnet50.a1_in1k."""
     return list(timm.models.get_arch_pretrained_cfgs(architecture))
 
 
 def is_known(name: str) -> bool:
-    """Whether timm has the architecture and, where the name has one, the tag; also under a name of old."""
+    """Whether timm has the architecture and, where the name has one, the tag; also under a deprecated name."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         return False
@@ -139,7 +139,7 @@ def infer(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
 
 
 def portable(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the place of its weights, as JSON has it (lists for tuples)."""
+    """A ``pretrained_cfg`` as JSON values, without the entries that say where the weights are."""
     kept = {key: value for key, value in cfg.items() if key in _CFG_FIELDS - SOURCE_FIELDS and value is not None}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
@@ -158,7 +158,7 @@ def _offline_overlay(architecture: str, cfg: timm.models.PretrainedCfg) -> dict[
     for file in files:
         if cached := _cached(repository, file, revision or None):
             return {"file": str(cached), "custom_load": cfg.custom_load}
-    raise ModelError(f"no network to get the default weights of {architecture} with; {WEIGHTS_CURE}")
+    raise ModelError(f"no network to download the default weights of {architecture}; {WEIGHTS_CURE}")
 
 
 def _reachable_source(name: str) -> str:
@@ -171,7 +171,7 @@ def _reachable_source(name: str) -> str:
     repository, _, revision = where.partition("@")
     if cached := _cached(repository, "config.json", revision or None):
         return f"local-dir:{cached.parent}"
-    raise ModelError(f"no network to reach {name} with; download it elsewhere and give its folder (local-dir:PATH)")
+    raise ModelError(f"no network to reach {name}; download it elsewhere and give its folder (local-dir:PATH)")
 
 
 def _cached(repository: str, file: str, revision: str | None) -> Path | None:

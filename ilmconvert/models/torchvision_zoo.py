@@ -58,7 +58,7 @@ def build_pretrained(
         model: nn.Module = builder(weights=weights, **args)
     except OSError as error:  # urllib's errors are OSErrors
         reason = " ".join(str(error).split())
-        raise ModelError(f"no network to get the default weights of {name} with ({reason}); {WEIGHTS_CURE}") from error
+        raise ModelError(f"no network to download the default weights of {name} ({reason}); {WEIGHTS_CURE}") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"can't get the default weights of {name}: {reason} - {WEIGHTS_CURE}") from error
@@ -72,7 +72,7 @@ def build_from_foreign(architecture: str, args: dict[str, Any], state: Mapping[s
 
 
 def _found_args(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What pretrained weights changed in the build: their builders set these arguments on their own."""
+    """Constructor arguments that torchvision sets by itself when it builds the model with pretrained weights."""
     kind, found = type(model).__name__, dict[str, Any]()
     if kind in ("GoogLeNet", "Inception3"):
         found = {"transform_input": model.transform_input, "aux_logits": model.aux_logits}

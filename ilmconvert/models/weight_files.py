@@ -1,4 +1,4 @@
-"""Read files of weights, and load them into a model strictly."""
+"""Read weight files, and load them into a model strictly."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise ModelError(f"{path} is a converted checkpoint already; read it with ilmconvert.load")
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no readable .safetensors file, or it is cut short: {error}") from error
+        raise ModelError(f"{path} isn't a readable .safetensors file, or it is truncated: {error}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -66,9 +66,9 @@ def _read_torch(path: Path) -> Any:
         if "weights_only" in str(error).lower():
             cure = "save its state_dict() alone, best as .safetensors, and give that"
             raise ModelError(f"{path} holds more than tensors, which would run code when read; {cure}") from error
-        raise ModelError(f"{path} is not a file that torch.save wrote, or it is damaged") from error
+        raise ModelError(f"{path} isn't a file that torch.save wrote, or it is damaged") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:  # all of them from damaged files
-        raise ModelError(f"{path} is not a file that torch.save wrote, or it is cut short") from error
+        raise ModelError(f"{path} isn't a file that torch.save wrote, or it is truncated") from error
 
 
 def find_state_dict(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:

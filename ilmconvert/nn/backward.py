@@ -1,4 +1,7 @@
-"""The gradient of ILM Norm by hand. ``d_t`` is the derivative of the loss by ``t``; names as in :mod:`.forward`."""
+"""The gradient of ILM Norm by hand.
+
+``d_t`` is the derivative of the loss by ``t``; other names are those of :mod:`ilmconvert.nn.forward`.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def can_fuse(x: Tensor, t: Tensors) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
         or type(x) not in (Tensor, torch.nn.Parameter)
-        # The gradient by hand leaves out the reference values, which are frozen unless somebody thaws them.
+        # The gradient by hand leaves out the reference values, which have requires_grad=False by default.
         or (t.ref_mean is not None and t.ref_mean.requires_grad)
         or (t.ref_std is not None and t.ref_std.requires_grad)
     )

@@ -29,7 +29,7 @@ def group_norm_baseline(model: nn.Module, *, num_groups: int | None = 32, copy_a
     """A copy of ``model`` with GroupNorm in the place of every BatchNorm: how layers are usually swapped.
 
     Fused activations stay. ``num_groups`` becomes the largest divisor of the channels up to it; None is one
-    group a channel. ``copy_affine`` takes over gamma and beta; otherwise they start at 1 and 0.
+    group per channel. ``copy_affine`` takes over gamma and beta; otherwise they start at 1 and 0.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 48, 1), nn.BatchNorm2d(48))
     >>> group_norm_baseline(model, num_groups=32)[1].num_groups

@@ -105,7 +105,7 @@ def plan(
         ConversionError: the model is wrapped, compiled or scripted; the message names the cure.
 
     >>> print(plan(nn.Sequential(nn.BatchNorm2d(8), nn.LayerNorm(8)), "ilm_ln").skipped[0].reason)
-    normalises every position over its channels, which is no group statistic of the instance
+    normalises over the channels at each position; ILM Norm pools over positions, so there is no equivalent
     """
     settings = Settings(
         to,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
-#: Plain layers: GroupNorm with several groups, with one, and with one a channel (InstanceNorm).
+#: Plain layers: GroupNorm with several groups, with one, and with one per channel (InstanceNorm).
 PLAIN_TARGETS = ("gn", "ln", "in")
 INITS = ("identity", "moments")
 DEFAULT_NUM_GROUPS = 32

@@ -137,11 +137,11 @@ _REASONS = (
     ),
     (
         r"^LayerNorm",
-        "normalises every position over its channels, which is no group statistic of the instance",
+        "normalises over the channels at each position; ILM Norm pools over positions, so there is no equivalent",
     ),
-    (r"^(Rms|RMS|Simple)Norm", "divides by a root mean square and takes no mean off"),
-    (r"^(EvoNorm|FilterResponseNorm|InplaceAbn)", "has a nonlinearity of its own built in"),
-    (r"^(LocalResponse|GlobalResponse|CrossMapLRN)", "a response normalisation, with another formula"),
+    (r"^(Rms|RMS|Simple)Norm", "divides by a root mean square without subtracting the mean"),
+    (r"^(EvoNorm|FilterResponseNorm|InplaceAbn)", "has a built-in nonlinearity of its own"),
+    (r"^(LocalResponse|GlobalResponse|CrossMapLRN)", "normalises responses by another formula"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.models.create import ModelSpec, parse_name
 from ilmconvert.models.norm_counts import skeleton
 from ilmconvert.surgery.outputs import outputs
@@ -94,7 +94,7 @@ def find_size(model: nn.Module, batch_size: int) -> int | None:
     accepted: list[int | None] = []
     for size in sizes:
         try:
-            found = _run(model, probe_batch(model, batch_size=batch_size, size=size))
+            found = _run(model, example_inputs(model, batch_size=batch_size, size=size))
         except Exception:  # models refuse a size in as many ways as there are
             if size is None and not accepted:
                 raise

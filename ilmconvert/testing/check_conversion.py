@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert import surgery
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ConversionError
 from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.evaluation.outputs import output_error
@@ -82,7 +82,7 @@ def compare(source: nn.Module, line: dict[str, Any], size: int | None, seed: int
         converted = convert(source, line)
         if converted is None:
             return None
-        inputs = probe_batch(source, batch_size=BATCH, size=size, seed=seed)
+        inputs = example_inputs(source, batch_size=BATCH, size=size, seed=seed)
         error = _largest_error(source, converted, inputs)
         line |= {"input": _shape(inputs), "dtype": str(dtype).rpartition(".")[2], "norm_scale": scale}
         line["relative_error"] = error if math.isfinite(error) else None

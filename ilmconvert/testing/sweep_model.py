@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ilmconvert import checkpoint, surgery
 from ilmconvert.checkpoint.save_load import read_header
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.outputs import outputs
@@ -114,10 +114,10 @@ def _check(line: dict[str, Any], seed: int, max_parameters: int) -> None:
         return
     line["executed"] = True
     del source
-    inputs = probe_batch(converted, batch_size=BATCH, size=size, seed=seed)
+    inputs = example_inputs(converted, batch_size=BATCH, size=size, seed=seed)
     _check_roundtrip(converted, inputs)
     line["roundtrip"] = True
-    _check_backward(converted, probe_batch(converted, batch_size=1, size=size, seed=seed), seed)
+    _check_backward(converted, example_inputs(converted, batch_size=1, size=size, seed=seed), seed)
     line["backward"] = True
 
 

@@ -48,7 +48,7 @@ def _quietly(job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 def network(seed: int, channels: int = 64) -> nn.Module:
-    """A converted network of no zoo, about 160 KB as a file."""
+    """A converted custom network, about 160 KB as a file."""
     torch.manual_seed(seed)
     layers = [nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3)]
     return convert(randomize_norms(nn.Sequential(*layers, nn.BatchNorm2d(channels)), seed=seed))

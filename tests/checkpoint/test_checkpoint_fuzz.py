@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ilmconvert.checkpoint.build_budget import Budget, build_outline
+from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.restore import skeleton
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.models.create import ModelSpec, create_model
@@ -72,7 +72,7 @@ def test_every_model_of_the_zoos_is_within_the_budget_of_its_own_file() -> None:
     refused = {}
     for name in (name for name, count in stored_counts().items() if count):
         spec = ModelSpec(*_library(name))
-        model = build_outline(spec, Budget(10**9, 10**9, 1 << 50, 10**9))
+        model = build_within_budget(spec, Budget(10**9, 10**9, 1 << 50, 10**9))
         # A conversion to plain layers leaves the fewest tensors: weight and bias of a BatchNorm's five.
         entries = {
             key: Entry(tuple(t.shape), t.dtype)
@@ -80,7 +80,7 @@ def test_every_model_of_the_zoos_is_within_the_budget_of_its_own_file() -> None:
             if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
         }
         try:
-            build_outline(spec, Budget.of(entries))
+            build_within_budget(spec, Budget.of(entries))
         except Exception as error:
             refused[name] = str(error)
     assert refused == {}
@@ -91,11 +91,11 @@ def _library(name: str) -> tuple[str, str]:
     return (library, bare) if slash else ("timm", name)
 
 
-def test_an_outline_has_the_shapes_and_types_of_the_model() -> None:
+def test_a_build_within_budget_has_the_shapes_and_types_of_the_model() -> None:
     for name in ("test_resnet", "test_vit", "torchvision/regnet_y_400mf"):
         built = skeleton(create_model(name, weights="none")).state_dict()
         spec = ModelSpec(*_library(name))
-        outlined = build_outline(
+        bounded = build_within_budget(
             spec, Budget.of({k: Entry(tuple(t.shape), t.dtype) for k, t in built.items()})
         ).state_dict()
-        assert {k: (t.shape, t.dtype) for k, t in outlined.items()} == {k: (t.shape, t.dtype) for k, t in built.items()}
+        assert {k: (t.shape, t.dtype) for k, t in bounded.items()} == {k: (t.shape, t.dtype) for k, t in built.items()}

@@ -162,7 +162,8 @@ def test_models_that_do_not_run_are_converted_with_a_warning(trained: Path, monk
     monkeypatch.setattr("ilmconvert.evaluation.outputs.output_error", fail)
     result = run("test_resnet", "--weights", str(trained), "--json")
     assert json.loads(result.stdout)["error"] is None
-    assert result.stderr == "Warning: not compared with the source, since running them failed: out of memory\n"
+    message = "the model wasn't compared with its source, since running them failed: out of memory"
+    assert result.stderr == f"Warning: {message}\n"
 
 
 def test_plan_shows_and_writes_nothing(folder: Path) -> None:

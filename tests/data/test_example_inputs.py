@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ModelError
 from ilmconvert.evaluation import OutputDifference, output_error
 from ilmconvert.models.create import ModelSpec, create_model
@@ -28,9 +28,9 @@ from ilmconvert.surgery.outputs import outputs
         ("torchvision/lraspp_mobilenet_v3_large", {}, (2, 3, 224, 224)),
     ],
 )
-def test_models_take_their_probe(name: str, args: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_models_take_their_example_inputs(name: str, args: dict[str, Any], shape: tuple[int, ...]) -> None:
     model = create_model(name, weights="none", **args)
-    batch = probe_batch(model)
+    batch = example_inputs(model)
     assert [tuple(x.shape) for x in batch] == [shape]
     with torch.no_grad():
         results = outputs(model(*batch))
@@ -48,12 +48,12 @@ def test_models_take_their_probe(name: str, args: dict[str, Any], shape: tuple[i
     ],
 )
 def test_sizes_that_are_not_the_usual_ones(name: str, shape: tuple[int, ...]) -> None:
-    (x,) = probe_batch(skeleton(ModelSpec("torchvision", name)), batch_size=1)
+    (x,) = example_inputs(skeleton(ModelSpec("torchvision", name)), batch_size=1)
     assert tuple(x.shape) == (1, *shape)
 
 
 def test_optical_flow_takes_two_images() -> None:
-    first, second = probe_batch(skeleton(ModelSpec("torchvision", "raft_small")))
+    first, second = example_inputs(skeleton(ModelSpec("torchvision", "raft_small")))
     assert first.shape == second.shape == (2, 3, 128, 160)
 
 
@@ -63,15 +63,15 @@ def detector() -> nn.Module:
 
 
 def test_detection_takes_lists(detector: nn.Module) -> None:
-    (images,) = probe_batch(detector, batch_size=3, size=(64, 96))
+    (images,) = example_inputs(detector, batch_size=3, size=(64, 96))
     assert [tuple(image.shape) for image in images] == [(3, 64, 96)] * 3
     assert all(image.min() >= 0 and image.max() <= 1 for image in images)
 
 
-def test_probe_is_reproducible_and_leaves_the_random_state() -> None:
+def test_example_inputs_are_reproducible_and_leaves_the_random_state() -> None:
     model = create_model("test_resnet", weights="none").double()
     state = torch.get_rng_state()
-    first, again, other = (probe_batch(model, size=32, seed=seed)[0] for seed in (0, 0, 1))
+    first, again, other = (example_inputs(model, size=32, seed=seed)[0] for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -81,8 +81,8 @@ def test_probe_is_reproducible_and_leaves_the_random_state() -> None:
 def test_unknown_models_need_a_shape() -> None:
     model = nn.Linear(3, 4)
     with pytest.raises(ModelError, match=r"size=\(3, 224, 224\)"):
-        probe_batch(model)
-    assert probe_batch(nn.Conv3d(1, 2, 1), size=(1, 4, 5, 6))[0].shape == (2, 1, 4, 5, 6)
+        example_inputs(model)
+    assert example_inputs(nn.Conv3d(1, 2, 1), size=(1, 4, 5, 6))[0].shape == (2, 1, 4, 5, 6)
 
 
 class Pair(NamedTuple):
@@ -151,7 +151,7 @@ def test_training_flags_are_restored() -> None:
 
 def test_detection_is_compared_before_the_selection_of_boxes(detector: nn.Module) -> None:
     model = detector
-    images = probe_batch(model, batch_size=1)
+    images = example_inputs(model, batch_size=1)
     assert output_error(model, copy.deepcopy(model), images).relative_error == 0
     changed = copy.deepcopy(model)
     with torch.no_grad():

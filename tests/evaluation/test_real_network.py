@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with real ImageNet weights: what the conversion promises, on photographs."""
+"""EfficientNet-Lite0 with real ImageNet weights: the conversion on photographs."""
 
 from __future__ import annotations
 

@@ -260,16 +260,16 @@ def test_settings_are_in_timms_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "mobilenetv3_small_050.lamb_in1k", "convnext_atto_ols.a2_in1k"])
 def test_licence_and_origin_of_the_base_stay_and_the_tag_changes(tmp_path: Path, name: str) -> None:
     """On skeletons, whose settings alone matter here."""
-    from ilmconvert.checkpoint.metadata import Record
+    from ilmconvert.checkpoint.metadata import Metadata
     from ilmconvert.export.hub.card import card_of
     from ilmconvert.export.hub.config import config_of
 
     base = timm.create_model(name)
     model = base if "convnext" in name else convert(randomize_norms(base))
     layers = [] if "convnext" in name else None
-    record = Record({"library": "timm", "architecture": name, "model_args": {}}, tuple(layers or ()))
+    record = Metadata({"library": "timm", "architecture": name, "model_args": {}}, tuple(layers or ()))
     if layers is None:
-        record = Record(record.spec, (), settings=model.ilmconvert_settings, provenance={"weights": "default"})
+        record = Metadata(record.spec, (), settings=model.ilmconvert_settings, provenance={"weights": "default"})
     config, cfg = config_of(model, record), timm.models.get_pretrained_cfg(name).to_dict()
     kept = config["pretrained_cfg"]
     for key in ("license", "origin_url", "paper_name", "paper_ids", "description", "mean", "std", "crop_pct"):
@@ -319,7 +319,7 @@ def test_a_fine_tuned_networks_card_says_so(tmp_path: Path) -> None:
 def test_what_cannot_be_published(tmp_path: Path) -> None:
     other = convert(randomize_norms(torchvision.models.resnet18()))
     cases = [
-        (other, "a model of no zoo; write it with ilmconvert.save"),
+        (other, "a custom model; write it with ilmconvert.save"),
         (convert(randomize_norms(create_model("torchvision/mobilenet_v2", weights="none"))), "torchvision's mobilenet"),
         (convert(source_of("test_resnet", features_only=True)), "publish the whole one"),
         (source_of("test_resnet"), "holds no ILM Norm"),

@@ -25,7 +25,7 @@ SLIM = {"num_classes": 4, "channels": [8, 8, 8, 16], "stem_width": 4}
 
 
 class Tied(nn.Module):
-    """A weight under two names and a norm under two names, in no zoo."""
+    """A weight under two names and a norm under two names, in a custom model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Tied(nn.Module):
 
 
 class Valid(NamedTuple):
-    """A file as it was written, and the model it goes into where it is in no zoo."""
+    """A file as it was written, and the model it goes into if it is a custom one."""
 
     name: str
     data: bytes

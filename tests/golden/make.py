@@ -1,7 +1,7 @@
 """Write the golden checkpoints of the present format: ``python -m tests.golden.make``, once a format version.
 
 Each kind of model is a file in ``tests/golden/v1`` (``v2`` ...); ``outputs.safetensors`` there holds one input and the
-output of each. What is there already stays as it is, for good: these files are the promise that old checkpoints load.
+output of each. What is there already stays as it is, for good: these files show that old checkpoints load.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SLIM = {"num_classes": 4, "channels": [8, 8, 8, 16], "stem_width": 4}
 
 
 class Custom(nn.Module):
-    """A model of no zoo, with a tied weight and a shared norm: loaded by ``load(path, into=Custom())``."""
+    """A custom model, with a tied weight and a shared norm: loaded by ``load(path, into=Custom())``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The pages of docs/integrations, run block by block as a reader would paste them, and what all of them promise.
+"""The pages of docs/integrations, run block by block as a reader would paste them, and the assertions that they share.
 
 The first block of a page builds ``source``. A test randomises its norms before it goes on, since a fresh network would
 hide a wrong conversion.
@@ -57,7 +57,7 @@ class Page:
 
 
 def assert_same(got: Tensor | list[Tensor], expected: Tensor | list[Tensor]) -> None:
-    """The conversion's promise, in float32."""
+    """The outputs are equal up to the rounding of float32."""
     assert relative_error(got, expected) <= TOLERANCE[torch.float32]
 
 

@@ -11,7 +11,7 @@ from ilmconvert import convert, load
 from tests.helpers import randomize_norms
 from tests.integrations.pages import Page, assert_norms_learnt, assert_same, evaluate
 
-pytest.importorskip("lightning", reason="pip install 'ilmconvert[integrations]'")
+pytest.importorskip("lightning", reason="pip install '.[integrations]'")
 
 
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")

@@ -13,7 +13,7 @@ from ilmconvert import ConversionError, convert
 from tests.helpers import randomize_norms
 from tests.integrations.pages import Page, assert_norms_learnt, assert_same, evaluate, norms
 
-smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'ilmconvert[integrations]'")
+smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install '.[integrations]'")
 
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ilmconvert import CheckpointError, save
 from tests.helpers import randomize_norms, relative_error
 from tests.integrations.pages import Page, assert_same, norms
 
-torchao = pytest.importorskip("torchao", reason="pip install 'ilmconvert[integrations]'")
+torchao = pytest.importorskip("torchao", reason="pip install '.[integrations]'")
 
 from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: E402  after importorskip
 

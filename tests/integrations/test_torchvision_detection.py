@@ -130,7 +130,7 @@ json.dump({"stats": stats, "moved": moved}, open("result.json", "w"))
 @pytest.mark.slow
 def test_reference_scripts(tmp_path: Path) -> None:
     """train_one_epoch and evaluate of torchvision's references, as they are, with pycocotools."""
-    pytest.importorskip("pycocotools", reason="pip install 'ilmconvert[integrations]'")
+    pytest.importorskip("pycocotools", reason="pip install '.[integrations]'")
     references = os.environ.get("ILMCONVERT_TORCHVISION_REFERENCES")
     if not references:
         pytest.skip("ILMCONVERT_TORCHVISION_REFERENCES names no references/detection of a torchvision checkout")

@@ -11,7 +11,7 @@ from ilmconvert import convert
 from tests.helpers import randomize_norms
 from tests.integrations.pages import Page, assert_norms_learnt, assert_same, evaluate
 
-transformers = pytest.importorskip("transformers", reason="pip install 'ilmconvert[integrations]'")
+transformers = pytest.importorskip("transformers", reason="pip install '.[integrations]'")
 
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ModelError
 from ilmconvert.models import torchvision_zoo
 from ilmconvert.models.create import ModelSpec, create_model, infer_spec, list_models, parse_name
@@ -167,7 +167,7 @@ def test_skipping_the_initialisation_needs_only_a_state_dict() -> None:
     spec = parse_name("test_vit")
     plain, quick = spec.build(), spec.build(initialize=False)
     quick.load_state_dict(plain.state_dict())
-    (x,) = probe_batch(plain, batch_size=1)
+    (x,) = example_inputs(plain, batch_size=1)
     with torch.no_grad():
         assert torch.equal(plain.eval()(x), quick.eval()(x))
 
@@ -273,11 +273,11 @@ def damaged_files(folder: Path) -> dict[str, Path]:
         ("missing.pth", "there is no file"),
         ("folder.pth", "is not a file"),
         ("array.npz", "what kind of file"),
-        ("empty.pth", "cut short"),
-        ("cut.pth", "cut short"),
-        ("cut.safetensors", "cut short"),
-        ("text.pth", "not a file that torch.save wrote"),
-        ("text.safetensors", "no readable .safetensors"),
+        ("empty.pth", "truncated"),
+        ("cut.pth", "truncated"),
+        ("cut.safetensors", "truncated"),
+        ("text.pth", "isn.t a file that torch.save wrote"),
+        ("text.safetensors", "isn.t a readable .safetensors"),
         ("code.pth", "more than tensors"),
         ("list.pth", "no state dict"),
         ("none.pth", "no state dict"),

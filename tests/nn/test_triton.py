@@ -25,7 +25,7 @@ CASES = {
     "no meta-network": Case((2, 32, 5, 6), 8, 16, meta=False),
     "no weight and bias": Case((2, 32, 3, 3), 8, 16, affine=False, restore=False),
     "one group": Case((2, 40, 4, 4), 1, 8),
-    "a group a channel": Case((2, 40, 4, 4), 40, 8),
+    "one group per channel": Case((2, 40, 4, 4), 40, 8),
     "groups across key groups": Case((2, 24, 5), 8, 4),
     "prime channels": Case((1, 19, 7), 19, 1),
     "one position": Case((3, 32, 1, 1), 8, 16),

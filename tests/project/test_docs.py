@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 # Pages whose blocks need neither images nor a hub.
-RUN = [ROOT / "README.md", DOCS / "index.md", DOCS / "concepts.md", *sorted((DOCS / "guides").glob("*.md"))]
+RUN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "concepts", "faq"))]
+RUN += sorted((DOCS / "guides").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

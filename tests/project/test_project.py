@@ -1,4 +1,4 @@
-"""What a release and the workflows promise about the project's own files."""
+"""Checks of the project's own files: workflows, citation, sessions, table of rooms."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def test_the_citation_names_this_version() -> None:
 
 
 def test_every_session_of_nox_is_run_by_the_workflow() -> None:
-    sessions = set(re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), flags=re.MULTILINE))
-    called = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["environments"]
-    assert {name.partition("(")[0] for name in called["strategy"]["matrix"]["session"]} == sessions
+    sessions = set(re.findall(r"^def ([a-z]\w*)\(session", (ROOT / "noxfile.py").read_text(), flags=re.MULTILINE))
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    called = [name for job in jobs.values() for name in job["strategy"]["matrix"].get("session", [])]
+    assert {name.partition("(")[0] for name in called} == sessions
+    assert len(called) == len(set(called))
+
+
+def test_contributing_names_every_room_and_files_that_exist() -> None:
+    package = ROOT / "ilmconvert"
+    rows = re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    rooms = {place: text for place, text in rows if (package / place).is_dir()}
+    assert rooms.keys() >= {path.parent.name for path in package.glob("*/__init__.py")}
+    for place, text in rooms.items():
+        named = [name.replace("*", "launch") for name in re.findall(r"`([\w*]+\.py)`", text)]
+        assert [name for name in named if not (package / place / name).is_file()] == [], place

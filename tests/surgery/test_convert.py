@@ -1,4 +1,4 @@
-"""The promise: a converted model computes what its source computes, and nothing else about it changes."""
+"""A converted model computes what its source computes, and nothing else about it changes."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def test_converting_twice_says_so() -> None:
     ("model", "match"),
     [
         (nn.Sequential(nn.Linear(2, 2)), "the model holds: no norm layer"),
-        (nn.Sequential(nn.LayerNorm(2), nn.LayerNorm(2)), r"holds: 2 LayerNorm \(normalises every position"),
+        (nn.Sequential(nn.LayerNorm(2), nn.LayerNorm(2)), r"holds: 2 LayerNorm \(normalises over the channels"),
         (nn.Sequential(nn.LazyBatchNorm2d()), "not initialised yet"),
         (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)), "no running statistics"),
         (nn.DataParallel(nn.BatchNorm2d(2)), r"convert model\.module"),

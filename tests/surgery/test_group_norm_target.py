@@ -127,7 +127,7 @@ def test_stock_timm_loads_the_file(tmp_path: Path, name: str, to: str, norm_laye
     assert torch.equal(stock(X), plain(X))
 
 
-def test_where_stock_timm_builds_another_network_nothing_is_promised() -> None:
+def test_where_stock_timm_builds_another_network_it_gives_no_arguments() -> None:
     assert timm_arguments(ilmconvert.convert(source_network("test_resnet"), "gn")) is None  # 16 channels, not 32 groups
     assert timm_arguments(ilmconvert.convert(source_network("resnet18"), "in")) is None
     assert timm_arguments(ilmconvert.convert(source_network("resnet18"), "ln", exclude="bn1")) is None

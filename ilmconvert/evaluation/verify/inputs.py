@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from ilmconvert.data.dataset import ImageDataset
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.data.transforms import evaluation_images
 from ilmconvert.models.head import number_of_classes
 
@@ -46,13 +46,13 @@ class Sample:
 def random_sample(
     model: nn.Module, *, batches: int = 4, batch_size: int = 2, size: int | None = None, seed: int = 0
 ) -> Sample:
-    """Random inputs of the kind that the model takes, see :func:`ilmconvert.data.example_inputs.probe_batch`.
+    """Random inputs of the kind that the model takes, see :func:`ilmconvert.data.example_inputs.example_inputs`.
 
     >>> sample = random_sample(nn.Sequential(nn.Flatten()).requires_grad_(False), batches=0)
     >>> sample.random, len(sample.caveats)
     (True, 1)
     """
-    made = (probe_batch(model, batch_size=batch_size, size=size, seed=seed + i) for i in range(batches))
+    made = (example_inputs(model, batch_size=batch_size, size=size, seed=seed + i) for i in range(batches))
     text = f"{batches * batch_size} random inputs, seed {seed}"
     return Sample(made, text, random=True, class_names=class_names(model), caveats=(RANDOM_CAVEAT,))
 

@@ -1,4 +1,4 @@
-"""Conversions published in the layout of timm and the Hugging Face hub, and read from there."""
+"""Converted models in the layout of timm and the Hugging Face hub: written, published and read."""
 
 from __future__ import annotations
 

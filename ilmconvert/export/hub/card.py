@@ -1,4 +1,4 @@
-"""``README.md`` of a published folder: the model card, with nothing in it that isn't known or measured."""
+"""The model card, ``README.md`` of a published folder; it holds only what is known or measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import timm
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ilmconvert.checkpoint.metadata import Record
+from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.surgery.settings import PLAIN_TARGETS
 
 if TYPE_CHECKING:
@@ -37,29 +37,29 @@ class Measured:
     inputs: str
 
 
-def card_of(config: Mapping[str, Any], record: Record, name: str, measured: Measured | None) -> str:
+def card_of(config: Mapping[str, Any], metadata: Metadata, name: str, measured: Measured | None) -> str:
     """The text of the card.
 
     Args:
         config: the content of the ``config.json`` beside it.
-        record: of the checkpoint beside it.
+        metadata: of the checkpoint in the same folder.
         name: what ``timm.create_model`` takes, ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
         measured: None where there was no source to compare with.
     """
-    assert record.spec is not None
-    base, cfg = record.spec["architecture"], config["pretrained_cfg"]
+    assert metadata.spec is not None
+    base, cfg = metadata.spec["architecture"], config["pretrained_cfg"]
     registered = base_cfg(base)
     text: str = _template().render(
         front=_front_matter(cfg, registered).to_yaml(),
         name=name,
         base=base,
-        kind=_KINDS.get(str(record.settings.get("to")), "ILM Norm"),
-        settings=record.settings,
-        provenance=record.provenance,
-        version=record.ilmconvert,
+        kind=_KINDS.get(str(metadata.settings.get("to")), "ILM Norm"),
+        settings=metadata.settings,
+        provenance=metadata.provenance,
+        version=metadata.ilmconvert,
         cfg=cfg,
         hub_id=registered.get("hf_hub_id"),
-        plan=_plan(record),
+        plan=_plan(metadata),
         measured=measured,
     )
     return text
@@ -86,9 +86,9 @@ def _front_matter(cfg: Mapping[str, Any], registered: Mapping[str, Any]) -> Mode
     )
 
 
-def _plan(record: Record) -> list[tuple[str, int, bool, int]]:
+def _plan(metadata: Metadata) -> list[tuple[str, int, bool, int]]:
     """Kind of layer, groups, whether there is a restoring path, and how many of these."""
-    configs = [entry["config"] for entry in record.layers]
+    configs = [entry["config"] for entry in metadata.layers]
     kinds = Counter(
         ("GroupNorm" if "kind" in c else "ILM Norm", c["num_groups"], bool(c.get("restore"))) for c in configs
     )

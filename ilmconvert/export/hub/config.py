@@ -11,18 +11,18 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ilmconvert._constants import ENTRYPOINT
-from ilmconvert.checkpoint.metadata import Record
+from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.errors import CheckpointError
 from ilmconvert.models.timm_zoo import SOURCE_FIELDS
 
 _CURE = "write it with ilmconvert.save, and load it with ilmconvert.load"
 
 
-def check_publishable(record: Record) -> None:
+def check_publishable(metadata: Metadata) -> None:
     """Raise a CheckpointError for a model that timm can't build by a ``config.json``."""
-    spec = record.spec
+    spec = metadata.spec
     if spec is None or spec["library"] != "timm":
-        what = "a model of no zoo" if spec is None else f"{spec['library']}'s {spec['architecture']}"
+        what = "a custom model" if spec is None else f"{spec['library']}'s {spec['architecture']}"
         raise CheckpointError(f"the hub layout is timm's, and this is {what}; {_CURE}")
     if spec["model_args"].get("features_only"):
         raise CheckpointError(
@@ -31,18 +31,18 @@ def check_publishable(record: Record) -> None:
         )
 
 
-def config_of(model: nn.Module, record: Record) -> dict[str, Any]:
+def config_of(model: nn.Module, metadata: Metadata) -> dict[str, Any]:
     """The content of ``config.json``: by timm's own writer, with our entrypoint, the layers and the changed tag.
 
     Raises:
         CheckpointError: see :func:`check_publishable`, or timm can't describe the model.
     """
-    check_publishable(record)
-    assert record.spec is not None
-    base, args = record.spec["architecture"], record.spec["model_args"]
-    own: dict[str, Any] = {"base": base, "layers": list(record.layers)}
-    if record.aliases:
-        own["aliases"] = record.aliases
+    check_publishable(metadata)
+    assert metadata.spec is not None
+    base, args = metadata.spec["architecture"], metadata.spec["model_args"]
+    own: dict[str, Any] = {"base": base, "layers": list(metadata.layers)}
+    if metadata.aliases:
+        own["aliases"] = metadata.aliases
     own.update({key: value for key, value in args.items() if key != "pretrained_cfg"})
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -52,19 +52,19 @@ def config_of(model: nn.Module, record: Record) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"timm can't describe the model ({error}); {_CURE}") from error
     config["architecture"] = ENTRYPOINT
-    config["pretrained_cfg"]["tag"] = changed_tag(model, record)
+    config["pretrained_cfg"]["tag"] = changed_tag(model, metadata)
     _correct(config, in_chans=args.get("in_chans"))
     config["ilmconvert"] = {
-        "version": record.ilmconvert,
-        "settings": record.settings,
-        "provenance": record.provenance,
+        "version": metadata.ilmconvert,
+        "settings": metadata.settings,
+        "provenance": metadata.provenance,
     }
     return config
 
 
-def changed_tag(model: nn.Module, record: Record) -> str:
+def changed_tag(model: nn.Module, metadata: Metadata) -> str:
     """timm's tag of the weights with what became of the norms: these aren't the weights that the tag stands for."""
-    kind = str(record.settings.get("to", "ilm"))
+    kind = str(metadata.settings.get("to", "ilm"))
     tag = str(model.pretrained_cfg.get("tag") or "")  # type: ignore[union-attr, operator]
     return tag if tag.endswith(kind) else f"{tag}_{kind}".lstrip("_")
 

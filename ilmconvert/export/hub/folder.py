@@ -1,4 +1,4 @@
-"""The folder that timm and the Hugging Face hub know: weights, settings, model card."""
+"""Folders for timm and the Hugging Face hub: weights, settings and a model card."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 
 from ilmconvert.checkpoint import save_load
 from ilmconvert.checkpoint.atomic_write import remove_leftovers, sync_folder, temporary_folder, write_atomically
-from ilmconvert.checkpoint.metadata import Record
+from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.checkpoint.safetensors_io import FOLDER_FILE
-from ilmconvert.data.example_inputs import probe_batch
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import CheckpointError
 from ilmconvert.evaluation.outputs import output_error
 from ilmconvert.export.hub.card import Measured, card_of
@@ -89,10 +89,10 @@ def _write(
     provenance: Mapping[str, Any] | None,
 ) -> None:
     path = save_load.save(model, folder / WEIGHTS, spec=spec, provenance=provenance)
-    record = Record.from_json(json.dumps(save_load.read_header(path)))
-    config = config_of(model, record)
+    metadata = Metadata.from_json(json.dumps(save_load.read_header(path)))
+    config = config_of(model, metadata)
     measured = None if source is None else measure(source, model)
-    texts = {CONFIG: json.dumps(config, indent=2) + "\n", CARD: card_of(config, record, name, measured)}
+    texts = {CONFIG: json.dumps(config, indent=2) + "\n", CARD: card_of(config, metadata, name, measured)}
     for file, text in texts.items():
         write_atomically(folder / file, partial(_write_text, text=text))
 
@@ -110,7 +110,7 @@ def _move(made: Path, folder: Path) -> None:
 
 def measure(source: nn.Module, model: nn.Module) -> Measured:
     """Both models on the same random inputs."""
-    inputs = probe_batch(source, batch_size=_INPUTS)
+    inputs = example_inputs(source, batch_size=_INPUTS)
     shape = " x ".join(map(str, inputs[0].shape[1:]))
     return Measured(output_error(source, model, inputs), f"{_INPUTS} random inputs of {shape}")
 

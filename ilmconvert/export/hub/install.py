@@ -36,7 +36,7 @@ def check(whole: nn.Module, layers: Layers, state: Mapping[str, Tensor] | None, 
 
     Args:
         whole: the skeleton, not wrapped.
-        layers: as in a checkpoint's record.
+        layers: as in a checkpoint's metadata.
         state: the file's tensors; None for a new network.
         other: what the names of parts begin with that the caller wants otherwise than in the file, a head for instance.
 
@@ -67,7 +67,7 @@ def install(model: nn.Module, whole: nn.Module, layers: Layers, state: Mapping[s
     Args:
         model: the base as timm built it, perhaps a feature extractor, which holds fewer modules under other names.
         whole: the base, not wrapped; only its modules' names and types are looked at.
-        layers: as in a checkpoint's record, with names in ``whole``.
+        layers: as in a checkpoint's metadata, with names in ``whole``.
         state: the layers' values by their names in ``whole``; None for a new network.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A conversion on the Hugging Face hub."""
+"""Publish a converted model on the Hugging Face hub."""
 
 from __future__ import annotations
 

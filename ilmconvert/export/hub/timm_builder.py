@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, model_entrypoint, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ilmconvert._constants import ENTRYPOINT
-from ilmconvert.checkpoint.metadata import METADATA_KEY, Record
+from ilmconvert.checkpoint.metadata import METADATA_KEY, Metadata
 from ilmconvert.checkpoint.safetensors_io import read_all
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.export.hub.folder import WEIGHTS
@@ -50,7 +50,7 @@ def build(
     Args:
         pretrained: read the weights; otherwise the network is new, its norms too.
         base: timm's name of the architecture that was converted.
-        layers: names and settings of its ILM Norms, as in a checkpoint's record.
+        layers: names and settings of its ILM Norms, as in a checkpoint's metadata.
         aliases: second names of tensors that the file holds once.
         pretrained_cfg, pretrained_cfg_overlay, cache_dir: as for any entrypoint of timm.
         **kwargs: for the base's entrypoint.
@@ -63,15 +63,15 @@ def build(
     cfg = resolve_pretrained_cfg(base, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     whole = skeleton(ModelSpec("timm", base, {**_without(kwargs, _FEATURE_ARGS | _RUNTIME_ARGS), **_settings(cfg)}))
     other = _asked_for(cfg, kwargs)
-    state = placeholders = record = None
+    state = placeholders = metadata = None
     if pretrained:
-        state, record = read_weights(cfg, cache_dir)
+        state, metadata = read_weights(cfg, cache_dir)
         state.update({alias: state[name] for alias, name in (aliases or {}).items() if name in state})
         _check_size(whole, state, other)
         placeholders = _without_ilm(state, whole, layers)
     check(whole, layers, state, other)
     model = install(_base(base, cfg, kwargs, placeholders), whole, layers, state)
-    _note(model, base, cfg, kwargs, record)
+    _note(model, base, cfg, kwargs, metadata)
     return model
 
 
@@ -137,7 +137,7 @@ def _check_size(whole: nn.Module, state: Mapping[str, Tensor], other: tuple[str,
 
 
 def _note(
-    model: nn.Module, base: str, cfg: Mapping[str, Any], kwargs: Mapping[str, Any], record: Record | None
+    model: nn.Module, base: str, cfg: Mapping[str, Any], kwargs: Mapping[str, Any], metadata: Metadata | None
 ) -> None:
     """What timm and this library look up on a model: where it is from, and how to build it again."""
     shown = {key: value for key, value in model.pretrained_cfg.items() if key != "state_dict"}  # type: ignore[union-attr, operator]
@@ -152,9 +152,9 @@ def _note(
         model.ilmconvert_spec = ModelSpec("timm", base, {**own, **args})  # type: ignore[assignment]
     except ModelError:  # arguments that no file can hold, a class for instance
         pass
-    if record is not None:
-        model.ilmconvert_settings = dict(record.settings)  # type: ignore[assignment]
-        model.ilmconvert_provenance = dict(record.provenance)  # type: ignore[assignment]
+    if metadata is not None:
+        model.ilmconvert_settings = dict(metadata.settings)  # type: ignore[assignment]
+        model.ilmconvert_provenance = dict(metadata.provenance)  # type: ignore[assignment]
 
 
 def _settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _without(values: Mapping[str, Any], keys: frozenset[str] | set[str]) -> dict
     return {key: value for key, value in values.items() if key not in keys}
 
 
-def read_weights(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[dict[str, Tensor], Record | None]:
+def read_weights(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[dict[str, Tensor], Metadata | None]:
     """All tensors, and what the file says of itself if this library wrote it. Never unpickles.
 
     Args:
@@ -180,9 +180,9 @@ def read_weights(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[
         return {key: torch.as_tensor(value) for key, value in given.items()}, None
     path = _file(cfg, cache_dir)
     try:
-        metadata, tensors = read_all(path)
-        text = metadata.get(METADATA_KEY)
-        return tensors, None if text is None else Record.from_json(text)
+        header, tensors = read_all(path)
+        text = header.get(METADATA_KEY)
+        return tensors, None if text is None else Metadata.from_json(text)
     except (CheckpointError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from error
 

@@ -19,7 +19,10 @@ _AWAITED = "timm.models"
 
 
 def register() -> None:
-    """Register :data:`ENTRYPOINT` in timm. Nothing is imported that isn't here, and a second call does nothing."""
+    """Register :data:`ilmconvert._constants.ENTRYPOINT` in timm.
+
+    Nothing is imported that isn't here, and a second call does nothing.
+    """
     if _AWAITED in sys.modules:
         _import_entrypoint()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):

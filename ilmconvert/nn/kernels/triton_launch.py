@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Of the forward pass for the backward pass; see :func:`triton_forward.statistics_kernel`."""
+    """Of the forward pass for the backward pass; see :func:`ilmconvert.nn.kernels.triton_forward.statistics_kernel`."""
 
     mu: Tensor
     sigma: Tensor
