@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +15,17 @@ from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.surgery import group_norm_target
 from ilmconvert.surgery.initialization import beyond, initial_values
-from ilmconvert.surgery.plan import Plan, plan, seen
+from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 from ilmconvert.surgery.sources import NormDescription, find_source
 
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
+
 
 def convert(
     model: nn.Module,
-    to: str = "ilm_gn",
+    to: str | Plan = "ilm_gn",
     *,
     inplace: bool = False,
     init: str | None = None,
@@ -47,6 +50,8 @@ def convert(
             Under ``"ilm_gn"`` with the default ``num_groups`` a GroupNorm or InstanceNorm keeps its own groups.
             ``"gn"``, ``"ln"`` and ``"in"`` are the same groups as stock ``nn.GroupNorm`` (timm's ``GroupNormAct``
             where an activation was fused), started from the running statistics: close to the source, not equal.
+            Or a :class:`ilmconvert.Plan` of this very model, which is then carried out without a second look; the
+            settings are the plan's, and those below stay at their defaults.
         inplace: change ``model`` itself (if its root is a norm, the new layer is only returned). Otherwise the
             result is a deep copy that shares nothing with ``model``.
         init: ``"identity"`` or ``"moments"``. By default identity, for plain layers moments, their only start.
@@ -58,7 +63,8 @@ def convert(
             from ``model`` for instances whose statistics are far from the running statistics.
 
     Raises:
-        ConversionError: nothing to convert, a layer that can't be converted as asked, or a wrapped model.
+        ConversionError: nothing to convert, a layer that can't be converted as asked, a wrapped model, or a plan
+            that was made for another model.
         ValueError: an argument is out of its range.
 
     Warns:
@@ -72,17 +78,16 @@ def convert(
     >>> torch.allclose(convert(source)(x), source(x), atol=1e-5)
     True
     """
-    the_plan = plan(
-        model,
-        to,
-        init=init,
-        include=include,
-        exclude=exclude,
-        num_groups=num_groups,
-        key_group_size=key_group_size,
-        reduction=reduction,
-        restore_bound=restore_bound,
-    )
+    asked: dict[str, Any] = {
+        "init": init,
+        "include": include,
+        "exclude": exclude,
+        "num_groups": num_groups,
+        "key_group_size": key_group_size,
+        "reduction": reduction,
+        "restore_bound": restore_bound,
+    }
+    the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
     layers = {
         id(the_plan.modules[e.name]): _new_layer(the_plan.modules[e.name], e, _fallback(model), seed)
@@ -96,8 +101,24 @@ def convert(
     else:
         result = _copy_with(model, layers, sources)
     if layers:
-        result.ilmconvert_settings = {"to": to, "init": the_plan.settings.init}  # type: ignore[assignment]
+        result.ilmconvert_settings = {"to": the_plan.settings.to, "init": the_plan.settings.init}  # type: ignore[assignment]
     return result
+
+
+def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan:
+    """The plan, if it is one of this model as it stands and nothing else was asked for."""
+    other = sorted(name for name, value in asked.items() if value != _DEFAULTS[name])
+    if other:
+        raise ValueError(f"the plan holds the settings; give {', '.join(other)} to ilmconvert.plan instead")
+    norms = dict(norm_like(model))
+    for entry in the_plan:
+        for name in (entry.name, *entry.aliases):
+            if norms.pop(name, None) is not the_plan.modules[entry.name]:
+                where = repr(name) if name else "the root"
+                raise ConversionError(f"the plan isn't one of this model as it stands: {where} is another module there")
+    if norms:
+        raise ConversionError(f"the plan isn't one of this model as it stands: it lacks {next(iter(norms))!r}")
+    return the_plan
 
 
 def _check(the_plan: Plan) -> None:
