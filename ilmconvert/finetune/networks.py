@@ -18,7 +18,7 @@ from ilmconvert.models.create import create_model, infer_spec
 from ilmconvert.models.head import classifier
 from ilmconvert.models.spec import label
 from ilmconvert.surgery import convert
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.sources import find_source
 
 BEST = "best.safetensors"
@@ -118,7 +118,7 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
 
 def norm_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that a conversion made, ILM Norms or plain; of a baseline the norms that could be converted."""
-    found = [model.get_submodule(entry["name"]) for entry in layers_of(model)]
+    found = [model.get_submodule(made.name) for made in layers_of(model)]
     return found or [m for m in model.modules() if find_source(m) is not None]
 
 

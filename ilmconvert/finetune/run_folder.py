@@ -23,7 +23,7 @@ from ilmconvert._constants import __version__
 from ilmconvert.checkpoint.atomic_write import remove_leftovers, write_atomically
 from ilmconvert.checkpoint.save_load import save
 from ilmconvert.errors import FineTuneError
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
 
 if sys.platform != "win32":
     import fcntl

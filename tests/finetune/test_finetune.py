@@ -23,7 +23,7 @@ from ilmconvert.finetune.anneal import without_restoring
 from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trainable, start
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
 from tests.finetune.finetune_jobs import CLASSES, SIZE, bars, image, network, run
 from tests.helpers import relative_error
 
