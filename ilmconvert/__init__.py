@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from ilmconvert.checkpoint.save_load import load, save
     from ilmconvert.export.hub import push_to_hub, save_pretrained
     from ilmconvert.nn import ILMNorm
-    from ilmconvert.surgery import NormDescription, Plan, PlanEntry, convert, plan, register_source
+    from ilmconvert.surgery import (
+        ConversionInfo,
+        NormDescription,
+        Plan,
+        PlanEntry,
+        convert,
+        info,
+        plan,
+        register_source,
+    )
 
 __all__ = [
     "CheckpointError",
     "ConversionError",
+    "ConversionInfo",
     "ILMConvertError",
     "ILMNorm",
     "ModelError",
@@ -29,6 +39,7 @@ __all__ = [
     "apply_delta",
     "calibrate_bound",
     "convert",
+    "info",
     "load",
     "plan",
     "push_to_hub",
@@ -47,7 +58,7 @@ __getattr__, __dir__ = lazy_attributes(
         "checkpoint.save_load": "load save",
         "export.hub": "push_to_hub save_pretrained",
         "nn": "ILMNorm",
-        "surgery": "NormDescription Plan PlanEntry convert plan register_source",
+        "surgery": "ConversionInfo NormDescription Plan PlanEntry convert info plan register_source",
     },
 )
 

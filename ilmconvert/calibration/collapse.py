@@ -17,6 +17,7 @@ from ilmconvert.calibration.statistics import Moments, Statistics, grouped, join
 from ilmconvert.errors import CollapseError
 from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.group_norm_target import GroupNormConfig
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
@@ -187,7 +188,7 @@ def _replaced(
 
 def _note(result: nn.Module, model: nn.Module, deviation: float) -> None:
     """What a checkpoint of the result says of itself."""
-    settings = dict(getattr(model, "ilmconvert_settings", {}))
-    target = str(settings.get("to", "gn")).removeprefix("ilm_")
+    found = noted(model)
+    target = str(found.to or "gn").removeprefix("ilm_")
     collapsed = {"to": target, "collapsed": True, "collapse_deviation": deviation}
-    result.ilmconvert_settings = {**settings, **collapsed}  # type: ignore[assignment]
+    note(result, found, settings={**found.settings, **collapsed})

@@ -14,6 +14,7 @@ from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.conversion_info import noted
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
 
 if TYPE_CHECKING:
@@ -100,14 +101,14 @@ def describe(
         raise CheckpointError(
             "the model holds no ILM Norm layer and no GroupNorm layer of a conversion; convert it first"
         )
-    fitting = _fitting_spec(model, spec, layers)
+    found, fitting = noted(model), _fitting_spec(model, spec, layers)
     if provenance is None:
-        provenance = getattr(model, "ilmconvert_provenance", {})
+        provenance = found.provenance
     return Metadata(
         spec=fitting.to_dict() if fitting else None,
         layers=layers,
         aliases=aliases,
-        settings=dict(getattr(model, "ilmconvert_settings", {})),
+        settings=dict(found.settings),
         provenance=dict(provenance),
         ilmconvert=__version__,
     )
@@ -134,8 +135,8 @@ def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[Conver
 
 
 def _candidates(model: nn.Module) -> list[ModelSpec]:
-    """Ways to build the model: by ``model.ilmconvert_spec``, as timm says, or with a head of another size."""
-    stored = getattr(model, "ilmconvert_spec", None)
+    """Ways to build the model: as :func:`ilmconvert.info` and timm say, or with a head of another size."""
+    stored = noted(model).spec
     if stored is None and not hasattr(model, "pretrained_cfg"):
         return []
     from ilmconvert.models.create import ModelSpec, infer_spec

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
 from ilmconvert.surgery.ilm_norm_target import ILMNormConfig
 
@@ -99,11 +100,10 @@ def without_restoring(model: nn.Module) -> nn.Module:
     state = model.state_dict()
     for key in _keys_of_path(state, layers):
         del state[key]
-    settings = getattr(model, "ilmconvert_settings", {})
+    found = noted(model)
     result = replace_layers(model, bare)
     result.load_state_dict(state, strict=True, assign=True)
-    result.ilmconvert_settings = {**settings, "annealed": True}  # type: ignore[assignment]
-    return result
+    return note(result, found, settings={**found.settings, "annealed": True})
 
 
 def _keys_of_path(state: Iterable[str], layers: Iterable[ConvertedLayer]) -> list[str]:

@@ -18,6 +18,7 @@ from ilmconvert.models.create import create_model, infer_spec
 from ilmconvert.models.head import classifier
 from ilmconvert.models.spec import label
 from ilmconvert.surgery import convert
+from ilmconvert.surgery.conversion_info import noted
 from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.sources import find_source
 
@@ -89,7 +90,7 @@ def start(
         # a bound belongs to the restoring path, which the moments start lacks
         bound = recipe.restore_bound if init == "identity" else None
         source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
-    exact = getattr(network, "ilmconvert_settings", {}).get("init") != "moments"
+    exact = noted(network).init != "moments"
     return Start(name, network, source, exact, num_classes is not None)
 
 

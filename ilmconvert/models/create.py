@@ -13,6 +13,7 @@ from ilmconvert.errors import ModelError
 from ilmconvert.models import weight_files as weight_files
 from ilmconvert.models.names import LIBRARIES, list_models, unknown, zoo
 from ilmconvert.models.spec import ModelSpec, json_args, label_built
+from ilmconvert.surgery.conversion_info import note, noted
 
 __all__ = ["ModelSpec", "create_model", "infer_spec", "list_models", "parse_name"]
 
@@ -57,14 +58,15 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
             ones), or a file that :func:`ilmconvert.models.weight_files.read_state_dict` reads and that fits the model.
         **model_args: passed to the library's constructor, such as ``num_classes=10``; JSON values only.
 
-    How the model is built is stored as ``model.ilmconvert_spec`` (a :class:`ModelSpec`), and where its weights come
-    from as ``model.ilmconvert_provenance`` (a dict).
+    How the model is built (a :class:`ModelSpec`) and where its weights come from (a dict) are noted on it:
+    :func:`ilmconvert.info` tells them.
 
     Raises:
         ModelError: unknown name, arguments that the library refuses, weights that can't be had or don't fit.
 
     >>> model = create_model("test_resnet", weights="none", num_classes=10)
-    >>> model.ilmconvert_provenance
+    >>> from ilmconvert import info
+    >>> info(model).provenance
     {'weights': 'none'}
     """
     spec = parse_name(name)
@@ -79,13 +81,12 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
         model = label_built(model, found)
     else:
         model, provenance = _from_file(library, spec, Path(weights))
-    model.ilmconvert_provenance = provenance  # type: ignore[assignment]
-    return model.eval()
+    return note(model, provenance=provenance).eval()
 
 
 def infer_spec(model: nn.Module) -> ModelSpec | None:
     """The spec of a model that timm's or this library's ``create_model`` made; None where that can't be told."""
-    spec = getattr(model, "ilmconvert_spec", None)
+    spec = noted(model).spec
     if isinstance(spec, ModelSpec):
         return spec
     if not isinstance(getattr(model, "pretrained_cfg", None), Mapping):

@@ -1,8 +1,9 @@
 """Model surgery: which layers are norms, what becomes of them, and the replacement itself."""
 
 from ilmconvert.surgery.apply import convert
+from ilmconvert.surgery.conversion_info import ConversionInfo, info
 from ilmconvert.surgery.plan import Plan, plan
 from ilmconvert.surgery.plan_entry import PlanEntry
 from ilmconvert.surgery.sources import NormDescription, register_source
 
-__all__ = ["NormDescription", "Plan", "PlanEntry", "convert", "plan", "register_source"]
+__all__ = ["ConversionInfo", "NormDescription", "Plan", "PlanEntry", "convert", "info", "plan", "register_source"]

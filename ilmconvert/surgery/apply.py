@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.initialization import beyond
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
@@ -88,6 +89,7 @@ def convert(
     }
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
+    found = noted(model)
     layers = {
         id(the_plan.modules[e.name]): _new_layer(the_plan.modules[e.name], e, _fallback(model), seed)
         for seed, e in enumerate(the_plan.converted)
@@ -100,7 +102,7 @@ def convert(
     else:
         result = _copy_with(model, layers, sources)
     if layers:
-        result.ilmconvert_settings = {"to": the_plan.settings.to, "init": the_plan.settings.init}  # type: ignore[assignment]
+        note(result, found, settings={"to": the_plan.settings.to, "init": the_plan.settings.init})
     return result
 
 

@@ -18,8 +18,9 @@ from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.export.hub.folder import WEIGHTS
 from ilmconvert.export.hub.install import Layers, check, install, own_tensors
 from ilmconvert.models.norm_counts import skeleton
-from ilmconvert.models.spec import ModelSpec, json_args
+from ilmconvert.models.spec import ModelSpec, json_args, label
 from ilmconvert.models.timm_zoo import SOURCE_FIELDS, portable
+from ilmconvert.surgery.conversion_info import note
 from ilmconvert.surgery.converted_layers import ConvertedLayer
 
 #: Arguments that timm keeps for its feature extractors, and those about where tensors lie.
@@ -149,12 +150,11 @@ def _note(
         args = json_args(_without(kwargs, _RUNTIME_ARGS))
         registered = base in timm.models.get_arch_pretrained_cfgs(base) and "." in base
         own = {} if registered else {"pretrained_cfg": portable({**cfg, "architecture": base.partition(".")[0]})}
-        model.ilmconvert_spec = ModelSpec("timm", base, {**own, **args})  # type: ignore[assignment]
+        label(model, ModelSpec("timm", base, {**own, **args}))
     except ModelError:  # arguments that no file can hold, a class for instance
         pass
     if metadata is not None:
-        model.ilmconvert_settings = dict(metadata.settings)  # type: ignore[assignment]
-        model.ilmconvert_provenance = dict(metadata.provenance)  # type: ignore[assignment]
+        note(model, settings=dict(metadata.settings), provenance=dict(metadata.provenance))
 
 
 def _settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
