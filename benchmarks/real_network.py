@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from ilmconvert import convert
+from ilmconvert._constants import exact_targets
 from ilmconvert.data.sample_photographs import load_lite0, preprocess, sample_photographs
-from ilmconvert.evaluation.demo import TARGETS, compare, group_norm_baseline, logits_of
+from ilmconvert.evaluation.demo import compare, group_norm_baseline, logits_of
 
 # The usual replacement that normalises over the same groups as the target.
 BASELINES: dict[str, tuple[str, int | None]] = {
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def _networks(source: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    for to in TARGETS:
+    for to in exact_targets():
         usual, groups = BASELINES[to]
         for copy_affine in (False, True):
             baseline = group_norm_baseline(source, num_groups=groups, copy_affine=copy_affine)

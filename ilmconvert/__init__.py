@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from ilmconvert.export.hub import push_to_hub, save_pretrained
     from ilmconvert.models.load_weights import load_weights
     from ilmconvert.nn import ILMNorm
-    from ilmconvert.surgery import NormDescription, Plan, PlanEntry, convert, plan, register_source
+    from ilmconvert.surgery import (
+        ConversionInfo,
+        NormDescription,
+        Plan,
+        PlanEntry,
+        convert,
+        info,
+        plan,
+        register_source,
+    )
 
 __all__ = [
     "CheckpointError",
     "ConversionError",
+    "ConversionInfo",
     "ILMConvertError",
     "ILMNorm",
     "ModelError",
@@ -30,6 +40,7 @@ __all__ = [
     "apply_delta",
     "calibrate_bound",
     "convert",
+    "info",
     "load",
     "load_weights",
     "plan",
@@ -50,7 +61,7 @@ __getattr__, __dir__ = lazy_attributes(
         "export.hub": "push_to_hub save_pretrained",
         "models.load_weights": "load_weights",
         "nn": "ILMNorm",
-        "surgery": "NormDescription Plan PlanEntry convert plan register_source",
+        "surgery": "ConversionInfo NormDescription Plan PlanEntry convert info plan register_source",
     },
 )
 

@@ -8,12 +8,62 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 __version__ = "0.1.0"
 
 #: The ``architecture`` in config.json: the package to import, for whoever meets it in timm's "Unknown model".
 ENTRYPOINT = "ilmconvert_model"
+
+
+class Target(NamedTuple):
+    """A kind of layer that a norm can become.
+
+    Attributes:
+        title: what it is called in tables and model cards.
+        config: the class of its settings, a :class:`ilmconvert.surgery.layer_config.LayerConfig`, as "module:Class".
+        groups: "several" (at most ``num_groups``), "one", or "channels" (one per channel).
+        starts: what ``init`` can be, the default first.
+        options: the arguments of ``convert`` that are for such layers only.
+    """
+
+    title: str
+    config: str
+    groups: str
+    starts: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+_ILM_NORM = Target(
+    title="ILM-GN",
+    config="ilmconvert.surgery.ilm_norm_target:ILMNormConfig",
+    groups="several",
+    starts=("identity", "moments"),
+    options=("key_group_size", "reduction", "restore_bound"),
+)
+_GROUP_NORM = Target("GroupNorm", "ilmconvert.surgery.group_norm_target:GroupNormConfig", "several", ("moments",))
+
+#: All targets, by what ``to`` and ``--to`` call them. A new one is a line here and the file with its class.
+TARGETS = {
+    "ilm_gn": _ILM_NORM,
+    "ilm_ln": _ILM_NORM._replace(title="ILM-LN", groups="one"),
+    "ilm_in": _ILM_NORM._replace(title="ILM-IN", groups="channels"),
+    "gn": _GROUP_NORM,
+    "ln": _GROUP_NORM._replace(groups="one"),
+    "in": _GROUP_NORM._replace(groups="channels"),
+}
+
+#: The initial values: what the source computes, or the new layer alone, initialised from running statistics.
+INITS = ("identity", "moments")
+
+
+def exact_targets() -> tuple[str, ...]:
+    """The targets that can compute exactly what their source computes.
+
+    >>> exact_targets()
+    ('ilm_gn', 'ilm_ln', 'ilm_in')
+    """
+    return tuple(name for name, target in TARGETS.items() if "identity" in target.starts)
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

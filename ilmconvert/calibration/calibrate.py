@@ -17,6 +17,7 @@ from ilmconvert.calibration.statistics import Moments, Statistics, joined, momen
 from ilmconvert.calibration.walk import walk
 from ilmconvert.errors import CalibrationError
 from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.paused_forward import Inputs
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
@@ -142,8 +143,7 @@ def calibrate(
             raise
         restore(pairs, best)
     if kept != START:
-        noted = getattr(model, "ilmconvert_settings", {})
-        model.ilmconvert_settings = {**noted, "calibrated": kept}  # type: ignore[assignment]
+        note(model, settings={**noted(model).settings, "calibrated": kept})
     return Calibration(kept, scores, layers, skipped, fitting.samples, held_out.samples)
 
 

@@ -16,8 +16,9 @@ from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, grouped, joined, moments
 from ilmconvert.errors import CollapseError
 from ilmconvert.evaluation.outputs import evaluating
-from ilmconvert.nn import ILMNorm, ILMNormAct
-from ilmconvert.surgery import group_norm_target
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.conversion_info import note, noted
+from ilmconvert.surgery.group_norm_target import GroupNormConfig
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
@@ -80,7 +81,7 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
     refuse_wrapped(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ILMNorm)}
     if not layers:
-        if any(group_norm_target.is_plain_layer(m) for m in model.modules()):
+        if any(GroupNormConfig.of(m) for m in model.modules()):
             raise CollapseError("the converted layers of this model are plain already; there is nothing to collapse")
         raise CollapseError("the model holds no ILM Norm to collapse; give a converted one")
     found = {name: _constants(m) for name, m in layers.items() if _is_group_norm(m)}
@@ -174,21 +175,20 @@ def _replaced(
 ) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, old in layers.items():
-        settings = {"num_channels": old.num_channels, "num_groups": old.num_groups, "eps": old.eps}
-        fused = isinstance(old, ILMNormAct)
-        new = group_norm_target.new_layer(settings, fused=fused)
+        fused = {part: copy.deepcopy(m, memo) for part, m in old.named_children() if part in ("drop", "act")}
+        new = GroupNormConfig(old.num_channels, old.num_groups, old.eps).build(
+            drop=fused.get("drop"), act=fused.get("act"), device="meta"
+        )
         for key, value in zip(("weight", "bias"), constants[name], strict=True):
             own = getattr(old, key)
             new._parameters[key] = nn.Parameter(value.clone(), requires_grad=own is not None and own.requires_grad)
-        for part in ("drop", "act") if fused else ():
-            setattr(new, part, copy.deepcopy(getattr(old, part), memo))
         memo[id(old)] = new
     return copy.deepcopy(model, memo).eval()
 
 
 def _note(result: nn.Module, model: nn.Module, deviation: float) -> None:
     """What a checkpoint of the result says of itself."""
-    settings = dict(getattr(model, "ilmconvert_settings", {}))
-    target = str(settings.get("to", "gn")).removeprefix("ilm_")
+    found = noted(model)
+    target = str(found.to or "gn").removeprefix("ilm_")
     collapsed = {"to": target, "collapsed": True, "collapse_deviation": deviation}
-    result.ilmconvert_settings = {**settings, **collapsed}  # type: ignore[assignment]
+    note(result, found, settings={**found.settings, **collapsed})

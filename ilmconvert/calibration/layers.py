@@ -13,7 +13,7 @@ from ilmconvert.calibration.fit import META, Values
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments, source_moments, statistics
 from ilmconvert.errors import CalibrationError
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery import layer_configs
+from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.paused_forward import Inputs
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.sources import NormDescription, find_source
@@ -72,8 +72,8 @@ def pairs_of(model: nn.Module, source: nn.Module) -> tuple[dict[str, Pair], dict
     modules = dict(source.named_modules(remove_duplicate=False))
     found: dict[str, Pair] = {}
     skipped: dict[str, str] = {}
-    for entry in layer_configs.layers_of(model):
-        name, layer = entry["name"], model.get_submodule(entry["name"])
+    for made in layers_of(model):
+        name, layer = made.name, model.get_submodule(made.name)
         assert isinstance(layer, ILMNorm | nn.GroupNorm)
         other = modules.get(name)
         describe = None if other is None else find_source(other)

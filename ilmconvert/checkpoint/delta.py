@@ -156,7 +156,7 @@ def read_delta(path: str | os.PathLike[str]) -> tuple[Delta, dict[str, Tensor]]:
 
 def _of_base(state: Mapping[str, Tensor], metadata: Metadata) -> dict[str, Tensor]:
     """The base's tensors that may stay: not those of converted norms (their names mean others), one name for each."""
-    layers = {name for entry in metadata.layers for name in (entry["name"], *entry["aliases"])}
+    layers = {name for layer in metadata.layers for name in layer.names}
     return {k: t for k, t in state.items() if k.rpartition(".")[0] not in layers and k not in metadata.aliases}
 
 

@@ -14,7 +14,8 @@ from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery import layer_configs
+from ilmconvert.surgery.conversion_info import noted
+from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
 
 if TYPE_CHECKING:
     from ilmconvert.models.create import ModelSpec
@@ -40,7 +41,7 @@ class Metadata:
     """
 
     spec: dict[str, Any] | None
-    layers: tuple[dict[str, Any], ...]
+    layers: tuple[ConvertedLayer, ...]
     aliases: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Metadata:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"format_version": FORMAT_VERSION, **vars(self), "layers": list(self.layers)}
+        return {"format_version": FORMAT_VERSION, **vars(self), "layers": [layer.to_dict() for layer in self.layers]}
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
@@ -65,7 +66,7 @@ class Metadata:
             raise ValueError(f"its metadata is damaged at {', '.join(wrong) or 'spec'}; convert the model again")
         if not all(isinstance(v, str) for v in data["aliases"].values()):
             raise ValueError("its metadata is damaged at aliases; convert the model again")
-        layers = tuple(layer_configs.check_layer(entry) for entry in data.pop("layers"))
+        layers = tuple(ConvertedLayer.from_dict(entry) for entry in data.pop("layers"))
         return cls(data["spec"], layers, **{k: data[k] for k in kinds if k != "layers"})
 
 
@@ -95,25 +96,25 @@ def describe(
     """The metadata of ``model``; raises a CheckpointError for a model without converted layers."""
     from ilmconvert._constants import __version__
 
-    layers = layer_configs.layers_of(model)
+    layers = layers_of(model)
     if not layers:
         raise CheckpointError(
             "the model holds no ILM Norm layer and no GroupNorm layer of a conversion; convert it first"
         )
-    fitting = _fitting_spec(model, spec, layers)
+    found, fitting = noted(model), _fitting_spec(model, spec, layers)
     if provenance is None:
-        provenance = getattr(model, "ilmconvert_provenance", {})
+        provenance = found.provenance
     return Metadata(
         spec=fitting.to_dict() if fitting else None,
         layers=layers,
         aliases=aliases,
-        settings=dict(getattr(model, "ilmconvert_settings", {})),
+        settings=dict(found.settings),
         provenance=dict(provenance),
         ilmconvert=__version__,
     )
 
 
-def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[dict[str, Any], ...]) -> ModelSpec | None:
+def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[ConvertedLayer, ...]) -> ModelSpec | None:
     """The given spec, which must build this very structure; or the one found on the model, if it does."""
     if spec is not None:
         problem = _difference(model, spec, layers)
@@ -134,8 +135,8 @@ def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[dict[s
 
 
 def _candidates(model: nn.Module) -> list[ModelSpec]:
-    """Ways to build the model: by ``model.ilmconvert_spec``, as timm says, or with a head of another size."""
-    stored = getattr(model, "ilmconvert_spec", None)
+    """Ways to build the model: as :func:`ilmconvert.info` and timm say, or with a head of another size."""
+    stored = noted(model).spec
     if stored is None and not hasattr(model, "pretrained_cfg"):
         return []
     from ilmconvert.models.create import ModelSpec, infer_spec
@@ -151,12 +152,12 @@ def _candidates(model: nn.Module) -> list[ModelSpec]:
     return candidates
 
 
-def _difference(model: nn.Module, spec: ModelSpec, layers: tuple[dict[str, Any], ...]) -> str | None:
+def _difference(model: nn.Module, spec: ModelSpec, layers: tuple[ConvertedLayer, ...]) -> str | None:
     """How what ``spec`` builds differs from ``model`` in its modules, their settings or tensors; None if it doesn't."""
     entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
     try:
         # As it will be when the file is loaded.
-        built = layer_configs.replace_layers(build_within_budget(spec, Budget.of(entries)), layers)
+        built = replace_layers(build_within_budget(spec, Budget.of(entries)), layers)
     except (ModelError, ValueError) as e:
         return str(e)
     ours, theirs = dict(_structure(model)), dict(_structure(built))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.checkpoint.safetensors_io import Entry
-from ilmconvert.surgery.layer_configs import replace_layers
+from ilmconvert.surgery.converted_layers import ConvertedLayer, replace_layers
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -26,7 +26,7 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 
 def check(
-    model: nn.Module, layers: Iterable[Mapping[str, Any]], entries: Mapping[str, Entry], aliases: Mapping[str, str]
+    model: nn.Module, layers: Iterable[ConvertedLayer], entries: Mapping[str, Entry], aliases: Mapping[str, str]
 ) -> None:
     """Whether :func:`restore` would fit a model like this one, which has no values and is used up here.
 
@@ -57,7 +57,7 @@ def check(
 
 
 def restore(
-    model: nn.Module, layers: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor], aliases: Mapping[str, str]
+    model: nn.Module, layers: Iterable[ConvertedLayer], tensors: Mapping[str, Tensor], aliases: Mapping[str, str]
 ) -> nn.Module:
     """:func:`replace_layers`, then every tensor into its place; :func:`check` first, so that it can't fail half-way."""
     result = replace_layers(model, layers)

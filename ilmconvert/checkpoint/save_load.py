@@ -17,6 +17,7 @@ from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.metadata import LARGEST_METADATA, METADATA_KEY, Metadata, describe
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError, ModelError
+from ilmconvert.surgery.conversion_info import note
 
 if TYPE_CHECKING:
     from ilmconvert.models.create import ModelSpec
@@ -40,12 +41,12 @@ def save(
     Args:
         model: a model with ILM Norm layers.
         path: the file; its folder must exist. An existing file is replaced.
-        spec: how the model was built. By default ``model.ilmconvert_spec``, which
-            :func:`ilmconvert.models.create.create_model` sets, or what timm stores on its models. It is checked against
-            the model. A custom model (not from timm or torchvision) is saved without; load it by
+        spec: how the model was built. By default what :func:`ilmconvert.info` says (of models that
+            :func:`ilmconvert.models.create.create_model` built), or what timm stores on its models. It is checked
+            against the model. A custom model (not from timm or torchvision) is saved without; load it by
             ``load(path, into=...)``.
-        provenance: where the weights come from, as JSON values. By default ``model.ilmconvert_provenance``, which
-            ``create_model`` sets.
+        provenance: where the weights come from, as JSON values. By default what
+            :func:`ilmconvert.info` says.
 
     Raises:
         CheckpointError: no ILM Norm in the model, ``spec`` builds something else, or the file can't be written.
@@ -123,9 +124,7 @@ def filled(source: nn.Module | ModelSpec, metadata: Metadata, tensors: Mapping[s
     """The model that the metadata describes: ``source`` itself or what it builds, converted, with these tensors."""
     model = source if isinstance(source, nn.Module) else source.build(initialize=False)
     model = restore.restore(model, metadata.layers, tensors, metadata.aliases)
-    model.ilmconvert_settings = dict(metadata.settings)  # type: ignore[assignment]
-    model.ilmconvert_provenance = dict(metadata.provenance)  # type: ignore[assignment]
-    return model
+    return note(model, settings=dict(metadata.settings), provenance=dict(metadata.provenance))
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

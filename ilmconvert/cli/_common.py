@@ -13,13 +13,10 @@ from typing import Any, TypeVar
 
 import click
 
+from ilmconvert._constants import INITS, TARGETS
 from ilmconvert.cli._complete import models
 from ilmconvert.cli._exit import one_line
 from ilmconvert.cli._global import shows_progress, verbosity
-
-TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
-PLAIN_TARGETS = ("gn", "ln", "in")
-INITS = ("identity", "moments")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -114,7 +111,7 @@ def conversion_options(command: Command) -> Command:
     options = [
         click.option(
             "--to",
-            type=click.Choice(TARGETS + PLAIN_TARGETS),
+            type=click.Choice(tuple(TARGETS)),
             default="ilm_gn",
             show_default=True,
             help="Target layer: ILM Norm of 32 groups, of one, or of one per channel (ilm_gn, ilm_ln, ilm_in; exact), "

@@ -71,25 +71,20 @@ def warn_if_not_exact(summary: dict[str, Any]) -> None:
 
 def facts(name: str, source: nn.Module, converted: nn.Module, plan: Plan) -> dict[str, Any]:
     """What was converted into what."""
+    from ilmconvert.export.stock_timm import timm_arguments
+    from ilmconvert.surgery import info
+
+    known = info(source).to_dict()
     return {
         "model": name,
-        "spec": source.ilmconvert_spec.to_dict(),  # type: ignore[operator, union-attr]
-        "provenance": source.ilmconvert_provenance,
+        "spec": known["spec"],
+        "provenance": known["provenance"],
         "to": plan.settings.to,
         "init": plan.settings.init,
         "layers": count_layers(plan),
         "parameters": {"before": _parameters(source), "after": _parameters(converted)},
-        "timm": _timm_arguments(converted, plan),
+        "timm": timm_arguments(converted),
     }
-
-
-def _timm_arguments(converted: nn.Module, plan: Plan) -> dict[str, Any] | None:
-    """What stock timm loads a plain network with; None for others."""
-    if not plan.settings.plain:
-        return None
-    from ilmconvert.export.stock_timm import timm_arguments
-
-    return timm_arguments(converted)
 
 
 def count_layers(plan: Plan) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ilmconvert.cli._common import TARGETS, print_json, progress
+from ilmconvert._constants import exact_targets
+from ilmconvert.cli._common import print_json, progress
 from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ MOST_ROWS = 12
 
 
 @click.command()
-@click.option("--to", type=click.Choice(TARGETS), default="ilm_gn", show_default=True, help="The new layer.")
+@click.option("--to", type=click.Choice(exact_targets()), default="ilm_gn", show_default=True, help="The new layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all images.")
 def demo(to: str, as_json: bool) -> None:
     """Convert a real ImageNet network offline and classify sample photographs before and after.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import INITS, print_json, warn
+from ilmconvert._constants import INITS
+from ilmconvert.cli._common import print_json, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result

@@ -46,16 +46,13 @@ def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
     name = f"{spec['library']} {spec['architecture']}" if spec else _CUSTOM
     args = {key: value for key, value in (spec or {}).get("model_args", {}).items() if key != "pretrained_cfg"}
     kinds = Counter(layer["config"]["num_groups"] for layer in header["layers"])
-    plain = sum("kind" in layer["config"] for layer in header["layers"])
-    restoring = sum(bool(layer["config"].get("restore")) for layer in header["layers"])
     groups = ", ".join(f"{count} x {groups}" for groups, count in kinds.most_common())
     tensors = header["tensors"]
     return [
         ("model", name),
         *([("arguments", ", ".join(f"{key}={value!r}" for key, value in args.items()))] if args else []),
         *((key, str(value)) for key, value in header["settings"].items()),
-        *([("plain GroupNorm layers", str(plain))] if plain else []),
-        *([] if plain == len(header["layers"]) else [_ilm_row(len(header["layers"]) - plain, restoring)]),
+        *_layer_rows(header["layers"]),
         ("groups", groups),
         *((key, str(value)) for key, value in header["provenance"].items()),
         ("tensors", f"{tensors['count']}, {tensors['bytes'] / 2**20:.1f} MiB"),
@@ -63,8 +60,14 @@ def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _ilm_row(count: int, restoring: int) -> tuple[str, str]:
-    return "ILM Norm layers", f"{count}, {restoring} of them with a restoring path (exact initial values)"
+def _layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How many layers of which kind."""
+    from ilmconvert.surgery.targets import read_config
+
+    titles = Counter(read_config(layer["config"]).title for layer in layers)
+    restoring = sum(bool(layer["config"].get("restore")) for layer in layers)
+    texts = {"ILM Norm": f", {restoring} of them with a restoring path (exact initial values)"}
+    return [(f"{title} layers", f"{count}{texts.get(title, '')}") for title, count in titles.items()]
 
 
 def _settings(config: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import TARGETS
+from ilmconvert._constants import exact_targets
 from ilmconvert.cli._exit import EXIT_FAILED
 from ilmconvert.cli._global import shows_progress
 from ilmconvert.cli._table import print_table
@@ -21,8 +21,8 @@ def targets(context: click.Context, parameter: click.Parameter, value: str) -> t
     """Names of targets, separated by commas."""
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
     for name in names:
-        if name not in TARGETS:
-            raise click.BadParameter(f"{name!r} is not one of {', '.join(TARGETS)}")
+        if name not in exact_targets():
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(exact_targets())}")
     return names
 
 

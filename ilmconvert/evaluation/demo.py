@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert._constants import exact_targets
 from ilmconvert.data.sample_photographs import class_names, load_lite0, preprocess, sample_photographs
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.evaluation.difference import OutputComparison, relative_error
 from ilmconvert.surgery import convert
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
-from ilmconvert.surgery.settings import TARGETS
 
 BATCH_SIZE = 12
 
@@ -77,8 +77,8 @@ def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = Non
         ILMConvertError: a package of the extra ``demo`` is missing, or ``to`` is none of ilm_gn, ilm_ln,
         ilm_in.
     """
-    if to not in TARGETS:
-        raise ILMConvertError(f"unknown target {to!r}; use one of {', '.join(TARGETS)}")
+    if to not in exact_targets():
+        raise ILMConvertError(f"unknown target {to!r}; use one of {', '.join(exact_targets())}")
     source = load_lite0()
     images = sample_photographs()
     batch = preprocess(source, images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
 from ilmconvert.evaluation.difference import Difference
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.record_calls import Call
 
@@ -82,7 +82,7 @@ def converted_names(model: nn.Module) -> set[str]:
     >>> converted_names(nn.Sequential(nn.ReLU()))
     set()
     """
-    return {entry["name"] for entry in layers_of(model)}
+    return {layer.name for layer in layers_of(model)}
 
 
 class LayerSums:

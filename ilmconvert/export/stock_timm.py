@@ -10,8 +10,8 @@ from ilmconvert.errors import ModelError
 from ilmconvert.models.create import infer_spec
 from ilmconvert.models.norm_counts import skeleton
 from ilmconvert.models.spec import ModelSpec
-from ilmconvert.surgery import layer_configs
-from ilmconvert.surgery.group_norm_target import is_plain
+from ilmconvert.surgery.converted_layers import layers_of
+from ilmconvert.surgery.group_norm_target import GroupNormConfig
 
 #: timm's names of GroupNorm, by the number of groups that every layer then has.
 TIMM_NORM_LAYERS = {1: "groupnorm1", 32: "groupnorm"}
@@ -30,10 +30,12 @@ def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
     >>> timm_arguments(convert(randomize_norms(timm.create_model("test_resnet")), "ln"))
     {'model_name': 'test_resnet.r160_in1k', 'norm_layer': 'groupnorm1'}
     """
-    layers, spec = layer_configs.layers_of(model), infer_spec(model)
-    if not layers or spec is None or spec.library != "timm" or not all(is_plain(e["config"]) for e in layers):
+    layers, spec = layers_of(model), infer_spec(model)
+    configs = [layer.config for layer in layers]
+    plain = all(isinstance(config, GroupNormConfig) for config in configs)
+    if not layers or spec is None or spec.library != "timm" or not plain:
         return None
-    groups = {entry["config"]["num_groups"] for entry in layers}
+    groups = {config.num_groups for config in configs}
     name = TIMM_NORM_LAYERS.get(groups.pop()) if len(groups) == 1 else None
     if name is None:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery.layer_configs import layers_of, replace_layers
+from ilmconvert.surgery.conversion_info import note, noted
+from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
+from ilmconvert.surgery.ilm_norm_target import ILMNormConfig
 
 _OF_THE_PATH = frozenset({"restore_weight", "restore_bias", "ref_mean", "ref_std"})
 
@@ -88,21 +91,21 @@ def without_restoring(model: nn.Module) -> nn.Module:
     if any(bool(p.any()) for p in restoring_parameters(model)):
         raise ValueError("a restoring path isn't zero; without it the model would compute something else")
     layers = layers_of(model)
-    none = {"restore": False, "restore_bound": None}
     bare = [
-        {**entry, "config": {key: v for key, v in entry["config"].items() if key != "restore_range"} | none}
-        for entry in layers
+        replace(made, config=replace(made.config, restore=False, restore_bound=None, restore_range=None))
+        if isinstance(made.config, ILMNormConfig)
+        else made
+        for made in layers
     ]
     state = model.state_dict()
     for key in _keys_of_path(state, layers):
         del state[key]
-    settings = getattr(model, "ilmconvert_settings", {})
+    found = noted(model)
     result = replace_layers(model, bare)
     result.load_state_dict(state, strict=True, assign=True)
-    result.ilmconvert_settings = {**settings, "annealed": True}  # type: ignore[assignment]
-    return result
+    return note(result, found, settings={**found.settings, "annealed": True})
 
 
-def _keys_of_path(state: Iterable[str], layers: Iterable[dict[str, object]]) -> list[str]:
-    names = {name for entry in layers for name in (entry["name"], *entry["aliases"])}  # type: ignore[misc]
+def _keys_of_path(state: Iterable[str], layers: Iterable[ConvertedLayer]) -> list[str]:
+    names = {name for made in layers for name in made.names}
     return [key for key in state if key.rpartition(".")[2] in _OF_THE_PATH and key.rpartition(".")[0] in names]

@@ -18,7 +18,8 @@ from ilmconvert.models.create import create_model, infer_spec
 from ilmconvert.models.head import classifier
 from ilmconvert.models.spec import label
 from ilmconvert.surgery import convert
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.conversion_info import noted
+from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.sources import find_source
 
 BEST = "best.safetensors"
@@ -89,7 +90,7 @@ def start(
         # a bound belongs to the restoring path, which init="moments" lacks
         bound = recipe.restore_bound if init == "identity" else None
         source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
-    exact = getattr(network, "ilmconvert_settings", {}).get("init") != "moments"
+    exact = noted(network).init != "moments"
     return Start(name, network, source, exact, num_classes is not None)
 
 
@@ -118,7 +119,7 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
 
 def norm_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that a conversion made, ILM Norms or plain; of a baseline the norms that could be converted."""
-    found = [model.get_submodule(entry["name"]) for entry in layers_of(model)]
+    found = [model.get_submodule(made.name) for made in layers_of(model)]
     return found or [m for m in model.modules() if find_source(m) is not None]
 
 

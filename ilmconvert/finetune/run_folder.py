@@ -23,7 +23,8 @@ from ilmconvert._constants import __version__
 from ilmconvert.checkpoint.atomic_write import remove_leftovers, write_atomically
 from ilmconvert.checkpoint.save_load import save
 from ilmconvert.errors import FineTuneError
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.conversion_info import noted
+from ilmconvert.surgery.converted_layers import layers_of
 
 if sys.platform != "win32":
     import fcntl
@@ -133,8 +134,7 @@ class RunFolder:
         if not self.main:
             return
         if layers_of(network):
-            own = getattr(network, "ilmconvert_provenance", {})
-            save(network, self.last, provenance={**own, "finetuned": dict(provenance)})
+            save(network, self.last, provenance={**noted(network).provenance, "finetuned": dict(provenance)})
         else:
             write_atomically(self.last, lambda path: save_model(network, str(path), metadata={"format": "pt"}))
         if best:

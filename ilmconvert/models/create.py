@@ -14,6 +14,7 @@ from ilmconvert.models.load_weights import LoadedWeights, load_into
 from ilmconvert.models.names import LIBRARIES, list_models, unknown, zoo
 from ilmconvert.models.spec import ModelSpec, json_args, label_built
 from ilmconvert.models.weight_files import read_weight_file, sha256
+from ilmconvert.surgery.conversion_info import note, noted
 
 __all__ = ["ModelSpec", "create_model", "infer_spec", "list_models", "parse_name"]
 
@@ -59,14 +60,15 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
             :func:`ilmconvert.load_weights`).
         **model_args: passed to the library's constructor, such as ``num_classes=10``; JSON values only.
 
-    How the model is built is stored as ``model.ilmconvert_spec`` (a :class:`ModelSpec`), and where its weights come
-    from as ``model.ilmconvert_provenance`` (a dict).
+    How the model is built (a :class:`ModelSpec`) and where its weights come from (a dict) are noted on it:
+    :func:`ilmconvert.info` tells them.
 
     Raises:
         ModelError: unknown name, arguments that the library refuses, weights that can't be had or don't fit.
 
     >>> model = create_model("test_resnet", weights="none", num_classes=10)
-    >>> model.ilmconvert_provenance
+    >>> from ilmconvert import info
+    >>> info(model).provenance
     {'weights': 'none'}
     """
     spec = parse_name(name)
@@ -83,13 +85,12 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
         model, loaded = _from_file(library, spec, weights)
         loaded.announce()
         provenance = {**loaded.provenance(), "sha256": sha256(loaded.file)}
-    model.ilmconvert_provenance = provenance  # type: ignore[assignment]
-    return model.eval()
+    return note(model, provenance=provenance).eval()
 
 
 def infer_spec(model: nn.Module) -> ModelSpec | None:
     """The spec of a model that timm's or this library's ``create_model`` made; None where that can't be told."""
-    spec = getattr(model, "ilmconvert_spec", None)
+    spec = noted(model).spec
     if isinstance(spec, ModelSpec):
         return spec
     if not isinstance(getattr(model, "pretrained_cfg", None), Mapping):

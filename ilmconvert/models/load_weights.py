@@ -16,7 +16,7 @@ from ilmconvert.models.match_names import Match, is_wrapper, match, some, strip_
 from ilmconvert.models.misfit import differences
 from ilmconvert.models.state_dict_search import AVERAGED
 from ilmconvert.models.weight_files import WeightFile, read_weight_file
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
 
 logger = logging.getLogger("ilmconvert")
 
@@ -149,7 +149,7 @@ def load_into(
 
 
 def _converted(model: nn.Module) -> list[str]:
-    return [name for layer in layers_of(model) for name in (layer["name"], *layer["aliases"])]
+    return [name for layer in layers_of(model) for name in layer.names]
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], file: WeightFile) -> None:

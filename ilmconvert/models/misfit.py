@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from ilmconvert.models.head import number_of_classes
 from ilmconvert.models.match_names import Match, some
 from ilmconvert.models.spec import ModelSpec
+from ilmconvert.surgery.conversion_info import noted
 
 
 def differences(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> str:
@@ -25,7 +27,7 @@ def differences(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> st
 
 def _arguments(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, int]:
     """Arguments of the constructor that explain all of the differences, or none."""
-    spec = getattr(model, "ilmconvert_spec", None)
+    spec = noted(model).spec
     if not isinstance(spec, ModelSpec):
         return {}
     arguments = _of_names(found, model)
@@ -63,11 +65,16 @@ def _names_of(model: nn.Module, part: nn.Module) -> list[str]:
     return [] if place is None else [f"{place}.{key}" for key in part.state_dict()]
 
 
+def _model_args(model: nn.Module) -> Mapping[str, Any]:
+    spec = noted(model).spec
+    return {} if spec is None else spec.model_args
+
+
 def _input_channels(model: nn.Module) -> int | None:
     """Of a model of timm, whose constructors take ``in_chans``."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, Mapping):
         return None
     size = config.get("input_size") or (3,)
-    found = getattr(model, "in_chans", None) or model.ilmconvert_spec.model_args.get("in_chans", size[0])  # type: ignore[operator, union-attr]
+    found = getattr(model, "in_chans", None) or _model_args(model).get("in_chans", size[0])
     return int(found)

@@ -15,6 +15,7 @@ from torch import nn
 from ilmconvert.errors import ModelError
 from ilmconvert.models.names import LIBRARIES, unknown, zoo
 from ilmconvert.models.skip_init import skip_init
+from ilmconvert.surgery.conversion_info import note, noted
 
 #: Constructor arguments that make a library read or fetch weights; a checkpoint from elsewhere may hold any.
 _WEIGHT_ARGS = frozenset({"checkpoint_path", "cache_dir", "weights", "weights_backbone", "state_dict"})
@@ -73,7 +74,7 @@ class ModelSpec:
         return cls(library, architecture, json_args(args))
 
     def build(self, *, initialize: bool = True) -> nn.Module:
-        """A new model without pretrained weights, in training mode, carrying this spec as ``ilmconvert_spec``.
+        """A new model without pretrained weights, in training mode; :func:`ilmconvert.info` tells this spec of it.
 
         With ``initialize=False`` the random initialisation of parameters is skipped; overwrite every parameter then.
 
@@ -83,7 +84,7 @@ class ModelSpec:
         return label_built(self.build_within([] if initialize else [skip_init()]), self)
 
     def build_within(self, contexts: list[AbstractContextManager[None]]) -> nn.Module:
-        """:meth:`build` inside of contexts that change how modules are built; ``ilmconvert_spec`` isn't set.
+        """:meth:`build` inside of contexts that change how modules are built; the spec isn't noted on the model.
 
         Raises:
             ModelError: see :meth:`build`.
@@ -108,14 +109,13 @@ class ModelSpec:
 
 
 def label(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Store the spec as ``model.ilmconvert_spec``, where ``ilmconvert.save`` finds it."""
-    model.ilmconvert_spec = spec  # type: ignore[assignment]
-    return model
+    """Note the spec on the model, where :func:`ilmconvert.info` and ``ilmconvert.save`` find it."""
+    return note(model, spec=spec)
 
 
 def label_built(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """:func:`label` for what a library has just built; a published conversion sets ``ilmconvert_spec`` itself."""
-    return model if isinstance(getattr(model, "ilmconvert_spec", None), ModelSpec) else label(model, spec)
+    """:func:`label` for what a library has just built; a published conversion notes its base itself."""
+    return model if isinstance(noted(model).spec, ModelSpec) else label(model, spec)
 
 
 def json_args(args: Mapping[str, Any]) -> dict[str, Any]:

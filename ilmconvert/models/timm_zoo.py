@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ilmconvert._constants import ENTRYPOINT
 from ilmconvert.errors import ModelError
 from ilmconvert.models.weight_files import WEIGHTS_CURE
+from ilmconvert.surgery.conversion_info import noted
 
 _CFG_FIELDS = frozenset(field.name for field in dataclasses.fields(timm.models.PretrainedCfg))
 #: Entries of a pretrained_cfg that say where its weights lie.
@@ -79,7 +80,7 @@ def build_pretrained(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"can't get the default weights of {name}: {reason} - {WEIGHTS_CURE}") from error
     # A published conversion tells where its base is from.
-    return model, {}, dict(getattr(model, "ilmconvert_provenance", provenance))
+    return model, {}, dict(noted(model).provenance) or provenance
 
 
 def build_from_foreign(architecture: str, args: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module | None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
-from ilmconvert.nn import ILMNorm, ILMNormAct
-from ilmconvert.surgery import group_norm_target
-from ilmconvert.surgery.initialization import beyond, initial_values
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.conversion_info import note, noted
+from ilmconvert.surgery.initialization import beyond
 from ilmconvert.surgery.left_behind import warn_left_behind
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
@@ -97,6 +97,7 @@ def convert(
     }
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
+    found = noted(model)
     layers = {
         id(the_plan.modules[e.name]): _new_layer(the_plan.modules[e.name], e, _fallback(model), seed)
         for seed, e in enumerate(the_plan.converted)
@@ -109,7 +110,7 @@ def convert(
     else:
         result = _copy_with(model, layers, sources)
     if layers:
-        result.ilmconvert_settings = {"to": the_plan.settings.to, "init": the_plan.settings.init}  # type: ignore[assignment]
+        note(result, found, settings={"to": the_plan.settings.to, "init": the_plan.settings.init})
     return result
 
 
@@ -139,10 +140,10 @@ def _check(the_plan: Plan) -> None:
         warnings.warn(f"pattern {pattern!r} matches no norm layer", stacklevel=3)
     if not the_plan.converted:
         if any(e.reason == ALREADY_CONVERTED for e in the_plan):
-            if the_plan.settings.plain:
+            if "identity" not in the_plan.settings.target.starts:
                 raise ConversionError(
-                    "the norm layers are ILM Norms: convert their source, or "
-                    "use ilmconvert.calibration.collapse.collapse"
+                    "the norm layers are ILM Norms: convert their source, or use "
+                    "ilmconvert.calibration.collapse.collapse"
                 )
             warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
             return
@@ -163,17 +164,11 @@ def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device
     assert describe is not None
     assert entry.target is not None
     source = describe(module)
-    fused = source.act is not None or source.drop is not None
     like = source.weight if source.weight is not None else source.running_mean
     device, dtype = fallback if like is None else (like.device, like.dtype)
     trainable = _trainable(source)
-    layer: nn.Module
-    if group_norm_target.is_plain(entry.target):
-        layer = group_norm_target.new_layer(entry.target, fused=fused, dtype=dtype)
-        values = group_norm_target.values(source, entry.target)
-    else:
-        layer = (ILMNormAct if fused else ILMNorm)(**entry.target, device="meta", dtype=dtype)
-        values = initial_values(source, entry.target, seed, dtype)
+    layer = entry.target.build(drop=source.drop, act=source.act, device="meta", dtype=dtype)
+    values = entry.target.initial_values(source, seed=seed, dtype=dtype)
     problem = beyond(values, dtype)
     if problem:
         raise ConversionError(f"can't convert {entry.name or 'the root'}: {problem}")

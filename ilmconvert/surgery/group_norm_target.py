@@ -1,18 +1,18 @@
-"""Plain layers in a norm's place: stock GroupNorm, started from the moments of what it replaces."""
+"""Stock GroupNorm as a target, started from the moments of what it replaces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ilmconvert.surgery.initialization import initial_values
+from ilmconvert.surgery.initialization import moments_values
+from ilmconvert.surgery.layer_config import LayerConfig
+from ilmconvert.surgery.settings import Settings
 from ilmconvert.surgery.sources import NormDescription
 
-KIND = "group_norm"
-SETTINGS = frozenset({"kind", "num_channels", "num_groups", "eps"})
 #: torch's and timm's own default: with it a file loads into what ``norm_layer="groupnorm"`` builds.
 EPS = 1e-5
 
@@ -20,53 +20,62 @@ EPS = 1e-5
 _MARK = "ilmconvert_plain"
 
 
-def target(source: NormDescription, num_groups: int) -> dict[str, Any]:
-    """Settings of the GroupNorm in the place of ``source``.
+@dataclass(frozen=True)
+class GroupNormConfig(LayerConfig):
+    """The settings of a GroupNorm; of timm's, which takes a drop and an activation, where there is one.
 
-    A layer that normalises groups itself keeps its eps; of a BatchNorm, whose variances are others, it says nothing.
+    >>> config = GroupNormConfig(8, 2, 1e-5)
+    >>> GroupNormConfig.of(config.build()) == config, GroupNormConfig.of(nn.GroupNorm(2, 8))
+    (True, None)
     """
-    eps = EPS if source.num_groups is None else source.eps
-    return {"kind": KIND, "num_channels": source.num_channels, "num_groups": num_groups, "eps": eps}
 
+    kind: ClassVar[str] = "group_norm"
+    title: ClassVar[str] = "GroupNorm"
+    eps: float
 
-def is_plain(settings: Mapping[str, Any]) -> bool:
-    """Whether these are settings of a plain layer, not of an ILM Norm."""
-    return settings.get("kind") == KIND
+    @classmethod
+    def for_source(cls, source: NormDescription, num_groups: int, settings: Settings) -> GroupNormConfig:
+        """A layer that normalises groups itself keeps its eps; of a BatchNorm, whose variances are others, it says
+        nothing.
+        """
+        return cls(source.num_channels, num_groups, EPS if source.num_groups is None else source.eps)
 
+    @classmethod
+    def of(cls, layer: nn.Module) -> GroupNormConfig | None:
+        if isinstance(layer, nn.GroupNorm) and getattr(layer, _MARK, False) is True:
+            return cls(layer.num_channels, layer.num_groups, layer.eps)
+        return None
 
-def new_layer(settings: Mapping[str, Any], *, fused: bool, dtype: torch.dtype | None = None) -> nn.GroupNorm:
-    """A GroupNorm without values, on the meta device; with ``fused`` timm's, which takes a drop and an activation.
+    def build(
+        self,
+        *,
+        drop: nn.Module | None = None,
+        act: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> nn.GroupNorm:
+        layer: nn.GroupNorm
+        if drop is None and act is None:
+            layer = nn.GroupNorm(self.num_groups, self.num_channels, eps=self.eps, device=device, dtype=dtype)
+        else:
+            from timm.layers import GroupNormAct
 
-    >>> new_layer({"kind": "group_norm", "num_channels": 8, "num_groups": 2, "eps": 1e-5}, fused=False).weight.is_meta
-    True
-    """
-    channels, groups, eps = (settings[key] for key in ("num_channels", "num_groups", "eps"))
-    layer: nn.GroupNorm
-    if fused:
-        from timm.layers import GroupNormAct
+            kind = {"eps": self.eps, "apply_act": False, "device": device, "dtype": dtype}
+            layer = GroupNormAct(self.num_channels, self.num_groups, **kind)
+            for name, module in (("drop", drop), ("act", act)):
+                if module is not None:
+                    setattr(layer, name, module)
+        setattr(layer, _MARK, True)
+        return layer
 
-        layer = GroupNormAct(channels, groups, eps=eps, apply_act=False, device="meta", dtype=dtype)
-    else:
-        layer = nn.GroupNorm(groups, channels, eps=eps, device="meta", dtype=dtype)
-    setattr(layer, _MARK, True)
-    return layer
+    def initial_values(
+        self, source: NormDescription, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    ) -> dict[str, Tensor]:
+        """What makes the layer compute what ``source`` does for an instance with the statistics of the training set."""
+        return moments_values(source, self.num_groups, self.eps)
 
+    def is_exact(self, source: NormDescription) -> bool:
+        return source.num_groups == self.num_groups
 
-def values(source: NormDescription, settings: Mapping[str, Any]) -> dict[str, Tensor]:
-    """``weight`` and ``bias`` of the start from moments, (C,), float64.
-
-    The layer computes what ``source`` does for an instance whose group statistics are those of the training set.
-    """
-    as_ilm = {**settings, "key_group_size": settings["num_channels"], "reduction": 1, "restore": False}
-    found = initial_values(source, as_ilm, seed=0)
-    return {name: found[name] for name in ("weight", "bias")}
-
-
-def is_plain_layer(module: nn.Module) -> bool:
-    """Whether ``module`` is a GroupNorm that a conversion made."""
-    return isinstance(module, nn.GroupNorm) and getattr(module, _MARK, False) is True
-
-
-def settings_of(layer: nn.GroupNorm) -> dict[str, Any]:
-    """What :func:`new_layer` takes to make such a layer again."""
-    return {"kind": KIND, "num_channels": layer.num_channels, "num_groups": layer.num_groups, "eps": layer.eps}
+    def __str__(self) -> str:
+        return f"GroupNorm({self.num_groups} groups)"

@@ -1,4 +1,4 @@
-"""Initial values of an ILM Norm layer that takes a source's place. Pure functions of tensors, in float64."""
+"""Initial values of a layer that takes a source's place. Pure functions of tensors, in float64."""
 
 from __future__ import annotations
 
@@ -13,59 +13,36 @@ from ilmconvert.surgery.sources import NormDescription
 _LOST = 64.0
 
 
-def initial_values(
-    source: NormDescription, settings: dict[str, object], seed: int, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
-    """Parameters of ``ILMNorm(**settings)`` in the place of ``source``; float64 on the CPU, to be stored as ``dtype``.
+def moments_values(source: NormDescription, num_groups: int, eps: float) -> dict[str, Tensor]:
+    """``weight`` and ``bias`` (C,) of a layer of so many groups that starts from the moments of ``source``; float64.
 
-    A batch-level source computes ``a x + c`` with ``a = gamma / sqrt(running_var + eps)`` and
-    ``c = beta - a running_mean``. With ``restore`` the layer computes the same for every input; without it (the
-    paper's layer) only for an instance whose group statistics are those of the training set.
+    It computes what a batch-level source does for an instance whose group statistics are those of the training set. Of
+    a source that normalises groups itself it takes over gamma and beta.
     """
-    channels, groups = source.num_channels, int(settings["num_groups"])  # type: ignore[call-overload]
-    gamma = _float64(source.weight, channels, 1.0)
-    beta = _float64(source.bias, channels, 0.0)
-    key_size = int(settings["key_group_size"])  # type: ignore[call-overload]
-    key_groups = channels // key_size
-    width = max(2, key_groups // int(settings["reduction"]))  # type: ignore[call-overload]
+    channels = source.num_channels
     if source.running_mean is None or source.running_var is None:
-        values = {"weight": gamma, "bias": beta}
-        key_var = torch.ones(key_groups, dtype=torch.float64, device=gamma.device)
-    else:
-        mean = _float64(source.running_mean, channels, 0.0)
-        var = _float64(source.running_var, channels, 1.0)
-        a = gamma / (var + source.eps).sqrt()
-        ref_mean, ref_var = group_moments(mean, var, groups)
-        ref_std = (ref_var + float(settings["eps"])).sqrt()  # type: ignore[arg-type]
-        if settings["restore"]:
-            values = _restoring_values(a, beta, mean, ref_mean, ref_std, settings, dtype)
-        else:
-            gain = a * _per_channel(ref_std, channels)
-            values = {"weight": gain, "bias": a * (_per_channel(ref_mean, channels) - mean) + beta}
-        key_var = ref_var if key_groups == groups else group_moments(mean, var, key_groups)[1]
-    values["encoder"] = encoder_rows(width, key_var, seed, float(settings["eps"]))  # type: ignore[arg-type]
-    for name in ("weight_decoder", "bias_decoder"):
-        values[name] = torch.zeros(key_groups, width, dtype=torch.float64, device=gamma.device)
-    return values
+        return {"weight": _gamma(source), "bias": _beta(source)}
+    a, mean, var = _affine(source)
+    ref_mean, ref_var = group_moments(mean, var, num_groups)
+    gain = a * _per_channel((ref_var + eps).sqrt(), channels)
+    return {"weight": gain, "bias": a * (_per_channel(ref_mean, channels) - mean) + _beta(source)}
 
 
-def _restoring_values(
-    a: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    ref_mean: Tensor,
-    ref_std: Tensor,
-    settings: dict[str, object],
-    dtype: torch.dtype,
+def restoring_values(
+    source: NormDescription, num_groups: int, eps: float, *, bounded: bool, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Values that fit each other as they are stored and reckoned with, so that ``a' x + c'`` is right together.
+    """Values of a layer with a restoring path that computes the batch-level ``source`` for every input; float64.
 
-    The layer computes ``a' = restore_weight / ref_std`` and ``c' = bias - a' ref_mean`` in ``dtype``, or in float32 for
-    types of 16 bits. A rounding of ``a`` alone would be magnified by the mean, so that the bias is made for ``a'``.
+    The source computes ``a x + c`` with ``a = gamma / sqrt(running_var + eps)`` and ``c = beta - a running_mean``; the
+    layer ``a' = restore_weight / ref_std`` and ``c' = bias - a' ref_mean`` in ``dtype``, or in float32 for types of 16
+    bits. A rounding of ``a`` alone would be magnified by the mean, so that the bias is made for ``a'``: the values fit
+    each other as they are stored and reckoned with.
     """
-    channels = len(a)
+    channels, beta = source.num_channels, _beta(source)
+    a, mean, var = _affine(source)
+    ref_mean, ref_var = group_moments(mean, var, num_groups)
     own = torch.float32 if dtype.itemsize < 4 else dtype
-    ref_mean, ref_std = (t.to(dtype).double() for t in (ref_mean, ref_std))
+    ref_mean, ref_std = (t.to(dtype).double() for t in (ref_mean, (ref_var + eps).sqrt()))
     std = _per_channel(ref_std, channels)
     gain = (a * std).to(dtype).double()
     scale = (gain.to(own) / std.to(own)).double()
@@ -73,16 +50,24 @@ def _restoring_values(
     taken = [
         (scale.to(own) * _per_channel(m, channels).to(own)).double() for m in (ref_mean, torch.zeros_like(ref_mean))
     ]
-    if settings.get("restore_bound") is None:
+    if not bounded:
         # Where one channel's mean would cost another of its group its digits, the reference is zero.
         natural = (scale * mean).abs() + beta.abs() + (scale * std).abs() * torch.finfo(dtype).tiny
         noise = [((shift + t).abs() + t.abs()) / natural.clamp(min=torch.finfo(torch.float64).tiny) for t in taken]
-        worst = [n.view(len(ref_mean), -1).amax(1) for n in noise]
+        worst = [n.view(num_groups, -1).amax(1) for n in noise]
         far = (worst[0] > _LOST * worst[1].clamp(min=1)) & ref_mean.isfinite()
         ref_mean = torch.where(far, torch.zeros_like(ref_mean), ref_mean)
         taken[0] = torch.where(_per_channel(far, channels), taken[1], taken[0])
     values = {"weight": gain, "bias": shift + taken[0], "restore_weight": gain.clone(), "restore_bias": gain.clone()}
     return values | {"ref_mean": ref_mean, "ref_std": ref_std}
+
+
+def key_variances(source: NormDescription, key_groups: int) -> Tensor:
+    """The variances (K,) that the key groups have in the training set; 1 where the source doesn't know; float64."""
+    if source.running_mean is None or source.running_var is None:
+        return torch.ones(key_groups, dtype=torch.float64, device=_gamma(source).device)
+    _, mean, var = _affine(source)
+    return group_moments(mean, var, key_groups)[1]
 
 
 def beyond(values: Mapping[str, Tensor], dtype: torch.dtype) -> str | None:
@@ -116,8 +101,8 @@ def encoder_rows(width: int, key_var: Tensor, seed: int, eps: float) -> Tensor:
     """
     if key_var.is_meta:
         return key_var.new_empty(width, key_var.numel())
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(width, key_var.numel(), generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    rows = torch.randn(width, key_var.numel(), generator=generator, dtype=torch.float64, device="cpu")
     scaled = key_var.clamp(min=max(eps, torch.finfo(torch.float32).tiny))
     rows = rows / (scaled + scaled.sqrt()) / key_var.numel() ** 0.5
     response = rows @ scaled
@@ -128,9 +113,33 @@ def _per_channel(t: Tensor, num_channels: int) -> Tensor:
     return t.unsqueeze(1).expand(-1, num_channels // t.numel()).reshape(num_channels)
 
 
-def _float64(t: Tensor | None, num_channels: int, default: float) -> Tensor:
-    if t is None:
-        return torch.full((num_channels,), default, dtype=torch.float64)
-    t = t.detach()
+def _gamma(source: NormDescription) -> Tensor:
+    return _float64(source, source.weight, 1.0)
+
+
+def _beta(source: NormDescription) -> Tensor:
+    return _float64(source, source.bias, 0.0)
+
+
+def affine(source: NormDescription) -> tuple[Tensor, Tensor]:
+    """The affine function ``a x + c`` per channel that a batch-level source computes: a and c, (C,) each, float64.
+
+    >>> affine(NormDescription(1, 0.0, running_mean=torch.tensor([1.0]), running_var=torch.tensor([4.0])))
+    (tensor([0.5000], dtype=torch.float64), tensor([-0.5000], dtype=torch.float64))
+    """
+    a, mean, _ = _affine(source)
+    return a, _beta(source) - a * mean
+
+
+def _affine(source: NormDescription) -> tuple[Tensor, Tensor, Tensor]:
+    """The slope a, the running mean and the running variance of a batch-level source, (C,) each."""
+    mean, var = _float64(source, source.running_mean, 0.0), _float64(source, source.running_var, 1.0)
+    return _gamma(source) / (var + source.eps).sqrt(), mean, var
+
+
+def _float64(source: NormDescription, t: Tensor | None, default: float) -> Tensor:
     # Not every accelerator has float64; the tensors are small.
-    return (t if t.is_meta else t.cpu()).double()
+    if t is not None:
+        return (t.detach() if t.is_meta else t.detach().cpu()).double()
+    device = "meta" if source.running_mean is not None and source.running_mean.is_meta else "cpu"
+    return torch.full((source.num_channels,), default, dtype=torch.float64, device=device)

@@ -12,7 +12,6 @@ from torch import nn
 
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import refuse_wrapped
-from ilmconvert.surgery.group_norm_target import is_plain
 from ilmconvert.surgery.plan_entry import PlanEntry, decide
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings, as_patterns, default_init
 from ilmconvert.surgery.sources import find_source, reason_to_skip
@@ -23,7 +22,7 @@ class Plan:
     """Entries in the model's own order; iterable. ``str(plan)`` is a table.
 
     >>> for entry in plan(nn.Sequential(nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64))):
-    ...     print(entry.name, entry.target["num_groups"])
+    ...     print(entry.name, entry.target.num_groups)
     1 32
     """
 
@@ -55,11 +54,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        settings = {**vars(self.settings)}
-        return {
-            "settings": settings,
-            "entries": [{**vars(e), "aliases": list(e.aliases)} for e in self.entries],
-        }
+        return {"settings": {**vars(self.settings)}, "entries": [e.to_dict() for e in self.entries]}
 
     def __str__(self) -> str:
         rows = [("name", "source", "channels", "becomes")]
@@ -78,12 +73,7 @@ def describe_outcome(entry: PlanEntry) -> str:
         return f"refused: {entry.error}"
     if entry.target is None:
         return f"stays: {entry.reason}"
-    t = entry.target
-    if is_plain(t):
-        return f"GroupNorm({t['num_groups']} groups){f'; {entry.note}' if entry.note else ''}"
-    restoring = ", restoring" if t["restore"] else ""
-    note = f"; {entry.note}" if entry.note else ""
-    return f"ILMNorm({t['num_groups']} groups, key groups of {t['key_group_size']}{restoring}){note}"
+    return f"{entry.target}; {entry.note}" if entry.note else str(entry.target)
 
 
 def plan(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm
-from ilmconvert.nn.group_sizes import best_key_group_size, best_num_groups
-from ilmconvert.surgery import group_norm_target, refuse_wrapped
+from ilmconvert.surgery import refuse_wrapped
+from ilmconvert.surgery.layer_config import LayerConfig
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings
 from ilmconvert.surgery.sources import (
     NormDescription,
@@ -24,6 +24,7 @@ from ilmconvert.surgery.sources import (
     recognition,
     source_base,
 )
+from ilmconvert.surgery.targets import config_class, group_count
 
 ALREADY_CONVERTED = "already an ILM Norm"
 
@@ -37,7 +38,7 @@ class PlanEntry:
         source: its class, as ``module.Class``.
         aliases: other paths of the same module.
         num_channels: C, where known.
-        target: settings of the ILMNorm (or plain GroupNorm) in its place, or None.
+        target: the settings of the layer in its place, or None.
         reason: why it stays, or None.
         error: why the model can't be converted with it as asked, or None.
         note: what a reader of the plan should know.
@@ -49,12 +50,17 @@ class PlanEntry:
     source: str
     aliases: tuple[str, ...] = ()
     num_channels: int | None = None
-    target: dict[str, Any] | None = None
+    target: LayerConfig | None = None
     reason: str | None = None
     error: str | None = None
     note: str | None = None
     never_trained: bool = False
     left_behind: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON values."""
+        target = None if self.target is None else self.target.to_dict()
+        return {**vars(self), "aliases": list(self.aliases), "target": target}
 
 
 def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry:
@@ -89,14 +95,13 @@ def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry
     )
 
 
-def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any], str | None, str | None]:
+def _target(source: NormDescription, settings: Settings) -> tuple[LayerConfig, str | None, str | None]:
     """Settings of the new layer, a note, and an error where the grouping asked for can't start as the identity."""
-    channels = source.num_channels
-    several, kind = best_num_groups(channels, settings.num_groups), settings.to.removeprefix("ilm_")
-    groups = {"gn": several, "ln": 1, "in": channels}[kind]
+    target = settings.target
+    groups = group_count(target, source.num_channels, settings.num_groups)
     note = error = None
     if source.num_groups is not None and source.num_groups != groups:
-        if kind == "gn" and settings.num_groups == DEFAULT_NUM_GROUPS:
+        if target.groups == "several" and settings.num_groups == DEFAULT_NUM_GROUPS:
             groups, note = source.num_groups, "keeps its own groups"
         elif settings.init == "moments":
             note = f"the statistics of its {source.num_groups} groups are lost; gamma and beta are kept"
@@ -105,22 +110,10 @@ def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any]
                 f"its {source.num_groups} groups can't become {groups} and compute the same: exclude it, "
                 "use to='ilm_gn' (keeps its groups) or init='moments' (keeps only gamma and beta)"
             )
-    if settings.plain:
-        return group_norm_target.target(source, groups), note, error
-    restore = source.num_groups is None and settings.init == "identity"
-    target = {
-        "num_channels": channels,
-        "num_groups": groups,
-        "key_group_size": best_key_group_size(channels, settings.key_group_size),
-        "reduction": settings.reduction,
-        # A batch-level layer's eps may be 0 (torchvision's detection backbones): there it never meets a constant.
-        "eps": source.eps if source.eps > 0 or source.num_groups is not None else 1e-5,
-        "correction": 0,
-        "restore": restore,
-        "restore_bound": settings.restore_bound if restore else None,
-        "affine": True,
-    }
-    return target, note, error
+    config = config_class(target).for_source(source, groups, settings)
+    if error is None and settings.init == "identity" and not (config.bounded or config.is_exact(source)):
+        error = f"{config} can't compute what it does: exclude it, or use to='ilm_gn'"
+    return config, note, error
 
 
 def _statistics_error(source: NormDescription) -> str | None:

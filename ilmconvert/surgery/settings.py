@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
-#: Plain layers: GroupNorm with several groups, with one, and with one per channel (InstanceNorm).
-PLAIN_TARGETS = ("gn", "ln", "in")
-INITS = ("identity", "moments")
+from ilmconvert._constants import INITS, TARGETS, Target
+
 DEFAULT_NUM_GROUPS = 32
 DEFAULT_META_SIZE = 16
+# The arguments that are for some targets only, with what they are where nothing was said.
+_OPTIONS = {"key_group_size": DEFAULT_META_SIZE, "reduction": DEFAULT_META_SIZE, "restore_bound": None}
 
 
 @dataclass(frozen=True)
@@ -28,33 +28,37 @@ class Settings:
     restore_bound: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("to", self.to, TARGETS + PLAIN_TARGETS)
+        _one_of("to", self.to, tuple(TARGETS))
         _one_of("init", self.init, INITS)
         for name in ("num_groups", "key_group_size", "reduction"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer")
-        if self.to not in ("ilm_gn", "gn") and self.num_groups != DEFAULT_NUM_GROUPS:
-            raise ValueError(f"num_groups={self.num_groups} only applies to 'ilm_gn'; {self.to!r} fixes the groups")
-        if self.plain:
-            self._check_plain()
+        if self.target.groups != "several" and self.num_groups != DEFAULT_NUM_GROUPS:
+            several = " and ".join(repr(name) for name, target in TARGETS.items() if target.groups == "several")
+            raise ValueError(f"num_groups={self.num_groups} only applies to {several}; {self.to!r} fixes the groups")
+        self._check_target()
         if self.restore_bound is not None and not self.restore_bound > 0:
             raise ValueError(f"restore_bound={self.restore_bound} must be positive, or None for no bound")
         if self.restore_bound is not None and self.init != "identity":
             raise ValueError("restore_bound needs init='identity': other layers have no restoring path")
 
     @property
-    def plain(self) -> bool:
-        """Whether the new layers are stock layers without a meta-network."""
-        return self.to in PLAIN_TARGETS
+    def target(self) -> Target:
+        """What is known of ``to``."""
+        return TARGETS[self.to]
 
-    def _check_plain(self) -> None:
-        if self.init != "moments":
-            raise ValueError(f"init={self.init!r} needs an ILM Norm: the plain {self.to!r} starts from moments only")
-        for name in ("key_group_size", "reduction"):
-            if getattr(self, name) != DEFAULT_META_SIZE:
+    def _check_target(self) -> None:
+        """Whether the target has what is asked of it."""
+        if self.init not in self.target.starts:
+            starts = " or ".join(self.target.starts)
+            exact = ", ".join(name for name, target in TARGETS.items() if self.init in target.starts)
+            raise ValueError(f"init={self.init!r} is for {exact}: {self.to!r} starts from {starts} only")
+        for name in _OPTIONS:
+            if getattr(self, name) != _OPTIONS[name] and name not in self.target.options:
+                others = ", ".join(to for to, target in TARGETS.items() if name in target.options)
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is for ILM Norms; the plain {self.to!r} has no such part"
+                    f"{name}={getattr(self, name)} is for {others}; the layer of {self.to!r} has no such part"
                 )
 
     def reason_to_skip(self, names: Sequence[str]) -> str | None:
@@ -73,7 +77,7 @@ def default_init(to: str) -> str:
     >>> default_init("ilm_gn"), default_init("gn")
     ('identity', 'moments')
     """
-    return "moments" if to in PLAIN_TARGETS else "identity"
+    return TARGETS[to].starts[0] if to in TARGETS else INITS[0]
 
 
 def as_patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:

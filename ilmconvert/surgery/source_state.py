@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery import group_norm_target
-from ilmconvert.surgery.initialization import beyond, initial_values
+from ilmconvert.surgery.initialization import beyond
 from ilmconvert.surgery.sources import NormDescription
+from ilmconvert.surgery.targets import config_of
 
 _STATISTICS = ("running_mean", "running_var")
 _NAMES = ("weight", "bias", *_STATISTICS)
@@ -97,11 +97,9 @@ class SourceState:
         own = layer.weight
         assert isinstance(own, Tensor)
         dtype = found["running_mean"].dtype if assign else own.dtype
-        if isinstance(layer, ILMNorm):
-            values = initial_values(source, layer.config(), self.seed, dtype)
-        else:
-            assert isinstance(layer, nn.GroupNorm)
-            values = group_norm_target.values(source, group_norm_target.settings_of(layer))
+        config = config_of(layer)
+        assert config is not None
+        values = config.initial_values(source, seed=self.seed, dtype=dtype)
         if not all(t.is_meta or t.isfinite().all() for t in values.values()):
             return {}, "gives NaN or infinity: re-estimate its running statistics"
         problem = beyond(values, dtype)

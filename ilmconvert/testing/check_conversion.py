@@ -19,6 +19,7 @@ from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import Plan
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.record_calls import on_calls
+from ilmconvert.surgery.targets import config_of
 from ilmconvert.testing.randomize import randomize_norms
 
 #: Types and scales of gammas and betas, until one is exact. Deep networks with random statistics amplify rounding, a
@@ -67,7 +68,7 @@ def _check_replaced(source: nn.Module, converted: nn.Module, the_plan: Plan) -> 
         entry = planned.get(name)
         if entry is None and name in before and type(module) is not type(before[name]):
             raise CheckFailed(f"{name} was not planned but became a {type(module).__name__}")
-        if entry is not None and not (isinstance(module, ILMNorm) and module.config() == entry.target):
+        if entry is not None and config_of(module) != entry.target:
             raise CheckFailed(f"{name} was planned as {entry.target} but is {module}")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ilmconvert._constants import exact_targets
 from ilmconvert.surgery import plan
-from ilmconvert.surgery.settings import TARGETS
 from ilmconvert.testing import build_models
 from ilmconvert.testing.process_pool import Task, available_memory, run_tasks
 from ilmconvert.testing.summary import outcome
@@ -34,7 +34,7 @@ def survey(names: Sequence[str]) -> list[dict[str, Any]]:
             spec = build_models.for_sweep(name)
             entry |= {"library": spec.library, "family": build_models.family(spec)}
             model = build_models.build_on_meta(spec)
-            for to in TARGETS:
+            for to in exact_targets():
                 the_plan = plan(model, to)
                 entry["plans"][to] = [len(the_plan.converted), len(the_plan.errors)]
             entry["parameters"] = sum(p.numel() for p in model.parameters())

@@ -211,7 +211,7 @@ def test_what_is_kept_is_never_further_away_on_the_held_out_images(to: str) -> N
         kept, start = found.scores[found.kept], found.scores["start"]
         assert kept.agreement >= start.agreement  # type: ignore[operator]
         assert kept.kl <= start.kl  # type: ignore[operator]
-        assert model.ilmconvert_settings.get("calibrated", "start") == found.kept
+        assert ilmconvert.info(model).settings.get("calibrated", "start") == found.kept
 
 
 def test_it_never_ends_below_the_start() -> None:

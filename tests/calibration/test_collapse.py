@@ -47,7 +47,7 @@ def test_zero_decoders_need_no_batches(name: str, to: str, tmp_path: Path) -> No
     loaded = load(save(found.model, tmp_path / "x.safetensors"))
     assert torch.equal(loaded(x), found.model(x))
     kept = {"to": to.removeprefix("ilm_"), "init": "moments"}
-    assert loaded.ilmconvert_settings == {**kept, "collapsed": True, "collapse_deviation": 0.0}
+    assert ilmconvert.info(loaded).settings == {**kept, "collapsed": True, "collapse_deviation": 0.0}
 
 
 def test_an_annealed_path_of_zeros_is_exact() -> None:

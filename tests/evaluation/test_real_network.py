@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import ilmconvert
+from ilmconvert._constants import exact_targets
 from ilmconvert.data.sample_photographs import Photograph, class_names, load_lite0, preprocess, sample_photographs
-from ilmconvert.evaluation.demo import TARGETS, group_norm_baseline, logits_of
+from ilmconvert.evaluation.demo import group_norm_baseline, logits_of
 from tests.helpers import TOLERANCE, relative_error
 
 
@@ -49,7 +50,7 @@ def test_source_recognises_what_is_in_the_photograph(
     assert wanted in seen[image]
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", exact_targets())
 def test_identity_predicts_what_the_source_predicted_and_survives_a_checkpoint(
     to: str, source: nn.Module, batch: Tensor, expected: Tensor, tmp_path: Path
 ) -> None:

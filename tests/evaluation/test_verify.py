@@ -26,6 +26,7 @@ from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
 from ilmconvert.evaluation.verify.source_model import find_source_model
 from ilmconvert.evaluation.verify.verification import verify
 from ilmconvert.models.create import create_model
+from ilmconvert.surgery.conversion_info import note
 from tests.helpers import randomize_norms, save_trained
 
 FAST = ["--batch-size", "2", "--random-batches", "1", "--input-size", "48"]
@@ -50,7 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         tuned.get_submodule("bn1").get_parameter("weight")[0] += 1e-3
     ilmconvert.save(tuned, path / "norm.safetensors")
-    provenance = {"weights": "trained.safetensors", "sha256": model.ilmconvert_provenance["sha256"], "finetuned": {}}  # type: ignore[index]
+    provenance = {
+        "weights": "trained.safetensors",
+        "sha256": ilmconvert.info(model).provenance["sha256"],
+        "finetuned": {},
+    }  # type: ignore[index]
     ilmconvert.save(tuned, path / "tuned.safetensors", provenance=provenance)
     head = ilmconvert.convert(model)
     with torch.no_grad():
@@ -203,7 +208,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModelError("no network to get the default weights with")
 
     model = create_model("test_resnet", weights="trained.safetensors")
-    model.ilmconvert_provenance = {"weights": "default"}  # type: ignore[assignment]
+    note(model, provenance={"weights": "default"})
     ilmconvert.save(ilmconvert.convert(model), "default.safetensors")
     monkeypatch.setattr("ilmconvert.evaluation.verify.source_model.create_model", no_network)
     found = read("default.safetensors")

@@ -24,6 +24,7 @@ from ilmconvert._constants import ENTRYPOINT
 from ilmconvert.checkpoint.save_load import read_header
 from ilmconvert.export.hub import HubError
 from ilmconvert.models.create import create_model, list_models
+from ilmconvert.surgery.conversion_info import note
 from tests.helpers import randomize_norms
 
 TINY = ["test_resnet", "test_byobnet", "test_efficientnet", "test_efficientnet_gn"]
@@ -213,14 +214,14 @@ def test_it_is_saved_again_as_what_it_was(tmp_path: Path) -> None:
 
 def test_this_librarys_own_names(tmp_path: Path) -> None:
     model = convert(randomize_norms(create_model("test_resnet", weights="none")))
-    model.ilmconvert_provenance = {"weights": "mine.pth"}
+    note(model, provenance={"weights": "mine.pth"})
     folder = save_pretrained(model, tmp_path / "mine")
     found = create_model(f"local-dir:{folder}")
     x = torch.randn(2, 3, 64, 64)
     assert equal(outputs(found, x), outputs(model.eval(), x))
-    assert found.ilmconvert_provenance == {"weights": "mine.pth"}
-    assert found.ilmconvert_settings == {"to": "ilm_gn", "init": "identity"}
-    assert found.ilmconvert_spec.architecture == "test_resnet.r160_in1k"
+    assert ilmconvert.info(found).provenance == {"weights": "mine.pth"}
+    assert ilmconvert.info(found).settings == {"to": "ilm_gn", "init": "identity"}
+    assert ilmconvert.info(found).spec.architecture == "test_resnet.r160_in1k"
     new = create_model(f"local-dir:{folder}", weights="none", num_classes=3)
     assert new(x).shape == (2, 3)
     assert ENTRYPOINT not in list_models()
@@ -269,7 +270,7 @@ def test_licence_and_origin_of_the_base_stay_and_the_tag_changes(tmp_path: Path,
     layers = [] if "convnext" in name else None
     record = Metadata({"library": "timm", "architecture": name, "model_args": {}}, tuple(layers or ()))
     if layers is None:
-        record = Metadata(record.spec, (), settings=model.ilmconvert_settings, provenance={"weights": "default"})
+        record = Metadata(record.spec, (), settings=ilmconvert.info(model).settings, provenance={"weights": "default"})
     config, cfg = config_of(model, record), timm.models.get_pretrained_cfg(name).to_dict()
     kept = config["pretrained_cfg"]
     for key in ("license", "origin_url", "paper_name", "paper_ids", "description", "mean", "std", "crop_pct"):

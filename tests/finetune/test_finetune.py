@@ -23,7 +23,7 @@ from ilmconvert.finetune.anneal import without_restoring
 from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trainable, start
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
 from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
 from tests.finetune.finetune_jobs import CLASSES, SIZE, bars, image, network, run
 from tests.helpers import relative_error
 
@@ -62,7 +62,7 @@ def test_a_run_learns_and_leaves_a_folder(tmp_path: Path) -> None:
     assert config["versions"]["torch"] == torch.__version__
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result.summary
     best = ilmconvert.load(tmp_path / "run" / "best.safetensors")
-    assert best.ilmconvert_provenance["finetuned"]["epoch"] == result.best_epoch  # type: ignore[index]
+    assert ilmconvert.info(best).provenance["finetuned"]["epoch"] == result.best_epoch  # type: ignore[index]
     assert best(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, CLASSES)
 
 
@@ -365,7 +365,7 @@ def test_a_plain_network_is_distilled_from_its_source(tmp_path: Path) -> None:
     assert result.summary["before"]["against"] == "teacher"
     assert result.metrics["val_agreement"] >= result.summary["before"]["agreement"]
     loaded = ilmconvert.load(tmp_path / "run" / "best.safetensors")
-    assert loaded.ilmconvert_settings["to"] == "ln"
+    assert ilmconvert.info(loaded).settings["to"] == "ln"
     # converted here, so that its source is there to teach it; by itself it can't
     seen: list[Progress] = []
     run(tmp_path / "b", model=source, init="moments", to="ilm_ln", epochs=1, progress=seen.append, **settings)

@@ -15,6 +15,7 @@ from packaging.version import Version
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+import ilmconvert
 from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ModelError
 from ilmconvert.models import torchvision_zoo
@@ -135,8 +136,8 @@ def test_stored_counts_are_what_counting_gives() -> None:
 def test_create_model_carries_spec_and_provenance() -> None:
     model = create_model("test_resnet", weights="none", num_classes=10, in_chans=1)
     assert not model.training
-    assert model.ilmconvert_spec == ModelSpec("timm", "test_resnet.r160_in1k", {"num_classes": 10, "in_chans": 1})
-    assert model.ilmconvert_provenance == {"weights": "none"}
+    assert ilmconvert.info(model).spec == ModelSpec("timm", "test_resnet.r160_in1k", {"num_classes": 10, "in_chans": 1})
+    assert ilmconvert.info(model).provenance == {"weights": "none"}
     assert model(torch.zeros(1, 1, 64, 64)).shape == (1, 10)
 
 
@@ -236,9 +237,9 @@ def test_cached_default_weights_need_no_network(name: str, tmp_path: Path, monke
     fill_hub_cache(tmp_path, "timm/test_resnet.r160_in1k", published)
     model = create_model(name)
     assert same_state(model, published)
-    assert model.ilmconvert_provenance["weights"] == "default"
-    assert model.ilmconvert_provenance["hf_hub_id"] == "timm/test_resnet.r160_in1k"
-    assert model.ilmconvert_spec.architecture.startswith("test_resnet")
+    assert ilmconvert.info(model).provenance["weights"] == "default"
+    assert ilmconvert.info(model).provenance["hf_hub_id"] == "timm/test_resnet.r160_in1k"
+    assert ilmconvert.info(model).spec.architecture.startswith("test_resnet")
 
 
 def test_local_folder(tmp_path: Path) -> None:
@@ -246,10 +247,10 @@ def test_local_folder(tmp_path: Path) -> None:
     timm.models.save_for_hf(published, tmp_path / "mine", safe_serialization=True)
     model = create_model(f"local-dir:{tmp_path / 'mine'}")
     assert same_state(model, published)
-    rebuilt = ModelSpec.from_dict(json.loads(json.dumps(model.ilmconvert_spec.to_dict()))).build()
+    rebuilt = ModelSpec.from_dict(json.loads(json.dumps(ilmconvert.info(model).spec.to_dict()))).build()
     assert rebuilt.fc.weight.shape == published.fc.weight.shape
     assert tuple(rebuilt.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
-    assert str(tmp_path) not in json.dumps(model.ilmconvert_spec.to_dict())
+    assert str(tmp_path) not in json.dumps(ilmconvert.info(model).spec.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_torchvision_weights_that_change_the_structure(
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     model = create_model(f"torchvision/{name}")
     assert same_state(model, published)
-    assert model.ilmconvert_spec.model_args == args
-    rebuilt = model.ilmconvert_spec.build()
+    assert ilmconvert.info(model).spec.model_args == args
+    rebuilt = ilmconvert.info(model).spec.build()
     assert repr(rebuilt) == repr(model)
     assert any(isinstance(m, FrozenBatchNorm2d) for m in rebuilt.modules()) == ("fasterrcnn" in name)

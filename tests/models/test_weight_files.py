@@ -20,6 +20,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import ilmconvert
 from ilmconvert.errors import ModelError
 from ilmconvert.models.create import create_model
 from ilmconvert.models.load_weights import load_weights
@@ -74,9 +75,9 @@ def test_weight_files(tmp_path: Path, file: str, nested: str | None, prefix: str
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
     model = create_model("test_resnet", weights=path)
     assert holds(model, tiny_weights())
-    assert model.ilmconvert_provenance["weights"] == file
-    assert len(model.ilmconvert_provenance["sha256"]) == 64
-    assert model.ilmconvert_provenance.get("epoch") == (3 if nested else None)
+    assert ilmconvert.info(model).provenance["weights"] == file
+    assert len(ilmconvert.info(model).provenance["sha256"]) == 64
+    assert ilmconvert.info(model).provenance.get("epoch") == (3 if nested else None)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_averaged_weights_win_and_the_others_can_be_named(tmp_path: Path) -> Non
     assert named is not None
     model = create_model("test_resnet", weights=named[1])
     assert holds(model, tiny_weights())
-    assert model.ilmconvert_provenance["entry"] == "state_dict"
+    assert ilmconvert.info(model).provenance["entry"] == "state_dict"
     timms = timm.create_model("test_resnet")
     timm.models.load_checkpoint(timms, str(path), weights_only=False)
     assert holds(timms, halved(tiny_weights()))
@@ -209,7 +210,7 @@ def test_one_odd_entry_does_not_stop_the_search(tmp_path: Path, content: Any) ->
 def test_epochs(tmp_path: Path, written: Any, read: int | None) -> None:
     torch.save({"model": tiny_weights(), "epoch": written}, tmp_path / "w.pth")
     model = create_model("test_resnet", weights=tmp_path / "w.pth")
-    assert model.ilmconvert_provenance.get("epoch") == read
+    assert ilmconvert.info(model).provenance.get("epoch") == read
 
 
 @pytest.mark.parametrize("order", ["C", "F", ">f4"])

@@ -513,7 +513,7 @@ class TestAPlan:
         source, x = self.source(), torch.randn(2, 3, 8, 8)
         the_plan = ilmconvert.plan(source, "ilm_ln", exclude="2", key_group_size=8)
         converted = convert(source, the_plan)
-        assert converted.ilmconvert_settings == {"to": "ilm_ln", "init": "identity"}
+        assert ilmconvert.info(converted).settings == {"to": "ilm_ln", "init": "identity"}
         assert (converted[1].num_groups, converted[1].key_group_size) == (1, 8)
         assert type(converted[2]) is nn.GroupNorm
         assert relative_error(converted(x), source(x)) < 1e-5

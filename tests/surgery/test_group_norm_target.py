@@ -19,7 +19,7 @@ from ilmconvert.checkpoint.save_load import load, read_header, save
 from ilmconvert.cli import main
 from ilmconvert.errors import CheckpointError, ConversionError
 from ilmconvert.export.stock_timm import timm_arguments
-from ilmconvert.surgery.group_norm_target import is_plain_layer
+from ilmconvert.surgery.group_norm_target import GroupNormConfig
 from tests.helpers import relative_error, source_network
 
 PLAIN = ("gn", "ln", "in")
@@ -70,7 +70,7 @@ def test_fused_activations_hooks_and_flags_are_kept() -> None:
     seen: list[torch.Size] = []
     norm.register_forward_hook(lambda module, args, y: seen.append(y.shape))
     plain = ilmconvert.convert(source, "gn")
-    layer = next(m for m in plain.modules() if is_plain_layer(m))
+    layer = next(m for m in plain.modules() if GroupNormConfig.of(m))
     assert type(layer).__name__ == "GroupNormAct"
     assert type(layer.act) is type(norm.act)
     assert not layer.weight.requires_grad
@@ -88,7 +88,7 @@ def test_a_checkpoint_loads_by_itself(tmp_path: Path, name: str, to: str) -> Non
     path = save(plain, tmp_path / "x.safetensors")
     loaded = load(path)
     assert torch.equal(loaded(X), plain(X))
-    assert loaded.ilmconvert_settings == {"to": to, "init": "moments"}
+    assert ilmconvert.info(loaded).settings == {"to": to, "init": "moments"}
     assert {e["config"]["kind"] for e in read_header(path)["layers"]} == {"group_norm"}
     # and is written again, byte for byte
     assert save(loaded, tmp_path / "y.safetensors").read_bytes() == path.read_bytes()
@@ -149,9 +149,9 @@ def test_what_has_no_meaning_for_plain_layers_is_refused() -> None:
     source = source_network()
     with pytest.raises(ValueError, match="starts from moments only"):
         ilmconvert.convert(source, "gn", init="identity")
-    with pytest.raises(ValueError, match="key_group_size=8 is for ILM Norms"):
+    with pytest.raises(ValueError, match="key_group_size=8 is for ilm_gn, ilm_ln, ilm_in"):
         ilmconvert.convert(source, "gn", key_group_size=8)
-    with pytest.raises(ValueError, match="restore_bound needs"):
+    with pytest.raises(ValueError, match=r"restore_bound=2\.0 is for ilm_gn"):
         ilmconvert.convert(source, "ln", restore_bound=2.0)
     with pytest.raises(ValueError, match="'ln' fixes the groups"):
         ilmconvert.convert(source, "ln", num_groups=8)
@@ -184,7 +184,7 @@ def test_the_command_line_converts_plans_and_inspects(tmp_path: Path, monkeypatc
     assert "GroupNorm(8 groups)" in runner.invoke(main, ["plan", "test_resnet", "--to", "gn"]).stdout
     shown = runner.invoke(main, ["inspect", summary["output"]])
     assert shown.exit_code == 0, shown.stderr
-    assert "plain" in shown.stdout
+    assert "GroupNorm layers" in shown.stdout
     refused = runner.invoke(main, ["test_resnet", "--to", "gn", "--init", "identity", "--weights", "w.safetensors"])
     assert refused.exit_code == 2
     assert "starts from moments only" in refused.stderr

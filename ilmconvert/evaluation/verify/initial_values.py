@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
 
 from ilmconvert.evaluation.tolerances import INITIAL_VALUES
-from ilmconvert.surgery import group_norm_target
-from ilmconvert.surgery.initialization import initial_values
-from ilmconvert.surgery.layer_configs import layers_of
+from ilmconvert.surgery.converted_layers import layers_of
+from ilmconvert.surgery.layer_config import LayerConfig
 from ilmconvert.surgery.sources import NormDescription, find_source
 
 
@@ -32,25 +28,22 @@ def differing_initial_values(source: nn.Module, converted: nn.Module) -> list[st
     """
     modules = dict(source.named_modules(remove_duplicate=False))
     found = []
-    for entry in layers_of(converted):
-        module = modules.get(entry["name"])
+    for made in layers_of(converted):
+        module = modules.get(made.name)
         describe = None if module is None else find_source(module)
         if module is None or describe is None:
             return None
-        if not _is_start(converted.get_submodule(entry["name"]), describe(module), entry["config"]):
-            found.append(entry["name"])
+        if not _is_start(converted.get_submodule(made.name), describe(module), made.config):
+            found.append(made.name)
     return found
 
 
-def _is_start(layer: nn.Module, source: NormDescription, config: Mapping[str, Any]) -> bool:
-    if source.num_channels != config["num_channels"]:
+def _is_start(layer: nn.Module, source: NormDescription, config: LayerConfig) -> bool:
+    if source.num_channels != config.num_channels:
         return False
-    if group_norm_target.is_plain(config):
-        values = group_norm_target.values(source, config)
-    else:
-        values = initial_values(source, dict(config), 0, layer.get_parameter("encoder").dtype)
-        # its rows are random, and without the decoders they do nothing
-        del values["encoder"]
+    values = config.initial_values(source, dtype=next(layer.parameters()).dtype)
+    # its rows are random, and without the decoders they do nothing
+    values.pop("encoder", None)
     return all(_same(getattr(layer, name), value) for name, value in values.items())
 
 

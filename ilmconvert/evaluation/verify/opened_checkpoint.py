@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import nn
 
 from ilmconvert.checkpoint.save_load import load, read_header
 from ilmconvert.models.weight_files import sha256
-from ilmconvert.surgery import group_norm_target as plain_layers
 from ilmconvert.surgery import plan
+from ilmconvert.surgery.converted_layers import ConvertedLayer
+from ilmconvert.surgery.group_norm_target import GroupNormConfig
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
 
 LEFT_OUT = "left out when the model was converted (include, exclude)"
@@ -64,18 +66,17 @@ class OpenedCheckpoint:
     @property
     def bounded(self) -> bool:
         """Whether a layer limits its restoring path."""
-        configs = [layer["config"] for layer in self.header["layers"]]
-        return any(config.get(key) is not None for config in configs for key in ("restore_bound", "restore_range"))
+        return any(layer.config.bounded for layer in self.layers)
 
     @property
     def plain(self) -> bool:
         """Whether every converted layer is a plain GroupNorm."""
-        return all(plain_layers.is_plain(layer["config"]) for layer in self.header["layers"])
+        return all(isinstance(layer.config, GroupNormConfig) for layer in self.layers)
 
     @property
     def has_plain(self) -> bool:
         """Whether some converted layer is a plain GroupNorm."""
-        return any(plain_layers.is_plain(layer["config"]) for layer in self.header["layers"])
+        return any(isinstance(layer.config, GroupNormConfig) for layer in self.layers)
 
     @property
     def calibrated(self) -> bool:
@@ -87,10 +88,15 @@ class OpenedCheckpoint:
         """Whether the file says that its plain layers were ILM Norms."""
         return "collapsed" in self.header["settings"]
 
+    @cached_property
+    def layers(self) -> tuple[ConvertedLayer, ...]:
+        """The layers that the conversion made."""
+        return tuple(ConvertedLayer.from_dict(entry) for entry in self.header["layers"])
+
     @property
     def converted(self) -> list[str]:
         """Names of the layers that the conversion made."""
-        return [entry["name"] for entry in self.header["layers"]]
+        return [layer.name for layer in self.layers]
 
     @property
     def skipped(self) -> list[Skipped]:

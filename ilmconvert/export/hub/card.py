@@ -11,8 +11,9 @@ import timm
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ilmconvert._constants import TARGETS
 from ilmconvert.checkpoint.metadata import Metadata
-from ilmconvert.surgery.settings import PLAIN_TARGETS
+from ilmconvert.surgery.ilm_norm_target import ILMNormConfig
 
 if TYPE_CHECKING:
     from ilmconvert.evaluation.outputs import OutputDifference
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _LICENSES = frozenset(
     ["apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0", "apple-amlr", "apple-ascl", "gemma", "other", "unknown"]
 )
-_KINDS = {"ilm_gn": "ILM-GN", "ilm_ln": "ILM-LN", "ilm_in": "ILM-IN", **dict.fromkeys(PLAIN_TARGETS, "GroupNorm")}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def card_of(config: Mapping[str, Any], metadata: Metadata, name: str, measured: 
         front=_front_matter(cfg, registered).to_yaml(),
         name=name,
         base=base,
-        kind=_KINDS.get(str(metadata.settings.get("to")), "ILM Norm"),
+        kind=target.title if (target := TARGETS.get(str(metadata.settings.get("to")))) else "ILM Norm",
         settings=metadata.settings,
         provenance=metadata.provenance,
         version=metadata.ilmconvert,
@@ -88,10 +88,8 @@ def _front_matter(cfg: Mapping[str, Any], registered: Mapping[str, Any]) -> Mode
 
 def _plan(metadata: Metadata) -> list[tuple[str, int, bool, int]]:
     """Kind of layer, groups, whether there is a restoring path, and how many of these."""
-    configs = [entry["config"] for entry in metadata.layers]
-    kinds = Counter(
-        ("GroupNorm" if "kind" in c else "ILM Norm", c["num_groups"], bool(c.get("restore"))) for c in configs
-    )
+    configs = [layer.config for layer in metadata.layers]
+    kinds = Counter((c.title, c.num_groups, isinstance(c, ILMNormConfig) and c.restore) for c in configs)
     return [(*kind, count) for kind, count in kinds.most_common()]
 
 

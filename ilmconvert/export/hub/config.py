@@ -40,7 +40,7 @@ def config_of(model: nn.Module, metadata: Metadata) -> dict[str, Any]:
     check_publishable(metadata)
     assert metadata.spec is not None
     base, args = metadata.spec["architecture"], metadata.spec["model_args"]
-    own: dict[str, Any] = {"base": base, "layers": list(metadata.layers)}
+    own: dict[str, Any] = {"base": base, "layers": [layer.to_dict() for layer in metadata.layers]}
     if metadata.aliases:
         own["aliases"] = metadata.aliases
     own.update({key: value for key, value in args.items() if key != "pretrained_cfg"})

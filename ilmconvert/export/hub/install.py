@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from timm.models import FeatureGraphNet, FeatureHookNet
@@ -11,12 +11,11 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.nn import ILMNorm
-from ilmconvert.surgery import group_norm_target, layer_configs
 from ilmconvert.surgery.apply import adopt_hooks
+from ilmconvert.surgery.converted_layers import ConvertedLayer, replace_layers
 from ilmconvert.surgery.sources import find_source
 
-Layers = Sequence[Mapping[str, Any]]
+Layers = Sequence[ConvertedLayer]
 #: timm's wrappers that may hold the whole network as their only child.
 _AROUND = (FeatureGraphNet, FeatureGetterNet, FeatureHookNet)
 
@@ -24,11 +23,6 @@ _AROUND = (FeatureGraphNet, FeatureGetterNet, FeatureHookNet)
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The module's state without that of its children (a fused activation may have weights of its own)."""
     return {key: t for key, t in module.state_dict().items() if "." not in key}
-
-
-def names_of(entry: Mapping[str, Any]) -> list[str]:
-    """A layer's name and its other names."""
-    return [entry["name"], *entry["aliases"]]
 
 
 def check(whole: nn.Module, layers: Layers, state: Mapping[str, Tensor] | None, other: tuple[str, ...]) -> None:
@@ -44,7 +38,7 @@ def check(whole: nn.Module, layers: Layers, state: Mapping[str, Tensor] | None, 
         ModelError: the layers don't fit the base, or the tensors don't fit the layers.
     """
     names = dict(whole.named_modules(remove_duplicate=False)).keys()
-    there = [entry for entry in layers if entry["name"] in names or not entry["name"].startswith(other)]
+    there = [made for made in layers if made.name in names or not made.name.startswith(other)]
     _replace(whole, there)
     if state is None:
         return
@@ -53,9 +47,7 @@ def check(whole: nn.Module, layers: Layers, state: Mapping[str, Tensor] | None, 
         keys = {key for key in keys if not key.startswith(other) and not key.endswith("num_batches_tracked")}
         if keys:
             raise ModelError(f"the weights don't fit config.json: {len(keys)} tensors {what}, first {min(keys)!r}")
-    for key in (
-        f"{entry['name']}.{leaf}" for entry in there for leaf in own_tensors(whole.get_submodule(entry["name"]))
-    ):
+    for key in (f"{made.name}.{leaf}" for made in there for leaf in own_tensors(whole.get_submodule(made.name))):
         if expected[key].shape != state[key].shape:
             shapes = f"{tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
             raise ModelError(f"the weights don't fit config.json: {key} has shape {shapes}")
@@ -76,14 +68,14 @@ def install(model: nn.Module, whole: nn.Module, layers: Layers, state: Mapping[s
     places = _places(model)
     old = dict(model.named_modules(remove_duplicate=False))
     _check_all_known(model, whole, places)
-    here = [[places[_flat(name)] for name in names_of(entry) if _flat(name) in places] for entry in layers]
+    here = [[places[_flat(name)] for name in made.names if _flat(name) in places] for made in layers]
     # Extractors leave out what no feature needs, or put an identity there.
-    found = [(e, n) for e, n in zip(layers, here, strict=True) if n and not isinstance(old[n[0]], nn.Identity)]
-    model = _replace(model, [{**entry, "name": names[0], "aliases": names[1:]} for entry, names in found])
-    for entry, (name, *_) in found:
+    found = [(m, n) for m, n in zip(layers, here, strict=True) if n and not isinstance(old[n[0]], nn.Identity)]
+    model = _replace(model, [replace(made, name=names[0], aliases=tuple(names[1:])) for made, names in found])
+    for made, (name, *_) in found:
         layer = model.get_submodule(name)
         adopt_hooks(layer, old[name])
-        _fill(layer, entry, state, like=old[name])
+        _fill(layer, made, state, like=old[name])
     return model
 
 
@@ -110,26 +102,19 @@ def _check_all_known(model: nn.Module, whole: nn.Module, places: Mapping[str, st
 
 def _replace(model: nn.Module, layers: Layers) -> nn.Module:
     try:
-        return layer_configs.replace_layers(model, layers)
+        return replace_layers(model, layers)
     except ValueError as error:
         raise ModelError(f"the layers in config.json don't fit the base: {error}") from error
 
 
-def _fill(layer: nn.Module, entry: Mapping[str, Any], state: Mapping[str, Tensor] | None, *, like: nn.Module) -> None:
+def _fill(layer: nn.Module, made: ConvertedLayer, state: Mapping[str, Tensor] | None, *, like: nn.Module) -> None:
     """Values for a layer on the meta device, of the type and on the device of the norm that was there."""
     first = next((t for t in own_tensors(like).values() if t.is_floating_point()), torch.empty(0))
-    values = _new_values(entry["config"]) if state is None else state
-    prefix = "" if state is None else f"{entry['name']}."
+    values = own_tensors(made.config.build()) if state is None else state
+    prefix = "" if state is None else f"{made.name}."
     for key in own_tensors(layer):
         value = values[f"{prefix}{key}"].to(first.device, first.dtype, copy=True)
         if key in layer._buffers:
             layer._buffers[key] = value
         else:
             layer.register_parameter(key, nn.Parameter(value, requires_grad=layer.get_parameter(key).requires_grad))
-
-
-def _new_values(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    if group_norm_target.is_plain(config):
-        channels = config["num_channels"]
-        return {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
-    return dict(ILMNorm(**config).state_dict())

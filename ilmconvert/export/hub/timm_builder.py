@@ -16,11 +16,12 @@ from ilmconvert.checkpoint.metadata import METADATA_KEY, Metadata
 from ilmconvert.checkpoint.safetensors_io import read_all
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.export.hub.folder import WEIGHTS
-from ilmconvert.export.hub.install import Layers, check, install, names_of, own_tensors
+from ilmconvert.export.hub.install import Layers, check, install, own_tensors
 from ilmconvert.models.norm_counts import skeleton
-from ilmconvert.models.spec import ModelSpec, json_args
+from ilmconvert.models.spec import ModelSpec, json_args, label
 from ilmconvert.models.timm_zoo import SOURCE_FIELDS, portable
-from ilmconvert.surgery import layer_configs
+from ilmconvert.surgery.conversion_info import note
+from ilmconvert.surgery.converted_layers import ConvertedLayer
 
 #: Arguments that timm keeps for its feature extractors, and those about where tensors lie.
 _FEATURE_ARGS = frozenset({"features_only", "out_indices", "feature_cls", "feature_cfg", "feature_location"})
@@ -83,7 +84,7 @@ def _checked(base: Any, layers: Any) -> Layers:
     if not isinstance(layers, list | tuple):
         raise ModelError("the layers in its config.json are damaged; export the model again")
     try:
-        return tuple(layer_configs.check_layer(entry) for entry in layers)
+        return tuple(ConvertedLayer.from_dict(entry) for entry in layers)
     except ValueError as error:
         raise ModelError(f"config.json: {error}") from error
 
@@ -107,7 +108,7 @@ def _base(base: str, cfg: Mapping[str, Any], kwargs: Mapping[str, Any], state: d
 def _without_ilm(state: Mapping[str, Tensor], whole: nn.Module, layers: Layers) -> dict[str, Tensor]:
     """The state with placeholders for the tensors of the base's norms in place of the ILM Norms' own."""
     modules = dict(whole.named_modules(remove_duplicate=False))
-    names = {name for entry in layers for name in names_of(entry)}
+    names = {name for made in layers for name in made.names}
     result = {key: t for key, t in state.items() if key.rpartition(".")[0] not in names}
     for name in names & modules.keys():  # a head that was left out, for num_classes=0, may have had a norm
         for key, t in own_tensors(modules[name]).items():
@@ -149,12 +150,11 @@ def _note(
         args = json_args(_without(kwargs, _RUNTIME_ARGS))
         registered = base in timm.models.get_arch_pretrained_cfgs(base) and "." in base
         own = {} if registered else {"pretrained_cfg": portable({**cfg, "architecture": base.partition(".")[0]})}
-        model.ilmconvert_spec = ModelSpec("timm", base, {**own, **args})  # type: ignore[assignment]
+        label(model, ModelSpec("timm", base, {**own, **args}))
     except ModelError:  # arguments that no file can hold, a class for instance
         pass
     if metadata is not None:
-        model.ilmconvert_settings = dict(metadata.settings)  # type: ignore[assignment]
-        model.ilmconvert_provenance = dict(metadata.provenance)  # type: ignore[assignment]
+        note(model, settings=dict(metadata.settings), provenance=dict(metadata.provenance))
 
 
 def _settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
