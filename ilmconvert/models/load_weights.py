@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.models.match_names import Match, is_wrapper, match, some, strip_wrappers
+from ilmconvert.models.match_names import Match, match, some, strip_wrappers
 from ilmconvert.models.misfit import differences
 from ilmconvert.models.state_dict_search import AVERAGED
 from ilmconvert.models.weight_files import WeightFile, read_weight_file
@@ -66,8 +66,7 @@ class LoadedWeights:
     @property
     def was_chosen(self) -> bool:
         """Whether something else could have been meant."""
-        over_others = self.is_averaged and bool(self.other_entries)
-        return over_others or bool(self.left_out) or not is_wrapper(self.prefix)
+        return (self.is_averaged and bool(self.other_entries)) or bool(self.left_out)
 
     def announce(self, stacklevel: int = 2) -> None:
         """Warn of a choice, and log what else there is to say; of a file that is a state dict there is nothing."""
