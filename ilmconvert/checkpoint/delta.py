@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from ilmconvert.checkpoint.metadata import Metadata, parse
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError
 from ilmconvert.models.create import ModelSpec, infer_spec
+from ilmconvert.surgery.module_state import copy_of, state_of
 
 DELTA_KEY = "ilmconvert_delta"
 DELTA_VERSION = 1
@@ -98,7 +98,7 @@ def save_delta(
     True
     """
     tensors, metadata = save_load.contents(model, spec, provenance)
-    theirs = base.state_dict()
+    theirs = {key: t for key, t in state_of(base).items() if isinstance(t, Tensor)}
     unchanged = {k for k, t in _of_base(theirs, metadata).items() if k in tensors and same_bits(tensors[k], t)}
     changed = {k: t for k, t in tensors.items() if k not in unchanged}
     without = [k for k in _of_base(theirs, metadata) if k not in tensors]
@@ -124,7 +124,7 @@ def apply_delta(
         CheckpointError: not a delta, or one for another base.
     """
     delta, changed = read_delta(path)
-    theirs = base.state_dict()
+    theirs = {key: t for key, t in state_of(base).items() if isinstance(t, Tensor)}
     found = fingerprint(base)
     if found != delta.sha256:
         raise CheckpointError(
@@ -136,7 +136,7 @@ def apply_delta(
     tensors = {k: t.detach().to(device or like, copy=True) for k, t in {**kept, **changed}.items()}
     metadata = delta.metadata
     with save_load.damage(path):
-        source = copy.deepcopy(base) if metadata.spec is None else ModelSpec.from_dict(metadata.spec)
+        source = copy_of(base) if metadata.spec is None else ModelSpec.from_dict(metadata.spec)
         save_load.check(source, metadata, {k: Entry(tuple(t.shape), t.dtype) for k, t in tensors.items()})
         return save_load.filled(source, metadata, tensors).to(device or like).eval()
 

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.surgery.module_state import state_of
+
 # BatchNorm's counters mean nothing in evaluation, and older files of weights lack them.
 _COUNTER = "num_batches_tracked"
 
@@ -24,8 +26,8 @@ def fingerprint(model: nn.Module) -> str:
     False
     """
     result = hashlib.sha256()
-    for name, t in sorted(model.state_dict().items()):
-        if name.rpartition(".")[2] != _COUNTER:
+    for name, t in sorted(state_of(model).items()):
+        if isinstance(t, Tensor) and name.rpartition(".")[2] != _COUNTER:
             result.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
             result.update(_bytes(t).numpy().data)
     return result.hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.safetensors_io import Entry
@@ -16,6 +16,7 @@ from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.conversion_info import noted
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
+from ilmconvert.surgery.module_state import state_of
 
 if TYPE_CHECKING:
     from ilmconvert.models.create import ModelSpec
@@ -37,6 +38,7 @@ class Metadata:
         aliases: second names of tensors, each with the name under which the tensor is stored.
         settings: the ``to`` and ``init`` of the conversion, where known.
         provenance: of the weights.
+        extra: entries of the model's state that are no tensors, by name.
         ilmconvert: the version that wrote the file.
     """
 
@@ -46,10 +48,14 @@ class Metadata:
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     ilmconvert: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"format_version": FORMAT_VERSION, **vars(self), "layers": [layer.to_dict() for layer in self.layers]}
+        data = {"format_version": FORMAT_VERSION, **vars(self), "layers": [layer.to_dict() for layer in self.layers]}
+        if not self.extra:  # as in files that were written before there were any
+            del data["extra"]
+        return data
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
@@ -60,7 +66,15 @@ class Metadata:
             raise ValueError("its metadata names no format version; convert the model again")
         if version > FORMAT_VERSION:
             raise ValueError(f"format {version} is newer than this ilmconvert's {FORMAT_VERSION}; upgrade ilmconvert")
-        kinds = {"layers": list, "aliases": dict, "settings": dict, "provenance": dict, "ilmconvert": str}
+        kinds = {
+            "layers": list,
+            "aliases": dict,
+            "settings": dict,
+            "provenance": dict,
+            "ilmconvert": str,
+            "extra": dict,
+        }
+        data.setdefault("extra", {})
         wrong = [key for key, kind in kinds.items() if not isinstance(data.get(key), kind)]
         if wrong or not isinstance(data.get("spec", 0), dict | None):
             raise ValueError(f"its metadata is damaged at {', '.join(wrong) or 'spec'}; convert the model again")
@@ -91,7 +105,11 @@ def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def describe(
-    model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None, aliases: dict[str, str]
+    model: nn.Module,
+    spec: ModelSpec | None,
+    provenance: Mapping[str, Any] | None,
+    aliases: dict[str, str],
+    extra: dict[str, Any],
 ) -> Metadata:
     """The metadata of ``model``; raises a CheckpointError for a model without converted layers."""
     from ilmconvert._constants import __version__
@@ -111,6 +129,7 @@ def describe(
         settings=dict(found.settings),
         provenance=dict(provenance),
         ilmconvert=__version__,
+        extra=extra,
     )
 
 
@@ -154,7 +173,8 @@ def _candidates(model: nn.Module) -> list[ModelSpec]:
 
 def _difference(model: nn.Module, spec: ModelSpec, layers: tuple[ConvertedLayer, ...]) -> str | None:
     """How what ``spec`` builds differs from ``model`` in its modules, their settings or tensors; None if it doesn't."""
-    entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    tensors = {name: t for name, t in state_of(model).items() if isinstance(t, Tensor)}
+    entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     try:
         # As it will be when the file is loaded.
         built = replace_layers(build_within_budget(spec, Budget.of(entries)), layers)
@@ -172,4 +192,7 @@ def _structure(model: nn.Module) -> list[tuple[str, str]]:
         (name, f"{type(m).__name__}({'' if isinstance(m, ILMNorm) else m.extra_repr()})")
         for name, m in model.named_modules(remove_duplicate=False)
     ]
-    return modules + [(name, f"of shape {tuple(t.shape)}") for name, t in model.state_dict().items()]
+    state = state_of(model)
+    return modules + [
+        (name, f"of shape {tuple(t.shape)}" if isinstance(t, Tensor) else "no tensor") for name, t in state.items()
+    ]

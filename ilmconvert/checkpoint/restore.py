@@ -2,71 +2,67 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.checkpoint.safetensors_io import Entry
-from ilmconvert.surgery.converted_layers import ConvertedLayer, replace_layers
+from ilmconvert.surgery.converted_layers import replace_layers
+from ilmconvert.surgery.module_state import all_or_nothing, put_state, state_of
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A deep copy on the meta device: structure and shapes without values."""
-    memo: dict[int, Any] = {}
-    for t in (*model.parameters(), *(t for _, t in model.named_buffers())):
-        if id(t) not in memo:
-            empty = torch.empty_like(t, device="meta")
-            memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
-
-
-def check(
-    model: nn.Module, layers: Iterable[ConvertedLayer], entries: Mapping[str, Entry], aliases: Mapping[str, str]
-) -> None:
+def check(model: nn.Module, metadata: Metadata, entries: Mapping[str, Entry]) -> None:
     """Whether :func:`restore` would fit a model like this one, which has no values and is used up here.
 
     Raises:
         ValueError: names the layer or tensor that doesn't fit.
     """
     found = dict(entries)
-    for alias, name in aliases.items():
+    for alias, name in metadata.aliases.items():
         if name not in entries:
             raise ValueError(f"tensor {name!r}, of which {alias!r} is a second name, is missing")
         found[alias] = entries[name]
-    expected = replace_layers(model, layers).state_dict()
-    missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or left_over:
-        parts = [
-            f"{len(k)} {what}, first {k[0][:200]!r}"
-            for k, what in ((missing, "missing"), (left_over, "left over"))
-            if k
-        ]
-        raise ValueError(f"its tensors aren't the model's: {'; '.join(parts)}")
+    state = state_of(replace_layers(model, metadata.layers))
+    expected = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    _check_names("tensors", expected.keys(), found.keys())
+    _check_names("other entries", state.keys() - expected.keys(), metadata.extra.keys())
     for name, t in expected.items():
-        if not isinstance(t, Tensor):
-            raise ValueError(f"{name!r} of the model is a {type(t).__name__}, not a tensor")
         if t.shape != found[name].shape:
             raise ValueError(f"tensor {name!r} has shape {found[name].shape}, the model {tuple(t.shape)}")
         if t.dtype != found[name].dtype and not {t.dtype, found[name].dtype} <= _FLOATS:
             raise ValueError(f"tensor {name!r} has type {found[name].dtype}, the model {t.dtype}")
 
 
-def restore(
-    model: nn.Module, layers: Iterable[ConvertedLayer], tensors: Mapping[str, Tensor], aliases: Mapping[str, str]
-) -> nn.Module:
-    """:func:`replace_layers`, then every tensor into its place; :func:`check` first, so that it can't fail half-way."""
-    result = replace_layers(model, layers)
-    # The model's own state dict carries the versions that some modules ask for (torchvision's MNASNet).
-    versioned = result.state_dict()
-    versioned.update({**tensors, **{alias: tensors[name] for alias, name in aliases.items()}})
-    # assign keeps the types of the file and copies nothing.
-    result.load_state_dict(versioned, strict=True, assign=True)
-    _tie(result, aliases)
+def _check_names(what: str, expected: Set[str], found: Set[str]) -> None:
+    missing, left_over = sorted(expected - found), sorted(found - expected)
+    parts = [
+        f"{len(names)} {how}, first {names[0][:200]!r}"
+        for how, names in (("missing", missing), ("left over", left_over))
+        if names
+    ]
+    if parts:
+        raise ValueError(f"its {what} aren't the model's: {'; '.join(parts)}")
+
+
+def restore(model: nn.Module, metadata: Metadata, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """:func:`replace_layers`, then every tensor into its place; if that fails, the model is as it was.
+
+    Raises:
+        ValueError: :func:`check` would have raised it, or a module has a way of its own of loading its state.
+    """
+    with all_or_nothing(model):
+        result = replace_layers(model, metadata.layers)
+        # The model's own state carries the versions that some modules ask for (torchvision's MNASNet).
+        versioned = state_of(result)
+        versioned.update(
+            {**tensors, **{alias: tensors[name] for alias, name in metadata.aliases.items()}, **metadata.extra}
+        )
+        put_state(result, versioned)
+        _tie(result, metadata.aliases)
     return result
 
 

@@ -16,8 +16,10 @@ from ilmconvert.checkpoint import restore, safetensors_io
 from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.metadata import LARGEST_METADATA, METADATA_KEY, Metadata, describe
 from ilmconvert.checkpoint.safetensors_io import Entry
+from ilmconvert.checkpoint.stored_state import json_of, tensors_of
 from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.surgery.conversion_info import note
+from ilmconvert.surgery.module_state import copy_of
 
 if TYPE_CHECKING:
     from ilmconvert.models.create import ModelSpec
@@ -104,8 +106,8 @@ def contents(
     model: nn.Module, spec: ModelSpec | None, provenance: Mapping[str, Any] | None
 ) -> tuple[dict[str, Tensor], Metadata]:
     """The tensors and the metadata that :func:`save` writes."""
-    tensors, aliases = _tensors(model)
-    return tensors, describe(model, spec, provenance, aliases)
+    tensors, aliases = tensors_of(model)
+    return tensors, describe(model, spec, provenance, aliases, json_of(model))
 
 
 def check(source: nn.Module | ModelSpec, metadata: Metadata, entries: Mapping[str, Entry]) -> None:
@@ -114,59 +116,18 @@ def check(source: nn.Module | ModelSpec, metadata: Metadata, entries: Mapping[st
     Raises:
         ModelError, ValueError: says what doesn't fit.
     """
-    shapes = (
-        restore.skeleton(source) if isinstance(source, nn.Module) else build_within_budget(source, Budget.of(entries))
-    )
-    restore.check(shapes, metadata.layers, entries, metadata.aliases)
+    if isinstance(source, nn.Module):
+        shapes = copy_of(source, values=False)
+    else:
+        shapes = build_within_budget(source, Budget.of(entries))
+    restore.check(shapes, metadata, entries)
 
 
 def filled(source: nn.Module | ModelSpec, metadata: Metadata, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The model that the metadata describes: ``source`` itself or what it builds, converted, with these tensors."""
     model = source if isinstance(source, nn.Module) else source.build(initialize=False)
-    model = restore.restore(model, metadata.layers, tensors, metadata.aliases)
+    model = restore.restore(model, metadata, tensors)
     return note(model, settings=dict(metadata.settings), provenance=dict(metadata.provenance))
-
-
-def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict without second names of one tensor, and those second names."""
-    kept: dict[tuple[Any, ...], str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name, t in model.state_dict().items():
-        if not isinstance(t, Tensor):
-            raise CheckpointError(f"{name} is a {type(t).__name__}, not a tensor; only tensors can be saved")
-        if t.is_meta:
-            raise CheckpointError(f"{name} is on the meta device and has no values; load weights first")
-        if type(t) is not Tensor and not _has_numbers(t):
-            raise CheckpointError(
-                f"{name} is a {type(t).__name__}, not a plain tensor; save the model before it is quantised or sharded"
-            )
-        key = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride()) if t.numel() else (name,)
-        if key in kept:
-            aliases[name] = kept[key]
-        else:
-            kept[key] = name
-            tensors[name] = t.detach()
-    return _without_overlap(tensors), aliases
-
-
-def _has_numbers(t: Tensor) -> bool:
-    """Whether ``t`` has its numbers in memory of its own; wrappers (quantised, sharded tensors) have them elsewhere."""
-    try:
-        return bool(t.data_ptr()) or not t.numel()
-    except RuntimeError:
-        return False
-
-
-def _without_overlap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors; views into a storage that another tensor uses, too, become copies."""
-    storages: set[int] = set()
-    result = {}
-    for name, t in tensors.items():
-        storage = t.untyped_storage().data_ptr()
-        result[name] = t.clone(memory_format=torch.contiguous_format) if storage in storages else t.contiguous()
-        storages.add(storage)
-    return result
 
 
 def _metadata(header: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Metadata:

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.models.match_names import Match, is_wrapper, match, some, strip_wrappers
+from ilmconvert.models.match_names import Match, match, some, strip_wrappers
 from ilmconvert.models.misfit import differences
 from ilmconvert.models.state_dict_search import AVERAGED
 from ilmconvert.models.weight_files import WeightFile, read_weight_file
 from ilmconvert.surgery.converted_layers import layers_of
+from ilmconvert.surgery.module_state import state_of
 
 logger = logging.getLogger("ilmconvert")
 
@@ -65,8 +66,7 @@ class LoadedWeights:
     @property
     def was_chosen(self) -> bool:
         """Whether something else could have been meant."""
-        over_others = self.is_averaged and bool(self.other_entries)
-        return over_others or bool(self.left_out) or not is_wrapper(self.prefix)
+        return (self.is_averaged and bool(self.other_entries)) or bool(self.left_out)
 
     def announce(self, stacklevel: int = 2) -> None:
         """Warn of a choice, and log what else there is to say; of a file that is a state dict there is nothing."""
@@ -105,11 +105,11 @@ def load_weights(model: nn.Module, weights: str | Path) -> LoadedWeights:
     >>> found.entry, found.progress, found.prefix
     ('state_dict', {'epoch': 3}, 'module.')
     """
-    before = {key: t.clone() for key, t in model.state_dict().items() if isinstance(t, Tensor)}
+    before = {key: t.clone() for key, t in state_of(model).items() if isinstance(t, Tensor)}
     try:
         found = load_into(model, read_weight_file(weights))
     except BaseException:
-        model.load_state_dict(before, strict=False)
+        nn.Module.load_state_dict(model, before, strict=False)
         raise
     found.announce(stacklevel=2)
     return found
@@ -126,7 +126,8 @@ def load_into(
         translate: takes a state dict that doesn't fit, and says whether the model came to it in another way.
     """
     converted = tuple(f"{name}." if name else "" for name in _converted(model))
-    own = {key: t for key, t in model.state_dict().items() if not (converted and key.startswith(converted))}
+    tensors = {key: t for key, t in state_of(model).items() if isinstance(t, Tensor)}
+    own = {key: t for key, t in tensors.items() if not (converted and key.startswith(converted))}
     found = {entry: match(own, state, converted) for entry, state in file.candidates.items()}
     fitting = [entry for entry in found if found[entry].fits]
     if len(fitting) > 1:

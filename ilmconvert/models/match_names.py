@@ -82,13 +82,6 @@ def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def is_wrapper(prefix: str) -> bool:
-    """Whether a prefix is that of a wrapped, averaged or compiled model, and nothing else."""
-    for wrapper in _WRAPPERS:
-        prefix = prefix.replace(wrapper, "")
-    return not prefix
-
-
 def _prefixes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Counter[str]:
     """For every prefix how many of the model's tensors the file holds under it, with the same shape."""
     counts = Counter[str]()

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
-from ilmconvert.checkpoint.restore import skeleton
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.models.create import ModelSpec, create_model
 from ilmconvert.models.norm_counts import stored_counts
+from ilmconvert.surgery.module_state import copy_of
 from tests.fuzz.__main__ import run, warm
 from tests.fuzz.cases import Valid, try_case, try_file
 from tests.fuzz.watch import watching
@@ -93,7 +93,7 @@ def _library(name: str) -> tuple[str, str]:
 
 def test_a_build_within_budget_has_the_shapes_and_types_of_the_model() -> None:
     for name in ("test_resnet", "test_vit", "torchvision/regnet_y_400mf"):
-        built = skeleton(create_model(name, weights="none")).state_dict()
+        built = copy_of(create_model(name, weights="none"), values=False).state_dict()
         spec = ModelSpec(*_library(name))
         bounded = build_within_budget(
             spec, Budget.of({k: Entry(tuple(t.shape), t.dtype) for k, t in built.items()})
