@@ -36,6 +36,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "eps": _is_number,
     "kind": lambda value: value == group_norm_target.KIND,
     "restore_bound": lambda value: value is None or _is_number(value),
+    "input_dims": lambda value: value is None or value in (3, 4, 5),
     "restore_range": lambda value: value is None or (isinstance(value, list) and all(map(_is_number, value))),
 }
 
@@ -82,8 +83,8 @@ def check_layer(entry: Any) -> dict[str, Any]:
 def _is_complete(config: Mapping[str, Any]) -> bool:
     if group_norm_target.is_plain(config):
         return set(config) == group_norm_target.SETTINGS
-    # Most layers have no range, and say nothing of it.
-    return {*config, "restore_range"} == _SETTINGS
+    # Most layers have no range and take any number of dimensions, and say nothing of it.
+    return {*config, "restore_range", "input_dims"} == _SETTINGS
 
 
 def replace_layers(model: nn.Module, layers: Iterable[Mapping[str, Any]]) -> nn.Module:

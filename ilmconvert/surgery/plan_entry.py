@@ -106,6 +106,8 @@ def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any]
                 "use to='ilm_gn' (keeps its groups) or init='moments' (keeps only gamma and beta)"
             )
     if settings.plain:
+        if source.input_dims is not None:
+            note = note or "takes batches alone, no single instance"
         return group_norm_target.target(source, groups), note, error
     restore = source.num_groups is None and settings.init == "identity"
     target = {
@@ -120,6 +122,8 @@ def _target(source: NormDescription, settings: Settings) -> tuple[dict[str, Any]
         "restore_bound": settings.restore_bound if restore else None,
         "affine": True,
     }
+    if source.input_dims is not None:
+        target["input_dims"] = source.input_dims
     return target, note, error
 
 
