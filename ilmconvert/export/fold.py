@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct, ilm_norm
 
+_INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 _TENSORS = ("weight", "bias", "restore_weight", "restore_bias", "ref_mean", "ref_std")
 
 
@@ -16,7 +17,7 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference, with every ILM Norm as small as its values allow. Same function.
 
     - A decoder of zeros contributes nothing: the meta-network goes.
-    - Without a restoring path what is left is a ``nn.GroupNorm``.
+    - Without a restoring path what is left is a ``nn.GroupNorm``, or the ``nn.InstanceNorm`` that there was.
     - A restoring path that gives every instance exactly its own statistics back, as right after an identity
       conversion, leaves ``a x + c`` per channel, which runtimes fuse into a neighbouring convolution.
 
@@ -38,7 +39,7 @@ def _fold_layer(layer: ILMNorm) -> nn.Module | None:
     if layer.weight_decoder.any() or layer.bias_decoder.any():
         return None
     if layer.restore_weight is None:
-        return _group_norm(layer) if layer.correction == 0 else _WithoutMeta(layer)
+        return _plain_norm(layer) or _WithoutMeta(layer)
     same = layer.weight is not None and torch.equal(layer.weight, layer.restore_weight)
     unbounded = layer.restore_bound is None and layer.restore_range is None
     if same and unbounded and _equal(layer.restore_bias, layer.restore_weight):
@@ -50,8 +51,16 @@ def _equal(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and torch.equal(a, b)
 
 
-def _group_norm(layer: ILMNorm) -> nn.GroupNorm:
-    norm = nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, affine=layer.affine)
+def _plain_norm(layer: ILMNorm) -> nn.Module | None:
+    norm: nn.Module
+    if layer.correction != 0:
+        return None
+    if layer.input_dims is None:
+        norm = nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, affine=layer.affine)
+    elif layer.num_groups == layer.num_channels:
+        norm = _INSTANCE_NORMS[layer.input_dims](layer.num_channels, layer.eps, affine=layer.affine)
+    else:
+        return None
     if layer.weight is not None and layer.bias is not None:
         norm.weight = nn.Parameter(layer.weight.clone())
         norm.bias = nn.Parameter(layer.bias.clone())
@@ -66,6 +75,7 @@ class _Affine(nn.Module):
 
     def __init__(self, layer: ILMNorm) -> None:
         super().__init__()
+        self.input_dims = layer.input_dims
         assert layer.restore_weight is not None
         assert layer.ref_mean is not None
         assert layer.ref_std is not None
@@ -77,7 +87,7 @@ class _Affine(nn.Module):
         self.register_buffer("shift", (bias - scale * mean).to(layer.restore_weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (-1,) + (1,) * (x.dim() - 2)
+        shape = (-1,) + (1,) * ((self.input_dims or x.dim()) - 2)
         return x * self.scale.view(shape) + self.shift.view(shape)
 
 
@@ -86,7 +96,7 @@ class _WithoutMeta(nn.Module):
 
     def __init__(self, layer: ILMNorm) -> None:
         super().__init__()
-        names = ("num_groups", "eps", "correction", "restore_bound", "restore_range")
+        names = ("num_groups", "eps", "correction", "restore_bound", "restore_range", "input_dims")
         self.settings = {name: getattr(layer, name) for name in names}
         for name in _TENSORS:
             t = getattr(layer, name)

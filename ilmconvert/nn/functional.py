@@ -32,6 +32,7 @@ def ilm_norm(
     restore_bound: float | None = None,
     restore_range: Sequence[float] | None = None,
     activation: str = "none",
+    input_dims: int | None = None,
 ) -> Tensor:
     r"""Instance-Level Meta Normalization, with the optional restoring path.
 
@@ -64,13 +65,15 @@ def ilm_norm(
             :class:`ilmconvert.nn.restore_range.RestoreRange`. Within them nothing changes; on the restoring path an
             instance outside counts as if it had been brought to the limit.
         activation: "relu", "silu" or "hardswish" of the result; on GPUs one read and write of it less.
+        input_dims: dimensions of ``x``; with one less, ``x`` is a single instance (C, *), as InstanceNorm takes it.
+            None for any number of dimensions from two.
 
     Returns:
         (N, C, *), type and memory format of ``x``.
 
     Raises:
-        ValueError: ``x`` isn't (N, C, *) with the C of the parameters, tensors that belong together are missing, or
-            there is no such activation.
+        ValueError: ``x`` isn't (N, C, *) with the C of the parameters or has not ``input_dims`` dimensions, tensors
+            that belong together are missing, or there is no such activation.
 
     >>> x = torch.randn(2, 32, 5, 5)
     >>> E, D = torch.randn(2, 2), torch.zeros(2, 2)
@@ -80,6 +83,12 @@ def ilm_norm(
     """
     limits = None if restore_range is None else to_range(restore_range)
     settings = Settings(num_groups, 1 if encoder is None else encoder.shape[1], eps, correction, restore_bound, limits)
+    single = input_dims is not None and x.dim() == input_dims - 1
+    x = x.unsqueeze(0) if single else x
+    if input_dims is not None and x.dim() != input_dims:
+        raise ValueError(
+            f"expected input of {input_dims} dimensions, or {input_dims - 1} for one instance, got {x.dim()}"
+        )
     _check_input(x, weight, settings.finest)
     if encoder is not None and (weight_decoder is None or bias_decoder is None):
         raise ValueError("an encoder needs both decoders")
@@ -93,8 +102,10 @@ def ilm_norm(
         # One layer of a network has a range, at most: its gradient isn't worth writing by hand.
         by_hand = limits is None and can_fuse(x, tensors)
         if by_hand:
-            return fused(x, tensors, settings, activation)
-        return ACTIVATIONS[activation](composed(x, tensors, settings))
+            y = fused(x, tensors, settings, activation)
+        else:
+            y = ACTIVATIONS[activation](composed(x, tensors, settings))
+    return y.squeeze(0) if single else y
 
 
 def _check_input(x: Tensor, weight: Tensor | None, finest: int) -> None:

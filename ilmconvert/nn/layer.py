@@ -49,6 +49,8 @@ class ILMNorm(nn.Module):
             :class:`ilmconvert.nn.restore_range.RestoreRange`) are normalised to the limit on that path; those
             inside pass as they are. None: all pass.
         affine: learn ``weight`` and ``bias`` per channel.
+        input_dims: dimensions of the input; with one less it is a single instance, (C, \*), as torch's InstanceNorm
+            takes it. None: any number from two, always a batch.
         device, dtype: of the parameters.
 
     Shape:
@@ -93,6 +95,7 @@ class ILMNorm(nn.Module):
         restore_bound: float | None = None,
         restore_range: Sequence[float] | None = None,
         affine: bool = True,
+        input_dims: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -110,6 +113,7 @@ class ILMNorm(nn.Module):
         self.restore_bound = restore_bound
         self.restore_range: RestoreRange | None = _checked_range(restore_range, restore)
         self.affine = affine
+        self.input_dims = input_dims
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -167,6 +171,7 @@ class ILMNorm(nn.Module):
             restore_bound=self.restore_bound,
             restore_range=self.restore_range,
             activation=activation,
+            input_dims=self.input_dims,
         )
 
     def config(self) -> dict[str, Any]:
@@ -175,7 +180,7 @@ class ILMNorm(nn.Module):
         >>> ILMNorm(8, 2, key_group_size=4).config()["num_groups"]
         2
         """
-        settings = {
+        settings: dict[str, Any] = {
             "num_channels": self.num_channels,
             "num_groups": self.num_groups,
             "key_group_size": self.key_group_size,
@@ -187,7 +192,9 @@ class ILMNorm(nn.Module):
             "affine": self.affine,
         }
         # Left out where there is none, as in files that were written before there was one.
-        return settings if self.restore_range is None else {**settings, "restore_range": list(self.restore_range)}
+        if self.restore_range is not None:
+            settings["restore_range"] = list(self.restore_range)
+        return settings if self.input_dims is None else {**settings, "input_dims": self.input_dims}
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], num_groups: int, *, eps: float = 1e-5) -> ILMNorm:
@@ -254,6 +261,7 @@ class ILMNorm(nn.Module):
     def extra_repr(self) -> str:
         text = f"{self.num_channels}, num_groups={self.num_groups}, key_group_size={self.key_group_size}"
         text += f", eps={self.eps}, restore={self.restore}, restore_bound={self.restore_bound}"
+        text += "" if self.input_dims is None else f", input_dims={self.input_dims}"
         return text if self.restore_range is None else f"{text}, restore_range={tuple(self.restore_range)}"
 
 

@@ -37,6 +37,7 @@ class ILMNormConfig(LayerConfig):
     restore_bound: float | None
     affine: bool
     restore_range: tuple[float, ...] | None = None
+    input_dims: int | None = None
 
     @classmethod
     def for_source(cls, source: NormDescription, num_groups: int, settings: Settings) -> ILMNormConfig:
@@ -53,6 +54,7 @@ class ILMNormConfig(LayerConfig):
             restore=restore,
             restore_bound=settings.restore_bound if restore else None,
             affine=True,
+            input_dims=source.input_dims,
         )
 
     @classmethod
@@ -92,6 +94,10 @@ class ILMNormConfig(LayerConfig):
 
     def is_exact(self, source: NormDescription) -> bool:
         return not self.bounded and (self.restore or self.num_groups == source.num_groups)
+
+    @property
+    def takes_single_instances(self) -> bool:
+        return True
 
     @property
     def bounded(self) -> bool:

@@ -81,6 +81,11 @@ class LayerConfig(ABC):
         """Whether the layer with its initial values computes what ``source`` does, for every input."""
 
     @property
+    def takes_single_instances(self) -> bool:
+        """Whether the layer takes an instance without a batch dimension where its source does."""
+        return False
+
+    @property
     def bounded(self) -> bool:
         """Whether unusual instances are limited on purpose."""
         return False
@@ -126,6 +131,7 @@ def _is_number(value: Any) -> bool:
 # A layer with settings of another type may be built and fail when it is used.
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
     int: _is_integer,
+    int | None: lambda value: value is None or _is_integer(value),
     bool: lambda value: type(value) is bool,
     float: _is_number,
     float | None: lambda value: value is None or _is_number(value),

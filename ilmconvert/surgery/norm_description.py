@@ -21,6 +21,8 @@ class NormDescription:
         weight, bias: gamma and beta, (C,), or None for 1 and 0.
         running_mean, running_var: (C,); None for an instance-level layer.
         num_groups: groups of an instance-level layer (C for InstanceNorm); None for a batch-level one.
+        input_dims: dimensions of its input, of which one less is a single instance (InstanceNorm); None where any
+            number of dimensions is a batch.
         drop, act: fused modules that the layer applies to its result, in this order.
     """
 
@@ -33,6 +35,7 @@ class NormDescription:
     num_groups: int | None = None
     drop: nn.Module | None = None
     act: nn.Module | None = None
+    input_dims: int | None = None
 
 
 Describe = Callable[[Any], NormDescription]

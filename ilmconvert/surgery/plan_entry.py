@@ -113,6 +113,8 @@ def _target(source: NormDescription, settings: Settings) -> tuple[LayerConfig, s
     config = config_class(target).for_source(source, groups, settings)
     if error is None and settings.init == "identity" and not (config.bounded or config.is_exact(source)):
         error = f"{config} can't compute what it does: exclude it, or use to='ilm_gn'"
+    if source.input_dims is not None and not config.takes_single_instances:
+        note = note or "takes batches alone, no single instance"
     return config, note, error
 
 

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ilmconvert.surgery.find_formula import find_formula, works_with_calls_alone
 from ilmconvert.surgery.formula_search import Formula, Other
@@ -41,7 +42,8 @@ class Recognition:
             for role in ("weight", "bias", "running_mean", "running_var")
         )
         act = copy.deepcopy(f.stock_act) if f.act is None else module._modules[f.act]
-        return NormDescription(f.num_channels, f.eps, weight, bias, mean, var, f.num_groups, act=act)
+        dims = 1 + module._get_no_batch_dim() if isinstance(module, _InstanceNorm) else None
+        return NormDescription(f.num_channels, f.eps, weight, bias, mean, var, f.num_groups, act=act, input_dims=dims)
 
     def __str__(self) -> str:
         f = self.formula

@@ -9,6 +9,7 @@ is recognised by its values or stays; see :mod:`ilmconvert.surgery.recognize`.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -127,9 +128,10 @@ def describe_group_norm_act(m: Any) -> NormDescription:
 
 def describe_instance_norm(m: Any) -> NormDescription:
     """InstanceNorm1d/2d/3d: instance-level unless it tracks running statistics, which evaluation then uses."""
+    dims = 1 + m._get_no_batch_dim()
     if m.track_running_stats:
-        return describe_batch_norm(m)
-    return NormDescription(m.num_features, m.eps, m.weight, m.bias, num_groups=m.num_features)
+        return replace(describe_batch_norm(m), input_dims=dims)
+    return NormDescription(m.num_features, m.eps, m.weight, m.bias, num_groups=m.num_features, input_dims=dims)
 
 
 _BUILTIN: dict[str, Describe] = {
