@@ -135,7 +135,7 @@ def test_wrappers_are_taken_off_without_a_warning(tmp_path: Path, caplog: pytest
 def test_a_prefix_of_several_wrappers(tmp_path: Path) -> None:
     model = create_model("test_resnet", weights=training_files.with_compiled_lightning(tmp_path))
     assert holds(model, tiny_weights())
-    assert model.ilmconvert_provenance["prefix"] == "model.module._orig_mod."
+    assert ilmconvert.info(model).provenance["prefix"] == "model.module._orig_mod."
 
 
 def test_averaged_weights_win_and_the_others_can_be_named(tmp_path: Path) -> None:

@@ -175,7 +175,9 @@ Writer = Callable[[Path], Path]
 
 def _class_of(module: str, name: str) -> Any:
     """An object of a class of a library that needn't be installed."""
-    home = sys.modules.setdefault(module, ModuleType(module))
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):  # pickle imports the packages above it, too
+        home = sys.modules.setdefault(".".join(parts[:count]), ModuleType(".".join(parts[:count])))
     cls = getattr(home, name, None) or type(name, (), {"__module__": module})
     setattr(home, name, cls)
     return cls()
