@@ -29,7 +29,7 @@ _OTHERS = (
 
 
 def kind_of(path: Path) -> str:
-    """:data:`SAFETENSORS` or :data:`TORCH`.
+    """``SAFETENSORS`` or ``TORCH``.
 
     Raises:
         ModelError: the file isn't there, can't be read, or is of another kind; the message says which, and what to do.

@@ -41,7 +41,7 @@ def config_of(layer: nn.Module) -> LayerConfig | None:
 
 
 def read_config(data: Mapping[str, Any]) -> LayerConfig:
-    """The settings that :meth:`LayerConfig.to_dict` gave.
+    """The settings that :meth:`ilmconvert.surgery.layer_config.LayerConfig.to_dict` gave.
 
     Raises:
         KeyError: an unknown kind of layer, an entry missing or one too many.

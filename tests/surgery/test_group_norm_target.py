@@ -159,7 +159,7 @@ def test_what_has_no_meaning_for_plain_layers_is_refused() -> None:
         ilmconvert.convert(source, "bn")
     with pytest.raises(ConversionError, match="nothing to convert"):
         ilmconvert.convert(nn.Sequential(nn.Linear(2, 2)), "gn")
-    with pytest.raises(ConversionError, match=r"use ilmconvert\.collapse"):
+    with pytest.raises(ConversionError, match=r"use ilmconvert\.calibration\.collapse\.collapse"):
         ilmconvert.convert(ilmconvert.convert(source), "gn")
     assert ilmconvert.convert(source, "gn", num_groups=4).bn1.num_groups == 4
 
