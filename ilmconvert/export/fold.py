@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct, ilm_norm
+from ilmconvert.surgery.new_layers import adopt
+from ilmconvert.surgery.replacement import copy_with
 
 _INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 _TENSORS = ("weight", "bias", "restore_weight", "restore_bias", "ref_mean", "ref_std")
@@ -24,14 +24,18 @@ def fold(model: nn.Module) -> nn.Module:
     >>> isinstance(fold(nn.Sequential(ILMNorm(32, 8)))[0], nn.GroupNorm)
     True
     """
-    layers = {id(m): m for m in model.modules() if isinstance(m, ILMNorm)}
-    memo: dict[int, object] = {}
-    for key, layer in layers.items():
-        smaller = _fold_layer(layer)
-        if smaller is not None:
-            fused = [copy.deepcopy(m) for m in (layer.drop, layer.act)] if isinstance(layer, ILMNormAct) else []
-            memo[key] = nn.Sequential(smaller, *fused) if fused else smaller
-    return copy.deepcopy(model, memo).eval()
+    smaller = {id(m): _fold_layer(m) for m in model.modules() if isinstance(m, ILMNorm)}
+    layers = {name: m for name, m in model.named_modules() if smaller.get(id(m)) is not None}
+
+    def make(layer: nn.Module, copied: nn.Module) -> nn.Module:
+        new = smaller[id(layer)]
+        assert new is not None
+        if isinstance(copied, ILMNormAct):
+            new = nn.Sequential(new, copied.drop, copied.act)
+        adopt(new, copied)
+        return new
+
+    return copy_with(model, layers, make).eval()
 
 
 @torch.no_grad()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ilmconvert.errors import ConversionError
-from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.conversion_info import note, noted
-from ilmconvert.surgery.initialization import beyond
 from ilmconvert.surgery.left_behind import warn_left_behind
+from ilmconvert.surgery.new_layers import new_layer
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
-from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
+from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
+from ilmconvert.surgery.replacement import copy_with, replace_modules
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
-from ilmconvert.surgery.source_state import SourceState, accept_source_state
-from ilmconvert.surgery.sources import NormDescription, find_source
+from ilmconvert.surgery.sources import describe_norm
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
 
@@ -98,20 +96,33 @@ def convert(
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
     found = noted(model)
-    layers = {
-        id(the_plan.modules[e.name]): _new_layer(the_plan.modules[e.name], e, _fallback(model), seed)
-        for seed, e in enumerate(the_plan.converted)
-    }
-    sources = {id(m): m for m in the_plan.modules.values() if id(m) in layers}
-    if inplace:
-        for key, layer in layers.items():
-            _adopt(layer, sources[key], memo=None)
-        result = _replace_children(model, layers)
-    else:
-        result = _copy_with(model, layers, sources)
-    if layers:
+    result = _carry_out(the_plan, model, inplace)
+    if the_plan.converted:
         note(result, found, settings={"to": the_plan.settings.to, "init": the_plan.settings.init})
     return result
+
+
+def _carry_out(the_plan: Plan, model: nn.Module, inplace: bool) -> nn.Module:
+    """The model with the planned layers: itself, or a copy."""
+    entries = {entry.name: (seed, entry) for seed, entry in enumerate(the_plan.converted)}
+    old = {name: the_plan.modules[name] for name in entries}
+    names = {id(module): name for name, module in old.items()}
+    fallback = _fallback(model)
+
+    def make(module: nn.Module, own: nn.Module) -> nn.Module:
+        """The layer for ``module`` of the model, made of the parts of ``own``: itself or its copy."""
+        seed, entry = entries[names[id(module)]]
+        source = describe_norm(own)
+        assert source is not None
+        assert entry.target is not None
+        try:
+            return new_layer(own, source, entry.target, fallback=fallback, seed=seed)
+        except ConversionError as e:
+            raise ConversionError(f"can't convert {entry.name or 'the root'}: {e}") from None
+
+    if inplace:
+        return replace_modules(model, {module: make(module, module) for module in old.values()})
+    return copy_with(model, old, make)
 
 
 def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan:
@@ -122,7 +133,7 @@ def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan
     norms = dict(norm_like(model))
     for entry in the_plan:
         for name in (entry.name, *entry.aliases):
-            if norms.pop(name, None) is not the_plan.modules[entry.name]:
+            if entry.registered and norms.pop(name, None) is not the_plan.modules[entry.name]:
                 where = repr(name) if name else "the root"
                 raise ConversionError(f"the plan isn't one of this model as it stands: {where} is another module there")
     if norms:
@@ -158,107 +169,9 @@ def _check(the_plan: Plan) -> None:
     warn_left_behind(the_plan, stacklevel=3)
 
 
-def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device, torch.dtype], seed: int) -> nn.Module:
-    """The layer for ``module``, with its initial values; drop, act and hooks come later."""
-    describe = find_source(module)
-    assert describe is not None
-    assert entry.target is not None
-    source = describe(module)
-    like = source.weight if source.weight is not None else source.running_mean
-    device, dtype = fallback if like is None else (like.device, like.dtype)
-    trainable = _trainable(source)
-    layer = entry.target.build(drop=source.drop, act=source.act, device="meta", dtype=dtype)
-    values = entry.target.initial_values(source, seed=seed, dtype=dtype)
-    problem = beyond(values, dtype)
-    if problem:
-        raise ConversionError(f"can't convert {entry.name or 'the root'}: {problem}")
-    for name, value in values.items():
-        stored = value.to(device, dtype)
-        if name in layer._buffers:
-            layer._buffers[name] = stored
-        else:
-            layer._parameters[name] = nn.Parameter(stored, requires_grad=trainable["bias" in name])
-    if isinstance(layer, ILMNorm):
-        layer.encoder.requires_grad_(any(trainable.values()))
-    accept_source_state(layer, SourceState.of(source, seed))
-    layer.training = module.training
-    return layer
-
-
-def _trainable(source: NormDescription) -> dict[bool, bool]:
-    """Whether the tensors for the scale (False) and for the shift (True) are trained; buffers are frozen."""
-
-    def flag(t: Tensor | None) -> bool:
-        return True if t is None else t.requires_grad
-
-    return {False: flag(source.weight), True: flag(source.bias)}
-
-
 def _fallback(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and dtype for a layer in place of one that has no tensor at all."""
     for t in model.parameters():
         if t.is_floating_point():
             return t.device, t.dtype
     return torch.get_default_device(), torch.get_default_dtype()
-
-
-def _adopt(layer: nn.Module, module: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Give ``layer`` the hooks and fused modules of ``module``: copies if there is a memo, else the objects."""
-
-    def take(value: Any) -> Any:
-        return value if memo is None else copy.deepcopy(value, memo)
-
-    adopt_hooks(layer, module, take)
-    describe = find_source(module)
-    assert describe is not None
-    source = describe(module)
-    for name in ("drop", "act"):
-        if getattr(source, name) is not None:
-            setattr(layer, name, take(getattr(source, name)))
-
-
-def _copy_with(model: nn.Module, layers: dict[int, nn.Module], sources: dict[int, nn.Module]) -> nn.Module:
-    """A deep copy in which every reference to a source, wherever it stands, is its new layer."""
-    memo: dict[int, Any] = dict(layers)
-    try:
-        for key, layer in layers.items():
-            _adopt(layer, sources[key], memo)
-        return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as e:
-        raise ConversionError(f"the model can't be copied ({e}); use inplace=True") from e
-
-
-def _replace_children(model: nn.Module, layers: dict[int, nn.Module]) -> nn.Module:
-    if id(model) in layers:
-        return layers[id(model)]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in layers:
-                parent._modules[name] = layers[id(child)]
-    return model
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def adopt_hooks(layer: nn.Module, module: nn.Module, take: Callable[[Any], Any] = lambda value: value) -> None:
-    """Give ``layer`` the forward and backward hooks of ``module``: what ``take`` makes of them, by default themselves.
-
-    >>> old, new = nn.Identity(), nn.Identity()
-    >>> handle = old.register_forward_hook(lambda module, args, result: result + 1)
-    >>> adopt_hooks(new, old)
-    >>> new(1)
-    2
-    """
-    for name in _HOOKS:
-        if getattr(module, name, None):
-            setattr(layer, name, take(getattr(module, name)))
-    layer._is_full_backward_hook = module._is_full_backward_hook

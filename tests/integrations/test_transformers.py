@@ -41,3 +41,19 @@ def test_resnet_of_transformers() -> None:
     source = randomize_norms(transformers.ResNetModel(settings), scale=0.5)
     x = torch.randn(2, 3, 64, 64)
     assert_same(evaluate(convert(source), x).last_hidden_state, evaluate(source, x).last_hidden_state)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_layers_that_stand_in_a_list_as_well(inplace: bool) -> None:
+    """MaskFormer calls its layers from a Python list, and registers the same ones under numbers."""
+    from transformers.models.maskformer.modeling_maskformer import MaskFormerFPNModel
+
+    torch.manual_seed(0)
+    source = randomize_norms(MaskFormerFPNModel(32, [32, 32], feature_size=64)).eval()
+    features = [torch.randn(1, 32, size, size) for size in (16, 8, 4)]
+    expected = [t.detach() for t in source(features)]
+    converted = convert(source, inplace=inplace)
+    found = converted(features)
+    assert_same(found, expected)
+    sum(t.square().sum() for t in found).backward()
+    assert {n for n, p in converted.named_parameters() if p.grad is None and not n.endswith("encoder")} == set()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilmconvert.errors import ModelError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.new_layers import adopt
+from ilmconvert.surgery.replacement import copy_with
 
 
 class ChannelAffine(nn.Module):
@@ -44,17 +43,22 @@ def reconstruct_source(model: nn.Module) -> nn.Module:
     True
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ILMNorm)}
-    plain: dict[int, Any] = {id(layer): _plain(name, layer) for name, layer in layers.items()}
-    return copy.deepcopy(model, plain).eval()
+    plain = {id(layer): _plain(name, layer) for name, layer in layers.items()}
+
+    def make(layer: nn.Module, copied: nn.Module) -> nn.Module:
+        parts = [part for part in (getattr(copied, "drop", None), getattr(copied, "act", None)) if part is not None]
+        new = nn.Sequential(plain[id(layer)], *parts) if parts else plain[id(layer)]
+        adopt(new, copied)
+        return new
+
+    return copy_with(model, layers, make).eval()
 
 
 def _plain(name: str, layer: ILMNorm) -> nn.Module:
     with torch.no_grad():
         if layer.weight_decoder.any() or layer.bias_decoder.any():
             raise ModelError(f"{name or 'the root'} was trained: its decoders aren't zero")
-        new = _group_norm(layer) if layer.restore_weight is None else _affine(name, layer)
-    parts = [part for part in (getattr(layer, "drop", None), getattr(layer, "act", None)) if part is not None]
-    return nn.Sequential(new, *copy.deepcopy(parts)) if parts else new
+        return _group_norm(layer) if layer.restore_weight is None else _affine(name, layer)
 
 
 def _affine(name: str, layer: ILMNorm) -> nn.Module:
