@@ -236,6 +236,8 @@ class _Search(ast.NodeVisitor):
         if isinstance(node, ast.Attribute):
             return [v for o in self._values(node.value) for v in _attribute(o, node.attr)]
         if isinstance(node, ast.Subscript):
+            if isinstance(node.slice, ast.Constant):
+                return [v for o in self._values(node.value) for v in _item(o, node.slice.value)]
             return self._items(node.value)
         if isinstance(node, ast.IfExp):
             return [*self._values(node.body), *self._values(node.orelse)]
@@ -270,6 +272,15 @@ def _attribute(value: Any, name: str) -> list[Any]:
         return [own[name]]
     child = value._modules.get(name) if isinstance(value, nn.Module) else None
     return [] if child is None else [child]
+
+
+def _item(value: Any, key: Any) -> list[Any]:
+    if isinstance(value, nn.Module):
+        value = value._modules if isinstance(value, nn.ModuleDict) else list(value._modules.values())
+    try:
+        return [value[key]] if isinstance(value, dict | list | tuple) else []
+    except (LookupError, TypeError):
+        return []
 
 
 def _elements(value: Any, with_inner: bool = False) -> list[Any]:

@@ -10,7 +10,7 @@ import gc
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -54,11 +54,18 @@ class _Visit(NamedTuple):
     registered: bool = False
 
 
-def references(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[Reference]:
+def references(
+    model: nn.Module, wanted: Callable[[nn.Module], bool], *, instead: Mapping[int, nn.Module] | None = None
+) -> Iterator[Reference]:
     """Every reference to a wanted module that can be reached from ``model``, the root itself left out.
 
     Variables that a function has closed over, its defaults, and objects of bound methods can't be written; they come
     last.
+
+    Args:
+        model: isn't changed.
+        wanted: tells which modules.
+        instead: by ``id``, modules that will be replaced, and by what: what the new one holds counts.
 
     >>> norm = nn.BatchNorm2d(3)
     >>> model = nn.Sequential(norm)
@@ -66,6 +73,7 @@ def references(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterato
     >>> [found.path for found in references(model, lambda module: module is norm)]
     ['0', 'others[0][0]']
     """
+    instead = {} if instead is None else instead
     seen: dict[int, Any] = {}
     later: deque[_Visit] = deque()
     queue: deque[_Visit] = deque([_Visit(model, None, None)])
@@ -79,6 +87,7 @@ def references(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterato
                 yield Reference(value, _path(visit), visit.slot)
             if id(value) in seen or (value is not model and not visit.registered and _holds(value, model)):
                 continue
+            visit = visit._replace(value=instead.get(id(value), value))
         elif id(value) in seen and not isinstance(value, _IMMUTABLE):
             continue
         seen[id(value)] = value  # and kept, so that no other object gets its id

@@ -135,7 +135,7 @@ def _changes(model: nn.Module, new: Mapping[int, nn.Module], strangers: set[int]
     """What has to be written, and where; raises if that can't be done."""
     slots: dict[tuple[int, Any], Slot] = {}
     missing = {key: module for key, module in new.items() if key != id(model)}
-    for found in references(model, lambda module: id(module) in new or id(module) in strangers):
+    for found in references(model, lambda module: id(module) in new or id(module) in strangers, instead=new):
         name = type(found.module).__name__
         if id(found.module) in strangers:
             raise ConversionError(f"a copy would still use the {name} of the model, through {found.path}: {_COPY_CURE}")

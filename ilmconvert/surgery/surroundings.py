@@ -14,6 +14,8 @@ from ilmconvert.surgery.sources import NormDescription, find_source, reason_to_s
 
 # Where the classes are from that fuse a convolution with a BatchNorm, and read the latter's statistics.
 _FUSING = ("torch.ao.nn.intrinsic", "torch.nn.intrinsic")
+# Of a norm itself: it is its class's, or the conversion is refused.
+_OWN_FORWARD = ".forward (a bound method)"
 _COUNTERS = frozenset({"num_batches_tracked"})
 
 
@@ -72,7 +74,7 @@ class Surroundings:
 
         for found in references(model, wanted):
             if id(found.module) in known:
-                if found.slot is None:
+                if found.slot is None and not found.path.endswith(_OWN_FORWARD):
                     self._fixed.setdefault(id(found.module), found.path)
             elif id(found.module) not in seen and not f".{found.path}".startswith(tuple(inside)):
                 seen.add(id(found.module))
@@ -94,7 +96,7 @@ class Surroundings:
 
     def error(self, module: nn.Module, source: NormDescription) -> str | None:
         """Why ``module`` can't be replaced, or None."""
-        if "forward" in vars(module):
+        if _has_forward(module):
             cure = "delete that attribute, or exclude the norm"
             if "_hf_hook" in vars(module):
                 cure = "call accelerate.hooks.remove_hook_from_module(model, recurse=True) first"
@@ -118,7 +120,7 @@ class Surroundings:
     def note(self, module: nn.Module, source: NormDescription) -> str | None:
         """What of ``module`` its new layer won't have as it was, or None."""
         notes = []
-        lost = [name for name in vars(module) if hasattr(nn.Module, name)]
+        lost = [name for name in vars(module) if name != "forward" and hasattr(nn.Module, name)]
         if recognition(module) is None:
             used = {id(t) for t in (source.weight, source.bias, source.running_mean, source.running_var)}
             own = (*module._parameters.items(), *module._buffers.items())
@@ -129,6 +131,12 @@ class Surroundings:
             if tensor is not None and source.num_groups is None and _has_hooks(tensor):
                 notes.append(f"the gradient hooks of its {name} go on with the new {name}, of another meaning")
         return "; ".join(notes) or None
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a ``forward`` other than that of its class was set on a module."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def _has_hooks(tensor: Tensor) -> bool:
