@@ -7,18 +7,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ilmconvert.errors import ConversionError
+from ilmconvert.surgery.carry_out import carry_out
 from ilmconvert.surgery.conversion_info import note, noted
+from ilmconvert.surgery.example import Differs, Example, find_difference
 from ilmconvert.surgery.left_behind import warn_left_behind
-from ilmconvert.surgery.new_layers import new_layer
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
-from ilmconvert.surgery.replacement import copy_with, replace_modules
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
-from ilmconvert.surgery.sources import describe_norm
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
 
@@ -35,6 +33,7 @@ def convert(
     key_group_size: int = 16,
     reduction: int = 16,
     restore_bound: float | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """Replace the BatchNorm, GroupNorm and InstanceNorm layers of ``model`` by ILM Norm layers.
 
@@ -42,7 +41,8 @@ def convert(
     a restoring path around the paper's auto-encoder gives each instance its own statistics back. With
     ``init="moments"`` the result is the paper's layer alone, started from the running statistics; it computes
     something close, and needs fine-tuning. Fused activations, child order, device, dtype, training flags,
-    ``requires_grad``, forward and backward hooks and shared modules are kept. Any failure leaves ``model`` as it was.
+    ``requires_grad``, hooks, attributes of modules and parameters, and shared modules are kept; a norm is replaced
+    wherever the model holds it, in lists and attributes as well. Any failure leaves ``model`` as it was.
     Norms of other libraries and of your own are recognised by what they compute; see :func:`ilmconvert.plan`.
 
     An input that isn't finite is another matter: one pixel of NaN or infinity, or a fill value of 1e20, spoils its
@@ -66,10 +66,14 @@ def convert(
         reduction: key groups per unit of the auto-encoder; see :class:`ilmconvert.ILMNorm`.
         restore_bound: tau of the restoring path's bound ``tau * tanh(z / tau)``. With a bound the result differs
             from ``model`` for instances whose statistics are far from the running statistics.
+        example: an input to try the conversion on, in evaluation mode: a tensor, a tuple of positional inputs, or a
+            mapping of named ones. The result has to run on it, and an exact conversion has to compute what the model
+            does, up to rounding. Other code may use a norm's values in ways that don't show in the model's source text.
 
     Raises:
-        ConversionError: nothing to convert, a layer that can't be converted as asked, a wrapped model, or a plan
-            that was made for another model.
+        ConversionError: nothing to convert, a layer that can't be converted as asked, a norm that the model holds in
+            a place that can't be written, a wrapped model, a plan that was made for another model, or a result that
+            differs on the example (what is to blame is named).
         ValueError: an argument is out of its range.
 
     Warns:
@@ -96,33 +100,28 @@ def convert(
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
     found = noted(model)
-    result = _carry_out(the_plan, model, inplace)
+    if example is None or not the_plan.converted:
+        result = carry_out(the_plan, model, inplace=inplace)
+    else:
+        result = _checked(the_plan, model, Example.of(model, example), inplace=inplace)
     if the_plan.converted:
         note(result, found, settings={"to": the_plan.settings.to, "init": the_plan.settings.init})
     return result
 
 
-def _carry_out(the_plan: Plan, model: nn.Module, inplace: bool) -> nn.Module:
-    """The model with the planned layers: itself, or a copy."""
-    entries = {entry.name: (seed, entry) for seed, entry in enumerate(the_plan.converted)}
-    old = {name: the_plan.modules[name] for name in entries}
-    names = {id(module): name for name, module in old.items()}
-    fallback = _fallback(model)
-
-    def make(module: nn.Module, own: nn.Module) -> nn.Module:
-        """The layer for ``module`` of the model, made of the parts of ``own``: itself or its copy."""
-        seed, entry = entries[names[id(module)]]
-        source = describe_norm(own)
-        assert source is not None
-        assert entry.target is not None
-        try:
-            return new_layer(own, source, entry.target, fallback=fallback, seed=seed)
-        except ConversionError as e:
-            raise ConversionError(f"can't convert {entry.name or 'the root'}: {e}") from None
-
-    if inplace:
-        return replace_modules(model, {module: make(module, module) for module in old.values()})
-    return copy_with(model, old, make)
+def _checked(the_plan: Plan, model: nn.Module, example: Example, *, inplace: bool) -> nn.Module:
+    """The plan carried out, if the result then computes what the model does."""
+    exact = the_plan.settings.init == "identity" and the_plan.settings.restore_bound is None
+    try:
+        return carry_out(the_plan, model, inplace=inplace, check=lambda result: example.check(result, exact=exact))
+    except Differs as e:
+        cause = e.__cause__
+    reason = find_difference(model, the_plan, example) if exact else None
+    if reason is None and cause is not None:
+        reason = f"it fails on the example: {cause}"
+    if reason is not None:
+        raise ConversionError(f"the converted model isn't the same, {reason}") from cause
+    return carry_out(the_plan, model, inplace=inplace)
 
 
 def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan:
@@ -167,11 +166,3 @@ def _check(the_plan: Plan) -> None:
             stacklevel=3,
         )
     warn_left_behind(the_plan, stacklevel=3)
-
-
-def _fallback(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype for a layer in place of one that has no tensor at all."""
-    for t in model.parameters():
-        if t.is_floating_point():
-            return t.device, t.dtype
-    return torch.get_default_device(), torch.get_default_dtype()

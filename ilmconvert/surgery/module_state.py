@@ -89,6 +89,19 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's training flag comes back."""
+    flags = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
 def _contents(module: nn.Module) -> dict[str, Any]:
     """Copies of the dicts and sets that hold what a module holds."""
     return {name: value.copy() for name, value in vars(module).items() if isinstance(value, dict | set)}

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-_VALUES = frozenset(
+#: What others may ask of a norm, and a new layer lacks or means otherwise.
+VALUES = frozenset(
     {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats"}
 )
 # What doesn't change with the values of a tensor.
@@ -66,7 +67,7 @@ def _found(
     function: FunctionType, index: int, module: nn.Module, norms: Mapping[int, nn.Module], who: str
 ) -> Iterator[Reader]:
     """The reads in a function whose argument number ``index`` is ``module``."""
-    if not _names(function.__code__) & _VALUES:
+    if not _names(function.__code__) & VALUES:
         return
     tree = _tree(function)
     if tree is None:
@@ -122,7 +123,7 @@ def _function(hook: Any, index: int) -> tuple[FunctionType | None, int]:
 def _names(code: CodeType) -> frozenset[str]:
     """All names and attributes that some code uses, inner functions included."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return frozenset(code.co_names).union(*inner) | {c for c in code.co_consts if isinstance(c, str) and c in _VALUES}
+    return frozenset(code.co_names).union(*inner) | {c for c in code.co_consts if isinstance(c, str) and c in VALUES}
 
 
 @lru_cache(_REMEMBERED)
@@ -152,7 +153,7 @@ class _Search(ast.NodeVisitor):
         if node.attr in _METADATA and isinstance(node.value, ast.Attribute):
             self.visit(node.value.value)
             return
-        if node.attr in _VALUES and isinstance(node.ctx, ast.Load):
+        if node.attr in VALUES and isinstance(node.ctx, ast.Load):
             self._read(node.value, node.attr)
         self.generic_visit(node)
 
@@ -198,7 +199,7 @@ class _Search(ast.NodeVisitor):
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _of_comprehension
 
     def _read(self, holder: ast.expr, attribute: str) -> None:
-        if attribute in _VALUES:
+        if attribute in VALUES:
             self.reads += [(id(o), attribute) for o in self._values(holder) if id(o) in self.norms]
 
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
