@@ -22,7 +22,8 @@ from torch import nn
 VALUES = frozenset(
     {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats"}
 )
-# What doesn't change with the values of a tensor.
+# What a new layer has as well, and what of it doesn't change with the values of a tensor.
+_PARAMETERS = frozenset({"weight", "bias"})
 _METADATA = frozenset(
     {"dtype", "device", "shape", "size", "ndim", "dim", "numel", "is_cuda", "is_meta", "requires_grad"}
 )
@@ -150,8 +151,9 @@ class _Search(ast.NodeVisitor):
         self.reads: list[tuple[int, str]] = []
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if node.attr in _METADATA and isinstance(node.value, ast.Attribute):
-            self.visit(node.value.value)
+        inner = node.value
+        if node.attr in _METADATA and isinstance(inner, ast.Attribute) and inner.attr in _PARAMETERS:
+            self.visit(inner.value)
             return
         if node.attr in VALUES and isinstance(node.ctx, ast.Load):
             self._read(node.value, node.attr)
