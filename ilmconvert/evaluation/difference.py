@@ -15,6 +15,7 @@ from ilmconvert.surgery.difference import relative_error as relative_error
 def kl_divergence(expected: Tensor, found: Tensor) -> Tensor:
     """KL(softmax(expected) || softmax(found)) in nats of logits (N, classes), for each of the N samples; float64.
 
+    >>> import torch
     >>> kl_divergence(torch.eye(2), torch.eye(2)).tolist()
     [0.0, 0.0]
     """
@@ -30,6 +31,7 @@ def is_logits(found: Sequence[Tensor]) -> bool:
 class OutputComparison:
     """Two networks' outputs over batches: their difference, and where they are logits the classes and the divergence.
 
+    >>> import torch
     >>> compared = OutputComparison()
     >>> _ = compared.add([torch.tensor([[3.0, 0.0], [3.0, 0.0]])], [torch.tensor([[3.0, 0.0], [0.0, 3.0]])])
     >>> compared.agreement, compared.difference.relative

@@ -82,6 +82,7 @@ def convert(
 
     Source: Jia, Chen, Chen, CVPR 2019, for the layer; the restoring path is this library's.
 
+    >>> import torch
     >>> source = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
     >>> _ = source[1].running_mean.normal_()
     >>> x = torch.randn(2, 3, 8, 8)

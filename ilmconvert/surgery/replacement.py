@@ -64,8 +64,8 @@ def replaced(
     ...     with replaced(model, {model[0]: nn.Identity()}):
     ...         raise KeyError
     ... except KeyError:
-    ...     model[0]
-    BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    ...     type(model[0]).__name__
+    'BatchNorm2d'
     """
     by_id = {id(old): module for old, module in new.items()}
     changes = _changes(model, by_id, {id(module) for module in strangers})
@@ -89,14 +89,15 @@ def copy_with(
     Args:
         model: stays as it is.
         old: modules of ``model``, by name.
-        make: the new module for one of them; it is given that and its copy, whose parts it may use.
+        make: the new module for one of them; it is given that and its copy, whose parts it may use,
+            but not the copy itself.
 
     Raises:
         ConversionError: the model can't be copied, or see :func:`replace_modules`.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    >>> copy_with(model, {"1": model[1]}, lambda old, copied: nn.Sequential(copied, nn.Identity()))[1][0]
-    ReLU()
+    >>> copy_with(model, {"1": model[1]}, lambda old, copied: nn.LeakyReLU(0.1, copied.inplace))[1]
+    LeakyReLU(negative_slope=0.1)
     """
     memo: dict[int, Any] = {}
     try:
