@@ -49,7 +49,7 @@ def test_layer_times_every_shape_and_format(tmp_path: Path) -> None:
 
 def test_model_times_networks_conversion_and_import(tmp_path: Path) -> None:
     tables = run_quick("model", tmp_path)
-    assert {"Inference", "Training step", "Import"} <= tables.keys()
+    assert {"Inference, eager, float32", "Training step, eager, float32", "Import"} <= tables.keys()
     steps = {row["step"]: row["ms"] for row in tables["Conversion and loading, test_resnet"]}
     assert steps.keys() >= {"copy.deepcopy", "convert", "load", "build + load_file"}
     assert all(milliseconds > 0 for milliseconds in steps.values())
