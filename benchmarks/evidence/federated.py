@@ -15,29 +15,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.evidence.cut import LAST_STAGE, Features, Parts, accuracy, cut, out_of_place, parts
+from benchmarks.evidence.cut import LAST_STAGE, Parts, accuracy, cut, out_of_place, parts
+from benchmarks.evidence.fed_avg import FROZEN, TRAINED, train
 from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.paired import estimate
 from benchmarks.evidence.sets import load_splits, smaller
 from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert import convert
 from ilmconvert.data.sample_photographs import load_lite0
-from ilmconvert.finetune import Recipe
-from ilmconvert.finetune.networks import replace_head, training_mode
-from ilmconvert.finetune.optimizer import parameter_groups
+from ilmconvert.finetune.networks import replace_head
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
-FROZEN, TRAINED = "frozen-bn", "train-bn"
-CONCENTRATION, CLIENTS, CLIP = 0.1, 10, 2.0
 RATES = (0.01, 0.03, 0.1)
 SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2)
 SIZE, IMAGES, TESTS = 64, 2_000, 2_000
 
-State = dict[str, Tensor]
 Found = Mapping[str, Mapping[int, float]]
 
 #: Titles, and what becomes of the stages that train.
@@ -55,70 +50,6 @@ class Scale:
 
     images: int = 600
     rounds: int = 5
-
-
-def divided(labels: Tensor, clients: int, concentration: float, seed: int) -> list[Tensor]:
-    """The indices of each client's images: each class divided by a draw of Dirichlet's distribution.
-
-    >>> sorted(torch.cat(divided(torch.arange(40) % 4, 3, 0.1, seed=0)).tolist()) == list(range(40))
-    True
-    """
-    generator = np.random.default_rng(seed)
-    shares: list[list[Tensor]] = [[] for _ in range(clients)]
-    for label in labels.unique():
-        own = torch.from_numpy(generator.permutation(torch.nonzero(labels == label).flatten().numpy()))
-        ends = (generator.dirichlet([concentration] * clients).cumsum() * len(own)).round().astype(int)
-        for client, indices in enumerate(torch.tensor_split(own, torch.from_numpy(ends[:-1]))):
-            shares[client].append(indices)
-    return [torch.cat(indices) for indices in shares]
-
-
-def averaged(states: Sequence[State], weights: Sequence[int]) -> State:
-    """The weighted mean of the floating-point tensors; of others the first client's.
-
-    >>> averaged([{"w": torch.tensor(1.0)}, {"w": torch.tensor(4.0)}], [2, 1])
-    {'w': tensor(2.)}
-    """
-    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    return {
-        name: torch.stack([state[name].double() * part for state, part in zip(states, share, strict=True)])
-        .sum(0)
-        .to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in states[0].items()
-    }
-
-
-def train_client(network: nn.Module, images: Features, rate: float, batch_size: int, frozen: bool, seed: int) -> State:
-    """One pass over a client's images, in place; what it sends to the server."""
-    training_mode(network, freeze_batch_norm=frozen)
-    recipe = Recipe(lr=rate, head_lr_scale=2.0, norm_lr_scale=0.1, restore_lr_scale=0.1)
-    groups = [
-        {"params": g["params"], "lr": rate * g["lr_scale"], "weight_decay": g["weight_decay"]}
-        for g in parameter_groups(network, recipe)
-    ]
-    optimizer = torch.optim.SGD(groups, lr=rate)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    for indices in order.split(batch_size):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(images.inputs[indices]), images.labels[indices]).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        optimizer.step()
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def train(arm: str, behind: nn.Module, images: Features, rate: float, batch_size: int, rounds: int, seed: int) -> None:
-    """Federated averaging in place; clients without images take no part."""
-    clients = [images.subset(own) for own in divided(images.labels, CLIENTS, CONCENTRATION, seed) if len(own)]
-    local = copy.deepcopy(behind)
-    for turn in range(rounds):
-        start, states = copy.deepcopy(behind.state_dict()), []
-        for number, client in enumerate(clients):
-            local.load_state_dict(start)
-            order = (seed * rounds + turn) * CLIENTS + number
-            states.append(train_client(local, client, rate, batch_size, arm != TRAINED, order))
-        behind.load_state_dict(averaged(states, [len(client) for client in clients]))
 
 
 class Runs:

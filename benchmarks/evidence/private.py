@@ -13,76 +13,26 @@ import argparse
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from opacus import PrivacyEngine
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.evidence.cut import LAST_STAGE, Features, Parts, accuracy, parts
+from benchmarks.evidence.cut import LAST_STAGE, Parts, accuracy, parts
+from benchmarks.evidence.dp_sgd import Scale, Settings, pooled, train_privately
 from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.paired import estimate
-from benchmarks.evidence.private_arms import ARMS, HEAD, build, head_of
+from benchmarks.evidence.private_arms import ARMS, HEAD, build
 from benchmarks.evidence.sets import load_splits, smaller
 from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
 
-EPSILONS, DELTA, CLIP = (8.0, 1.0, 3.0), 1e-5, 1.0
+EPSILONS = (8.0, 1.0, 3.0)
 RATES, SHARES = (0.1, 0.3, 1.0, 3.0), (0.3, 0.1, 0.03)
 SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2)
 SIZE = 64
 
 Found = Mapping[str, Mapping[int, float]]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How many images, of how many passes."""
-
-    images: int = 2_000
-    tests: int = 2_000
-    batch_size: int = 200
-    epochs: int = 5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """``rate`` of the head, and the rate of what else trains, as a share of it."""
-
-    rate: float
-    share: float = 0.0
-
-
-def train_privately(
-    behind: nn.Module, images: Features, settings: Settings, epsilon: float, scale: Scale, seed: int
-) -> float:
-    """DP-SGD in place; the epsilon that was spent."""
-    torch.manual_seed(seed)
-    head = list(head_of(behind).parameters())
-    own = {id(parameter) for parameter in head}
-    others = [p for p in behind.parameters() if p.requires_grad and id(p) not in own]
-    groups = [{"params": head, "lr": settings.rate}]
-    groups += [{"params": others, "lr": settings.rate * settings.share}] if others else []
-    engine = PrivacyEngine(accountant="rdp")
-    private, optimizer, loader = engine.make_private_with_epsilon(
-        module=behind.train(),
-        optimizer=torch.optim.SGD(groups, momentum=0.9),
-        data_loader=DataLoader(TensorDataset(images.inputs, images.labels), batch_size=scale.batch_size),
-        epochs=scale.epochs,
-        target_epsilon=epsilon,
-        target_delta=DELTA,
-        max_grad_norm=CLIP,
-    )
-    for _ in range(scale.epochs):
-        for x, y in loader:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(private(x), y).backward()
-            optimizer.step()
-    spent = float(engine.get_epsilon(DELTA))
-    private.remove_hooks()
-    return spent
 
 
 class Runs:
@@ -118,7 +68,8 @@ class Runs:
         if self._source is None or self._data is None:
             raise MissingLine
         behind = build(arm, copy.deepcopy(self._source), self._stage, self._data.num_classes, seed)
-        spent = train_privately(behind, self._data.train, settings, epsilon, self._scale, seed)
+        trained, images = (behind, self._data.train) if arm != HEAD else pooled(behind, self._data.train)
+        spent = train_privately(trained, images, settings, epsilon, self._scale, seed)
         assert spent <= epsilon, f"{arm} spent {spent} of {epsilon}"
         return accuracy(behind, self._data.val if part == "val" else self._data.test)
 
@@ -143,11 +94,12 @@ def table(found: Found, settings: Mapping[str, Settings], epsilon: float, stage:
     made = Table(f"Epsilon {epsilon:g}: test accuracy, 95 % intervals over seeds; what trains is of {where}")
     base = found.get(HEAD, {})
     for arm, by_seed in found.items():
+        rate = f"{settings[arm].rate:g}" + (" (edge)" if settings[arm].rate in (RATES[0], RATES[-1]) else "")
         less = estimate([value - base[seed] for seed, value in by_seed.items() if seed in base])
         errors = "" if less.in_errors is None else f" ({less.in_errors:+.1f})"
         row: dict[str, Cell] = {
             "what trains": ARMS[arm],
-            "head's rate": f"{settings[arm].rate:g}",
+            "head's rate": rate,
             "rest": "-" if arm == HEAD else f"x{settings[arm].share:g}",
             "seeds": len(by_seed),
             "accuracy": estimate(list(by_seed.values())).text(),
@@ -168,11 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.quick:
         scale, seeds = Scale(images=16, tests=16, batch_size=8, epochs=1), FINAL_SEEDS[:2]
     if not options.table:
-        cache = options.cache or options.out / "cache"
-        splits = load_splits("fashion-mnist", SIZE, cache, options.data_root)
+        folder = options.cache or options.out / "cache"
+        splits = load_splits("fashion-mnist", SIZE, folder, options.data_root)
         source = load_lite0()
         splits = smaller(splits, 16) if options.quick else splits
-        data = parts(source, options.from_stage, splits, scale.images, scale.tests, cache)
+        data = parts(source, options.from_stage, splits, scale.images, scale.tests, folder)
     runs = Runs(Lines(options.out / "private.jsonl"), options.from_stage, scale, source, data)
     for epsilon in options.epsilons:
         found, settings = runs.results(epsilon, seeds, options.arms)
