@@ -349,7 +349,7 @@ def test_norm_trains_the_plain_layers_of_the_conversion_only(tmp_path: Path) -> 
     result = run(tmp_path / "run", model=plain, num_classes=None, epochs=1, recipe="norm", weight_decay=0.0)
     before, after = plain.state_dict(), state(result.last)
     moved = {key for key in before if not torch.equal(before[key], after[key])}
-    made = {f"{e['name']}.{part}" for e in layers_of(plain) for part in ("weight", "bias")}
+    made = {f"{e.name}.{part}" for e in layers_of(plain) for part in ("weight", "bias")}
     assert moved == made
     kinds = parameter_kinds(plain)
     assert {key for key, p in plain.named_parameters() if kinds.get(id(p)) == "norm"} == made
