@@ -1,9 +1,9 @@
 """Tell other libraries of conversions: now if they are here, else as soon as they are imported.
 
-``timm.create_model`` builds what is registered in timm, transformers' ``from_pretrained`` changes models as what is
-registered there says, and Ultralytics builds networks anew. Importing them takes seconds that ``import ilmconvert``
-must not. Until they come, one finder waits in ``sys.meta_path`` for their modules' names; when all have come it is
-gone.
+``timm.create_model`` builds what is registered in timm, ``from_pretrained`` of transformers and diffusers changes
+models as what is registered there says, and Ultralytics builds networks anew. Importing them takes seconds that
+``import ilmconvert`` must not. Until they come, one finder waits in ``sys.meta_path`` for their modules' names; when
+all have come it is gone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 AWAITED = {
     "timm.models": "ilmconvert.export.hub.timm_entrypoint",
     "transformers.modeling_utils": "ilmconvert.export.transformers_quantizer",
+    "diffusers.models.modeling_utils": "ilmconvert.export.diffusers_quantizer",
+    "diffusers.training_utils": "ilmconvert.export.diffusers_ema",
     "ultralytics.nn.tasks": "ilmconvert.export.ultralytics_network",
     "ultralytics.engine.model": "ilmconvert.export.ultralytics_training",
 }

@@ -22,15 +22,13 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ilmconvert._constants import __version__
-from ilmconvert.checkpoint.metadata import LARGEST_METADATA, Metadata
+from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.errors import CheckpointError
-from ilmconvert.surgery.conversion_info import note, noted
+from ilmconvert.export.config_entry import METHOD, metadata_of
+from ilmconvert.surgery.conversion_info import note
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
 from ilmconvert.surgery.sources import describe_norm
 
-#: The ``quant_method`` in config.json: the package to import, for whoever meets it in a warning of transformers.
-METHOD = "ilmconvert"
 _ENTRY = "quantization_config"
 _QUANTISED = ("hf_quantizer", "is_quantized", "quantization_method")
 
@@ -50,17 +48,7 @@ class ConversionConfig(QuantizationConfigMixin):  # type: ignore[misc]
     @classmethod
     def of(cls, model: nn.Module, layers: tuple[ConvertedLayer, ...]) -> ConversionConfig:
         """The entry for a model with these converted layers."""
-        found = noted(model)
-        metadata = Metadata(
-            spec=None,
-            layers=layers,
-            settings=dict(found.settings),
-            provenance=dict(found.provenance),
-            ilmconvert=__version__,
-        ).to_dict()
-        if len(json.dumps(metadata)) > LARGEST_METADATA:
-            raise CheckpointError(f"the conversion takes more than {LARGEST_METADATA} characters; use ilmconvert.save")
-        return cls(metadata)
+        return cls(metadata_of(model, layers))
 
 
 @register_quantizer(METHOD)
