@@ -1,9 +1,9 @@
 """Tell other libraries of conversions: now if they are here, else as soon as they are imported.
 
 ``timm.create_model`` builds what is registered in timm, ``from_pretrained`` of transformers and diffusers changes
-models as what is registered there says, and Ultralytics builds networks anew. Importing them takes seconds that
-``import ilmconvert`` must not. Until they come, one finder waits in ``sys.meta_path`` for their modules' names; when
-all have come it is gone.
+models as what is registered there says, Ultralytics builds networks anew, and MONAI copies values by name. Importing
+them takes seconds that ``import ilmconvert`` must not. Until they come, one finder waits in ``sys.meta_path`` for their
+modules' names; when all have come it is gone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ AWAITED = {
     "transformers.modeling_utils": "ilmconvert.export.transformers_quantizer",
     "diffusers.models.modeling_utils": "ilmconvert.export.diffusers_quantizer",
     "diffusers.training_utils": "ilmconvert.export.diffusers_ema",
+    "monai.networks.utils": "ilmconvert.export.monai_state",
     "ultralytics.nn.tasks": "ilmconvert.export.ultralytics_network",
     "ultralytics.engine.model": "ilmconvert.export.ultralytics_training",
 }
