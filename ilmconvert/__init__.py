@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ilmconvert._constants import __version__ as __version__
 from ilmconvert._constants import lazy_attributes
 from ilmconvert.errors import CheckpointError, ConversionError, ILMConvertError, ModelError
-from ilmconvert.export.hub.timm_import_hook import register as _register_in_timm
+from ilmconvert.export.import_hook import register as _register_in_libraries
 
 if TYPE_CHECKING:
     from ilmconvert.calibration.bound import calibrate_bound
@@ -68,4 +68,4 @@ __getattr__, __dir__ = lazy_attributes(
     },
 )
 
-_register_in_timm()
+_register_in_libraries()
