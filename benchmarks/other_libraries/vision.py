@@ -81,7 +81,7 @@ def images() -> None:
         "resnet10", "bn_vgg11", "preresnet10", "seresnet10", "sepreresnet10", "shufflenetv2_wd2", "mobilenet_w1",
         "igcv3_w1", "ghostnet", "hardnet39ds", "regnetx002", "efficientnet_b0", "vovnet27s", "dla34", "espnetv2_w1",
         "peleenet", "resneta10", "bagnet9", "mobilenetv3_small_w7d20", "menet108_8x1_g3", "condensenet74_c4_g4",
-        "hrnet_w18_small_v1", "mixnet_s", "spnasnet", "fdmobilenet_w1", "darknet53", "squeezenext23_w1",
+        "hrnet_w18_small_v1", "mixnet_s", "spnasnet", "fdmobilenet_w1", "darknet53", "sqnxt23_w1",
         "cbam_resnet18",
     ):  # fmt: skip
         add("pytorchcv", "pytorchcv.model_provider:get_model", name, called=name, shapes=((1, 3, 224, 224),))
@@ -97,7 +97,13 @@ def images() -> None:
     for name in ("osnet_x0_25", "osnet_ibn_x1_0", "mlfn", "hacnn", "shufflenet", "resnet50_fc512", "mobilenetv2_x1_0"):
         size = (160, 64) if name == "hacnn" else (128, 64)
         add(
-            "torchreid", "torchreid.models:build_model", name, 5, pretrained=False, called=name, shapes=((2, 3, *size),)
+            "torchreid",
+            "torchreid.reid.models:build_model",
+            name,
+            5,
+            pretrained=False,
+            called=name,
+            shapes=((2, 3, *size),),
         )
     for name in ("efficientnet-b0", "efficientnet-b1"):
         add("efficientnet_pytorch", "efficientnet_pytorch:EfficientNet.from_name", name, called=name)
@@ -113,7 +119,7 @@ def images() -> None:
         shapes=((2, 1, 64, 64),),
     )
     for name in ("HardNet", "SOSNet", "TFeat", "HyNet"):
-        add("kornia", f"kornia.feature:{name}", shapes=((4, 1, 32, 32),))
+        add("kornia", f"kornia.feature:{name}", False, shapes=((4, 1, 32, 32),))
     add("kornia", "kornia.feature:KeyNet", False, shapes=((1, 1, 64, 64),))
     add("kornia", "kornia.feature:DISK", shapes=((1, 3, 64, 64),))
     add(
