@@ -198,6 +198,16 @@ def output_options(default: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The default output of a command: beside ``path``, under its name with another ending.
+
+    >>> str(beside(Path("run/best.safetensors"), "-plain.safetensors"))
+    'run/best-plain.safetensors'
+    """
+    named = path.absolute() if path.name == "" else path  # "." has no name
+    return named.with_name(f"{named.stem}{ending}")
+
+
 def check_output(path: Path, force: bool) -> None:
     """Refuse a place that can't or mustn't be written, before the slow work."""
     folder = path.parent

@@ -51,11 +51,6 @@ def _error_text(error: dict[str, Any] | None) -> str:
     return text if agreement is None else f"{text}; top-1 agreement {share(agreement, digits=0)}"
 
 
-def is_exact(plan: Plan) -> bool:
-    """Whether the conversion changes nothing that the network computes."""
-    return plan.settings.init == "identity" and plan.settings.restore_bound is None
-
-
 def rounding() -> float:
     """The relative error that single precision allows, in which models are built here."""
     import torch
@@ -67,8 +62,8 @@ def rounding() -> float:
 
 def warn_if_not_exact(summary: dict[str, Any]) -> None:
     """Say it loudly where a conversion that should be exact isn't."""
-    error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
-    if not exact or error is None or error["relative_error"] <= rounding():
+    error = summary["error"]
+    if not summary["exact"] or error is None or error["relative_error"] <= rounding():
         return
     reason = f" ({error['reason']})" if "reason" in error else ""
     message = (
@@ -90,6 +85,7 @@ def facts(name: str, source: nn.Module, converted: nn.Module, plan: Plan) -> dic
         "provenance": known["provenance"],
         "to": plan.settings.to,
         "init": plan.settings.init,
+        "exact": plan.settings.is_exact,
         "layers": count_layers(plan),
         "parameters": {"before": _parameters(source), "after": _parameters(converted)},
         "timm": timm_arguments(converted),

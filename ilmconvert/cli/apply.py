@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import check_output, output_options, print_json, progress
+from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
 
 
 @click.command()
@@ -27,7 +27,8 @@ def apply(
       ilmconvert apply resnet50-ilm_gn.delta.safetensors
       ilmconvert apply resnet50-ilm_gn.delta.safetensors --weights resnet50.safetensors -o mine.safetensors
     """
-    output = output or delta.with_name(f"{delta.stem.removesuffix('.delta')}.safetensors")
+    whole = delta.with_suffix("") if delta.stem.endswith(".delta") else delta  # the name without .delta.safetensors
+    output = output or beside(whole, ".safetensors")
     if output.absolute() == delta.absolute():
         raise click.UsageError(f"{delta} can't be its own output; name another file with -o")
     check_output(output, force)

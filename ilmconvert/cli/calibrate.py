@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import check_output, output_options, print_json, progress
+from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
 from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def calibrate(
       ilmconvert calibrate resnet50-ln.safetensors --data images
       ilmconvert calibrate resnet50-ln.safetensors --data images --images 256 -o fitted.safetensors
     """
-    output = output or checkpoint.with_name(f"{checkpoint.stem}-calibrated.safetensors")
+    output = output or beside(checkpoint, "-calibrated.safetensors")
     check_output(output, force)
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import check_output, output_options, print_json, progress
+from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
 
 
 @click.command()
@@ -52,7 +52,7 @@ def collapse(
       ilmconvert collapse run/best.safetensors --data images
       ilmconvert collapse run/best.safetensors --data images --tolerance 1e-2 --json
     """
-    output = output or checkpoint.with_name(f"{checkpoint.stem}-plain.safetensors")
+    output = output or beside(checkpoint, "-plain.safetensors")
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._common import beside, print_json, progress
 from ilmconvert.cli._formats import check_place, check_push, default_place, push_options, write, written
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
     """
     check_push(kind, options["push"], options["private"])
     if kind in RUNTIMES:
-        summary, text = _for_runtime(file, kind, output or file.with_suffix(f".{kind}"), force, **options)
+        summary, text = _for_runtime(file, kind, output or beside(file, f".{kind}"), force, **options)
     else:
         summary, text = _for_people(file, kind, output or _place(file, kind), force, **options)
     if as_json:
@@ -79,7 +79,7 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
 
 
 def _place(file: Path, kind: str) -> Path:
-    return file.with_name(default_place(file.stem, kind).name)
+    return beside(file, default_place("", kind).name)
 
 
 def _for_people(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import check_output, output_options, print_json, progress
+from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,12 +28,11 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
       ilmconvert undo resnet50-ilm_gn.safetensors
       ilmconvert undo run/best.safetensors --partial -o mixed.safetensors
     """
-    output = output or checkpoint.with_name(f"{checkpoint.stem}-source.safetensors")
+    output = output or beside(checkpoint, "-source.safetensors")
     check_output(output, force)
     from ilmconvert.checkpoint.safetensors_io import write
     from ilmconvert.checkpoint.save_load import load, save
-    from ilmconvert.data.example_inputs import example_inputs
-    from ilmconvert.evaluation.outputs import output_error
+    from ilmconvert.cli._compare import error_on_random_inputs
     from ilmconvert.models.undo import undo as undone
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery.module_state import state_of
@@ -44,18 +43,21 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
         say("giving the norms back")
         result = undone(model, partial=partial)
         say("comparing on random inputs")
-        error = output_error(model, result, example_inputs(result, batch_size=2)).relative_error
+        compared = error_on_random_inputs(model, result)
         kept = [name for name, m in result.named_modules() if isinstance(m, ILMNorm)]
         if kept:
             save(result, output)
         else:
             write(output, {name: t.clone() for name, t in state_of(result).items()}, {"format": "pt"})
-    summary = _summary(model, result, kept) | {"checkpoint": str(checkpoint), "output": str(output), "error": error}
+    summary = _summary(model, result, kept)
+    error = None if compared is None else compared["relative_error"]
+    summary |= {"checkpoint": str(checkpoint), "output": str(output), "error": error}
     if as_json:
         print_json(summary)
         return
     stay = f", {len(kept)} layers stay converted" if kept else ""
-    click.echo(f"{summary['undone']} layers are plain norms again{stay}; error against {checkpoint.name}: {error:.1e}")
+    against = "not compared" if error is None else f"error against {checkpoint.name}: {error:.1e}"
+    click.echo(f"{summary['undone']} layers are plain norms again{stay}; {against}")
     click.echo(f"Wrote {output}" + ("" if kept or not summary["source"] else f"; weights of {summary['source']}"))
 
 

@@ -115,7 +115,7 @@ def convert(
 
 def _checked(the_plan: Plan, model: nn.Module, example: Example, *, inplace: bool) -> nn.Module:
     """The plan carried out, if the result then computes what the model does."""
-    exact = the_plan.settings.init == "identity" and the_plan.settings.restore_bound is None
+    exact = the_plan.settings.is_exact
     try:
         return carry_out(the_plan, model, inplace=inplace, check=lambda result: example.check(result, exact=exact))
     except Differs as e:

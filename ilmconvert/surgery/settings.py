@@ -48,6 +48,11 @@ class Settings:
         """What is known of ``to``."""
         return TARGETS[self.to]
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the conversion changes nothing that the network computes."""
+        return self.init == "identity" and self.restore_bound is None
+
     def _check_target(self) -> None:
         """Whether the target has what is asked of it."""
         if self.init not in self.target.starts:

@@ -181,6 +181,12 @@ def test_models_that_do_not_run_are_converted_with_a_warning(trained: Path, monk
     assert result.stderr == f"Warning: {message}\n"
 
 
+@pytest.mark.parametrize("command", ["apply .", "calibrate . --data .", "collapse .", "export .", "undo ."])
+def test_the_current_folder_is_no_checkpoint(folder: Path, command: str) -> None:
+    assert "a folder without model.safetensors" in fails(*command.split())
+    assert list(folder.iterdir()) == []
+
+
 def test_plan_shows_and_writes_nothing(folder: Path) -> None:
     result = run("plan", "test_resnet", "--exclude", "conv1*", "--exclude", "none*")
     assert result.exit_code == 0
