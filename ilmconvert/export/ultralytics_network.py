@@ -23,6 +23,7 @@ from ultralytics.nn.tasks import BaseModel
 from ilmconvert.errors import ModelError
 from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.converted_layers import layers_of
+from ilmconvert.surgery.replacement import replace_modules
 from ilmconvert.surgery.sources import find_source
 from ilmconvert.surgery.targets import config_of
 
@@ -53,6 +54,7 @@ def _take_layers(model: nn.Module, source: nn.Module) -> None:
     if not theirs:
         return
     memo: dict[int, Any] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     places = dict(model.named_modules(remove_duplicate=False))
     for name, layer in theirs.items():
         old = places.get(name)
@@ -63,8 +65,8 @@ def _take_layers(model: nn.Module, source: nn.Module) -> None:
             parameter.requires_grad_(all(p.requires_grad for p in old.parameters()))
         for t in old.parameters():
             new.to(t.device, t.dtype)
-        parent, _, child = name.rpartition(".")
-        places[parent]._modules[child] = new
+        replacements[old] = new
+    replace_modules(model, replacements)
     found = noted(source)
     note(model, settings=found.settings, provenance=found.provenance)
 

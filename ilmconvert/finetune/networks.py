@@ -20,6 +20,7 @@ from ilmconvert.models.spec import label
 from ilmconvert.surgery import convert
 from ilmconvert.surgery.conversion_info import noted
 from ilmconvert.surgery.converted_layers import layers_of
+from ilmconvert.surgery.replacement import replace_modules
 from ilmconvert.surgery.sources import find_source
 
 BEST = "best.safetensors"
@@ -108,10 +109,9 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
         if hasattr(model, "reset_classifier"):
             model.reset_classifier(num_classes)  # type: ignore[operator]
         else:
-            name, old = classifier(model)
-            parent, _, child = name.rpartition(".")
+            old = classifier(model)[1]
             new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-            model.get_submodule(parent)._modules[child] = new
+            replace_modules(model, {old: new})
     model.to(like.device, like.dtype)
     if spec is not None:
         label(model, replace(spec, model_args={**spec.model_args, "num_classes": num_classes}))

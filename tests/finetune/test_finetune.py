@@ -294,6 +294,18 @@ def test_validation_every_other_epoch_and_at_the_end(tmp_path: Path) -> None:
     assert [bool(row[column]) for row in rows[1:]] == [False, True, True]
 
 
+def test_a_new_head_comes_wherever_the_model_holds_the_old_one() -> None:
+    class Listed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.heads[0](x.flatten(1))  # type: ignore[no-any-return]
+
+    model = Listed(nn.Flatten(), nn.Linear(12, 8))
+    model.heads = [model[1]]
+    replace_head(model, CLASSES, 0)
+    assert model.heads == [model[1]]
+    assert model(torch.ones(2, 3, 2, 2)).shape == (2, CLASSES)
+
+
 def test_baselines_run_beside(tmp_path: Path) -> None:
     names = ("train-bn", "frozen-bn", "group-norm")
     result = run(tmp_path / "run", baselines=names, epochs=1)
