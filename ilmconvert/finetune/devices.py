@@ -44,7 +44,9 @@ def on_device(recipe: Recipe, kind: str) -> Recipe:
         raise FineTuneError("fp16 is for accelerators; on the CPU use amp bf16 or no")
     if recipe.amp != "auto":
         return recipe
-    return replace(recipe, amp="bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "no")
+    # Emulated, it would be slower than float32.
+    has_bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(recipe, amp="bf16" if has_bf16 else "no")
 
 
 @contextmanager

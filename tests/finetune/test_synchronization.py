@@ -123,7 +123,7 @@ def test_what_a_recipe_leaves_to_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert Recipe().amp == "auto"
     assert on_device(Recipe(), "cpu").amp == on_device(Recipe(), "mps").amp == "no"
     for able, amp in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able: able)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
         assert on_device(Recipe(), "cuda").amp == amp
     assert on_device(Recipe(amp="no"), "cuda").amp == "no"
     assert on_device(Recipe(cuda_graphs=True), "cuda").cuda_graphs
