@@ -7,24 +7,20 @@ changes modules before the weights are read. diffusers keeps its methods in two 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
-import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.errors import CheckpointError
-from ilmconvert.export.config_entry import METHOD, metadata_of
-from ilmconvert.surgery.conversion_info import note
-from ilmconvert.surgery.converted_layers import layers_of, replace_layers
+from ilmconvert.export.config_entry import METHOD, build_again, metadata_of
+from ilmconvert.surgery.converted_layers import layers_of
 
 _ENTRY = "quantization_config"
 _QUANTISED = ("hf_quantizer", "is_quantized", "quantization_method")
@@ -55,13 +51,7 @@ class ConversionQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Puts the layers into the model that diffusers has built, before it reads their values."""
 
     def _process_model_before_weight_loading(self, model: Any, **others: Any) -> Any:
-        try:
-            metadata = Metadata.from_json(json.dumps(self.quantization_config.metadata))
-            with torch.device("cpu"):  # diffusers builds on the meta device, where no norm can be tried out
-                replace_layers(model, metadata.layers)
-        except ValueError as error:
-            raise CheckpointError(f"the conversion in config.json can't be built again: {error}") from error
-        return note(model, settings=metadata.settings, provenance=metadata.provenance)
+        return build_again(model, self.quantization_config.metadata)
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
         """diffusers leaves values that the file lacks on the meta device; it knows none for these layers."""

@@ -9,24 +9,20 @@ registers itself when it is imported, see :mod:`ilmconvert.export.import_hook`.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.errors import CheckpointError
-from ilmconvert.export.config_entry import METHOD, metadata_of
-from ilmconvert.surgery.conversion_info import note
-from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
+from ilmconvert.export.config_entry import METHOD, build_again, metadata_of
+from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of
 from ilmconvert.surgery.sources import describe_norm
 
 _ENTRY = "quantization_config"
@@ -56,15 +52,12 @@ class ConversionQuantizer(HfQuantizer):  # type: ignore[misc]
     """Puts the layers into the model that transformers has built, before it reads their values."""
 
     def _process_model_before_weight_loading(self, model: Any, **others: Any) -> Any:
-        try:
-            metadata = Metadata.from_json(json.dumps(self.quantization_config.metadata))
-            with torch.device("cpu"):  # transformers builds on the meta device, where no norm can be tried out
-                layers = _layers_in(model, metadata.layers)
-                self._frozen = [layer.name for layer in layers if _is_frozen(model.get_submodule(layer.name))]
-                replace_layers(model, layers)
-        except ValueError as error:
-            raise CheckpointError(f"the conversion in config.json can't be built again: {error}") from error
-        return note(model, settings=metadata.settings, provenance=metadata.provenance)
+        return build_again(model, self.quantization_config.metadata, self._layers_in)
+
+    def _layers_in(self, model: Any, layers: Iterable[ConvertedLayer]) -> list[ConvertedLayer]:
+        found = _layers_in(model, layers)
+        self._frozen = [layer.name for layer in found if _is_frozen(model.get_submodule(layer.name))]
+        return found
 
     def _process_model_after_weight_loading(self, model: Any, **others: Any) -> Any:
         _check_filled(model)
