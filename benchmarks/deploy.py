@@ -26,10 +26,10 @@ import ilmconvert
 from benchmarks.layer_cases import GROUP, ILM, inference, layers
 from benchmarks.report import Table, environment, publish
 from benchmarks.timing import interleaved
-from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.export.formats import export
 from ilmconvert.models.create import create_model
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.difference import relative_difference
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 from ilmconvert.testing import randomize_norms
 

@@ -35,7 +35,7 @@ TOLERANCE: dict[torch.dtype, float] = {
 def relative_error(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> float:
     """Largest absolute difference over the largest absolute value of ``b``; of sequences, the worst.
 
-    Not the package's own measure (:mod:`ilmconvert.evaluation.difference`), which would hide its faults from the tests
+    Not the package's own measure (:mod:`ilmconvert.surgery.difference`), which would hide its faults from the tests
     that compare with it. NaN and inf on either side count as an infinite error, so that a comparison with a tolerance
     fails. Different shapes raise an AssertionError.
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import ilmconvert
 from benchmarks.other_libraries.networks import NETWORKS, Network
 from ilmconvert import ILMNorm, surgery
-from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.evaluation.tolerances import ROUNDING
+from ilmconvert.surgery.difference import relative_difference
 from ilmconvert.surgery.left_behind import left_behind
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.testing.randomize import randomize_norms, wake_parameters

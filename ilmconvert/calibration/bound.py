@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
-from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.kernels import dispatch
 from ilmconvert.nn.restore_range import RestoreRange, image_deviations, to_range
+from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.record_calls import Call, on_calls
 
 #: Without images: about what calibration gives for photographs on a network whose input they centre.

@@ -16,8 +16,8 @@ from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
 from ilmconvert.calibration.walk import walk
 from ilmconvert.errors import CalibrationError
-from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.surgery.conversion_info import note, noted
+from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.paused_forward import Inputs
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 

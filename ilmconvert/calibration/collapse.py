@@ -14,10 +14,10 @@ from ilmconvert.calibration.fit import fit_constants, sample_weights
 from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, grouped, joined, moments
 from ilmconvert.errors import CollapseError
-from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.group_norm_target import GroupNormConfig
+from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.new_layers import adopt
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped

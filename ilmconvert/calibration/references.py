@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ilmconvert.calibration.batches import prepared
 from ilmconvert.errors import CalibrationError
-from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.kernels import dispatch
+from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.record_calls import Call, on_calls
 
 

@@ -174,7 +174,7 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     import torch
 
     from ilmconvert.data.example_inputs import example_inputs
-    from ilmconvert.evaluation.difference import relative_difference
+    from ilmconvert.surgery.difference import relative_difference
     from ilmconvert.surgery.outputs import outputs
 
     inputs = example_inputs(model, batch_size=2, size=size, seed=1)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ilmconvert.errors import EvaluationError
 from ilmconvert.evaluation.metrics import ClassificationMetrics, Interval
-from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.surgery.module_state import evaluating
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

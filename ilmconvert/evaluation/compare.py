@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ilmconvert.evaluation.latency import Cost, forward_cost
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, LayerSums, common_layers
 from ilmconvert.evaluation.output_metrics import OutputSums, split_batch
-from ilmconvert.evaluation.outputs import evaluating, is_detector, run_stages
+from ilmconvert.evaluation.outputs import is_detector, run_stages
 from ilmconvert.evaluation.worst_images import ImageFidelity
+from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.outputs import map_tensors, outputs
 from ilmconvert.surgery.paused_forward import run_side_by_side
 

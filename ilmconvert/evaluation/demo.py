@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ilmconvert._constants import exact_targets
 from ilmconvert.data.sample_photographs import class_names, load_lite0, preprocess, sample_photographs
 from ilmconvert.errors import ILMConvertError
-from ilmconvert.evaluation.difference import OutputComparison, relative_error
+from ilmconvert.evaluation.difference import OutputComparison
 from ilmconvert.surgery import convert
+from ilmconvert.surgery.difference import relative_error
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 BATCH_SIZE = 12

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ilmconvert.evaluation.metrics import Interval, same_class, top1_class, wilson
 from ilmconvert.surgery.difference import Difference, larger
-from ilmconvert.surgery.difference import relative_difference as relative_difference
-from ilmconvert.surgery.difference import relative_error as relative_error
 
 
 def kl_divergence(expected: Tensor, found: Tensor) -> Tensor:

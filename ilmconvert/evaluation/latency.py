@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ilmconvert.evaluation.outputs import evaluating
+from ilmconvert.surgery.module_state import evaluating
 
 REPEATS = 5
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.evaluation.difference import OutputComparison
-from ilmconvert.surgery.module_state import evaluating as evaluating
+from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.record_calls import Call, on_calls
 

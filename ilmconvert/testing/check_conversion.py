@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ilmconvert import surgery
 from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ConversionError
-from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.evaluation.outputs import output_error
 from ilmconvert.evaluation.tolerances import ROUNDING
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import Plan
+from ilmconvert.surgery.difference import relative_difference
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.record_calls import on_calls
 from ilmconvert.surgery.targets import config_of

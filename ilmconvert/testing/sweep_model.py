@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ilmconvert import checkpoint, surgery
 from ilmconvert.checkpoint.save_load import read_header
 from ilmconvert.data.example_inputs import example_inputs
-from ilmconvert.evaluation.difference import relative_difference
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.difference import relative_difference
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.testing import build_models
 from ilmconvert.testing.check_conversion import (
