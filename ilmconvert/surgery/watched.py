@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ilmconvert.surgery.readers import VALUES
+from ilmconvert.surgery.read_search import VALUES
 
 
 class Read(NamedTuple):
