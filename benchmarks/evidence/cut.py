@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.evidence.sets import Images, Splits, draw
+from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
 from benchmarks.evidence.train import normalized
+from ilmconvert.data.sample_photographs import load_lite0
 
 LAST_STAGE = 6  # of EfficientNet-Lite0
+SIZE, QUICK = 64, 16  # pixels, and images of each part where something is only to run
 _EVALUATED = 50  # images of a batch without gradients
 
 
@@ -73,6 +77,31 @@ def parts(source: nn.Module, stage: int, splits: Splits, images: int, tests: int
     before = cut(source, stage)[0].eval()
     train, val, test = (_features(before, part, stage, cache) for part in chosen)
     return Parts(train, val, test, splits.num_classes)
+
+
+def run_options(description: str | None, file: str, arms: Iterable[str]) -> argparse.ArgumentParser:
+    """The options of a comparison that trains the last stages only, whose lines go to ``file``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help=f"Folder of {file}.")
+    parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(arms), metavar="ARM")
+    parser.add_argument("--from-stage", type=int, default=LAST_STAGE, help="The first stage of which anything trains.")
+    parser.add_argument("--table", action="store_true", help="Print what has been measured; train nothing.")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--cache", type=Path, help="Folder of decoded images and features; default: OUT/cache.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
+    return parser
+
+
+def opened(options: argparse.Namespace, images: int, tests: int) -> tuple[nn.Module | None, Parts | None]:
+    """The network and the features for :func:`run_options`; None for both where nothing is to be trained."""
+    if options.table:
+        return None, None
+    cache = options.cache or options.out / "cache"
+    splits = load_splits("fashion-mnist", SIZE, cache, options.data_root)
+    splits = smaller(splits, QUICK) if options.quick else splits
+    source = load_lite0()
+    return source, parts(source, options.from_stage, splits, images, tests, cache)
 
 
 def _features(before: nn.Module, images: Images, stage: int, cache: Path) -> Features:

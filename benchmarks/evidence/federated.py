@@ -13,25 +13,22 @@ import argparse
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.evidence.cut import LAST_STAGE, Parts, accuracy, cut, out_of_place, parts
+from benchmarks.evidence.cut import QUICK, Parts, accuracy, cut, opened, out_of_place, run_options
 from benchmarks.evidence.fed_avg import FROZEN, TRAINED, train
 from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.paired import estimate
-from benchmarks.evidence.sets import load_splits, smaller
 from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert import convert
-from ilmconvert.data.sample_photographs import load_lite0
 from ilmconvert.finetune.networks import replace_head
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 RATES = (0.01, 0.03, 0.1)
 SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2)
-SIZE, IMAGES, TESTS = 64, 2_000, 2_000
+IMAGES, TESTS = 2_000, 2_000
 
 Found = Mapping[str, Mapping[int, float]]
 
@@ -109,15 +106,10 @@ def table(found: Found, rates: Mapping[str, float], batch_size: int) -> Table:
             "rate": f"{rates[arm]:g}" + (" (edge)" if rates[arm] in (RATES[0], RATES[-1]) else ""),
             "seeds": len(by_seed),
             "accuracy": estimate(list(by_seed.values())).text(),
-            "less frozen BN (standard errors)": "-" if arm == FROZEN or not less else _difference(less),
+            "less frozen BN (standard errors)": "-" if arm == FROZEN or not less else estimate(less).as_difference(),
         }
         made.rows.append(row)
     return made
-
-
-def _difference(values: Sequence[float]) -> str:
-    found = estimate(values)
-    return found.text("+") + ("" if found.in_errors is None else f" ({found.in_errors:+.1f})")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,16 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options().parse_args(argv)
     torch.set_num_threads(options.threads)
     scale, seeds, images, tests = Scale(), FINAL_SEEDS, IMAGES, TESTS
-    source: nn.Module | None = None
-    data: Parts | None = None
     if options.quick:
-        scale, seeds, images, tests = Scale(images=16, rounds=1), FINAL_SEEDS[:2], 16, 16
-    if not options.table:
-        cache = options.cache or options.out / "cache"
-        splits = load_splits("fashion-mnist", SIZE, cache, options.data_root)
-        source = load_lite0()
-        splits = smaller(splits, 16) if options.quick else splits
-        data = parts(source, options.from_stage, splits, images, tests, cache)
+        scale, seeds, images, tests = Scale(images=QUICK, rounds=1), FINAL_SEEDS[:2], QUICK, QUICK
+    source, data = opened(options, images, tests)
     runs = Runs(Lines(options.out / "federated.jsonl"), options.from_stage, scale, source, data)
     for batch_size in options.batch_sizes:
         found, rates = runs.results(batch_size, seeds, options.arms)
@@ -143,16 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="Folder of federated.jsonl.")
+    parser = run_options(__doc__, "federated.jsonl", ARMS)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 8])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
-    parser.add_argument("--from-stage", type=int, default=LAST_STAGE, help="The first stage that trains.")
-    parser.add_argument("--table", action="store_true", help="Print what has been measured; train nothing.")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--cache", type=Path, help="Folder of decoded images and features; default: OUT/cache.")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
     return parser
 
 

@@ -37,6 +37,13 @@ class Estimate:
         """
         return f"{self.mean:{sign}.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
 
+    def as_difference(self) -> str:
+        """
+        >>> estimate([0.1, 0.2, 0.3]).as_difference()
+        '+0.200 ± 0.248 (+3.5)'
+        """
+        return self.text("+") + ("" if self.in_errors is None else f" ({self.in_errors:+.1f})")
+
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean, standard error and half of Student's 95 % interval."""

@@ -13,24 +13,20 @@ import argparse
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.evidence.cut import LAST_STAGE, Parts, accuracy, parts
+from benchmarks.evidence.cut import LAST_STAGE, QUICK, Parts, accuracy, opened, run_options
 from benchmarks.evidence.dp_sgd import Scale, Settings, pooled, train_privately
 from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.paired import estimate
 from benchmarks.evidence.private_arms import ARMS, HEAD, build
-from benchmarks.evidence.sets import load_splits, smaller
 from benchmarks.report import Cell, Table, to_markdown
-from ilmconvert.data.sample_photographs import load_lite0
 
 EPSILONS = (8.0, 1.0, 3.0)
 RATES, SHARES = (0.1, 0.3, 1.0, 3.0), (0.3, 0.1, 0.03)
 SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2)
-SIZE = 64
 
 Found = Mapping[str, Mapping[int, float]]
 
@@ -96,14 +92,13 @@ def table(found: Found, settings: Mapping[str, Settings], epsilon: float, stage:
     for arm, by_seed in found.items():
         rate = f"{settings[arm].rate:g}" + (" (edge)" if settings[arm].rate in (RATES[0], RATES[-1]) else "")
         less = estimate([value - base[seed] for seed, value in by_seed.items() if seed in base])
-        errors = "" if less.in_errors is None else f" ({less.in_errors:+.1f})"
         row: dict[str, Cell] = {
             "what trains": ARMS[arm],
             "head's rate": rate,
             "rest": "-" if arm == HEAD else f"x{settings[arm].share:g}",
             "seeds": len(by_seed),
             "accuracy": estimate(list(by_seed.values())).text(),
-            "less head alone (standard errors)": "-" if arm == HEAD else less.text("+") + errors,
+            "less head alone (standard errors)": "-" if arm == HEAD else less.as_difference(),
         }
         made.rows.append(row)
     return made
@@ -115,16 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # Opacus's, on hooks and on its random numbers
     scale, seeds = Scale(), FINAL_SEEDS
-    source: nn.Module | None = None
-    data: Parts | None = None
     if options.quick:
-        scale, seeds = Scale(images=16, tests=16, batch_size=8, epochs=1), FINAL_SEEDS[:2]
-    if not options.table:
-        folder = options.cache or options.out / "cache"
-        splits = load_splits("fashion-mnist", SIZE, folder, options.data_root)
-        source = load_lite0()
-        splits = smaller(splits, 16) if options.quick else splits
-        data = parts(source, options.from_stage, splits, scale.images, scale.tests, folder)
+        scale, seeds = Scale(images=QUICK, tests=QUICK, batch_size=8, epochs=1), FINAL_SEEDS[:2]
+    source, data = opened(options, scale.images, scale.tests)
     runs = Runs(Lines(options.out / "private.jsonl"), options.from_stage, scale, source, data)
     for epsilon in options.epsilons:
         found, settings = runs.results(epsilon, seeds, options.arms)
@@ -133,16 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="Folder of private.jsonl.")
+    parser = run_options(__doc__, "private.jsonl", ARMS)
     parser.add_argument("--epsilons", nargs="+", type=float, default=EPSILONS)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
-    parser.add_argument("--from-stage", type=int, default=LAST_STAGE, help="The first stage of which anything trains.")
-    parser.add_argument("--table", action="store_true", help="Print what has been measured; train nothing.")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--cache", type=Path, help="Folder of decoded images and features; default: OUT/cache.")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
     return parser
 
 

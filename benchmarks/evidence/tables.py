@@ -96,8 +96,7 @@ def _cell(by_arm: ByArm, arm: str, columns: Sequence[str], against: str) -> str:
     values = differences(by_arm, arm, mean, against)
     if not values:
         return "-"
-    found = estimate(values)
-    return found.text("+") + ("" if found.in_errors is None else f" ({found.in_errors:+.1f})")
+    return estimate(values).as_difference()
 
 
 def accuracies(by_arm: ByArm, here: str) -> Table:

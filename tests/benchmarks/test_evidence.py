@@ -27,8 +27,7 @@ from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, prepare
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.testing import randomize_norms
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import ROOT
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -41,6 +41,14 @@ def small_splits() -> Splits:
     return Splits(images, images, images, 3)
 
 
+@pytest.fixture
+def small_set(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A small network and a small set in the place of Lite0 and Fashion-MNIST."""
+    monkeypatch.setattr("benchmarks.evidence.cut.load_lite0", small_network)
+    monkeypatch.setattr("benchmarks.evidence.cut.load_splits", lambda *_: small_splits())
+    return monkeypatch
+
+
 def features(count: int = 8, size: int = 32) -> Features:
     with torch.no_grad():
         return Features(cut(small_network(), STAGE)[0](torch.randn(count, 3, size, size)), torch.arange(count) % 3)
@@ -111,10 +119,8 @@ def test_less_epsilon_is_more_noise() -> None:
 
 
 def test_private_runs_resume_and_their_table_needs_no_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small_set: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(private, "load_lite0", small_network)
-    monkeypatch.setattr(private, "load_splits", lambda *_: small_splits())
     options = ["--out", str(tmp_path), "--quick", "--epsilons", "8", "--from-stage", str(STAGE)]
     options += ["--arms", HEAD, "ilm-norms"]
     threads = torch.get_num_threads()
@@ -123,7 +129,7 @@ def test_private_runs_resume_and_their_table_needs_no_training(
     lines, printed = (tmp_path / "private.jsonl").read_text(), capsys.readouterr().out
     assert len(lines.splitlines()) == len(private.RATES) + 2 + len(private.SHARES) + 2
     assert all(ARMS[arm] in printed for arm in (HEAD, "ilm-norms"))
-    monkeypatch.setattr(private, "load_lite0", None)
+    small_set.setattr("benchmarks.evidence.cut.load_lite0", None)
     private.main([*options, "--table"])
     assert (tmp_path / "private.jsonl").read_text() == lines
     assert capsys.readouterr().out == printed
@@ -160,17 +166,15 @@ def test_what_a_round_changes(arm: str) -> None:
 
 
 def test_federated_runs_resume_and_their_table_needs_no_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small_set: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(federated, "load_lite0", small_network)
-    monkeypatch.setattr(federated, "load_splits", lambda *_: small_splits())
     options = ["--out", str(tmp_path), "--quick", "--batch-sizes", "4", "--from-stage", str(STAGE)]
     threads = torch.get_num_threads()
     federated.main([*options, "--arms", FROZEN, "ilm-gn"])
     torch.set_num_threads(threads)
     lines, printed = (tmp_path / "federated.jsonl").read_text(), capsys.readouterr().out
     assert len(lines.splitlines()) == 2 * (len(federated.RATES) + 2)
-    monkeypatch.setattr(federated, "load_lite0", None)
+    small_set.setattr("benchmarks.evidence.cut.load_lite0", None)
     federated.main([*options, "--table"])  # the other arms aren't there
     assert (tmp_path / "federated.jsonl").read_text() == lines
     assert capsys.readouterr().out == printed

@@ -14,8 +14,7 @@ from benchmarks.other_libraries import check
 from benchmarks.other_libraries.__main__ import main
 from benchmarks.other_libraries.networks import NETWORKS, QUICK, Network
 from benchmarks.other_libraries.table import RESULTS, markdown, read
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.helpers import ROOT
 
 
 def test_a_quick_run_passes_every_check_and_continues(

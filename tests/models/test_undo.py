@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -16,6 +15,7 @@ from torch import nn
 import ilmconvert
 from ilmconvert import ConversionError, ILMNorm, convert, undo
 from ilmconvert.models.create import create_model
+from tests.cli.commands import fails, run
 from tests.helpers import TOLERANCE, randomize_norms, relative_error, source_network
 
 C = 32
@@ -158,9 +158,7 @@ def test_large_means_and_small_variances() -> None:
     assert relative_error(back, found) <= 1e-4
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from tests.cli.commands import fails, run
-
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = randomize_norms(create_model("test_resnet", weights="none"), scale=0.5).eval()
     ilmconvert.save(convert(source), "c.safetensors")
