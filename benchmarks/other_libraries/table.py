@@ -26,10 +26,13 @@ def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
-    """One row a network, and before them how many pass each check.
+    """One row a network, and before them the versions of the libraries and how many networks pass each check.
 
-    >>> line = {"network": "a/B", "norms": 2, "converted": 2, "error": 1e-7, "dtype": "float32", "exact": True}
+    >>> line = {"network": "a/B", "library": "a", "version": "1.0", "norms": 2, "converted": 2, "error": 1e-7}
+    >>> line |= {"dtype": "float32", "exact": True}
     >>> print(markdown([line | {"saved and loaded": True, "trained": False, "own save and load": None}]))
+    Of a 1.0.
+    <BLANKLINE>
     1 networks; exact 1, saved and loaded 1, trained 0, own save and load 0
     <BLANKLINE>
     | network | converted | error | exact | saved and loaded | trained | own save and load |
@@ -41,7 +44,8 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
     header = ("network", "converted", "error", *CHECKS)
     rows = [header, ("---",) * len(header), *map(_row, lines)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows).replace("| --- ", "|---").replace("--- |", "---|")
-    return f"{len(lines)} networks; {counts}\n\n{table}"
+    versions = sorted({f"{line['library']} {line['version']}" for line in lines if line.get("version")}, key=str.lower)
+    return f"Of {', '.join(versions)}.\n\n{len(lines)} networks; {counts}\n\n{table}"
 
 
 def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
