@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from opacus import PrivacyEngine
+from opacus.accountants import RDPAccountant
 from opacus.accountants.utils import get_noise_multiplier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -44,6 +45,14 @@ def noise(epsilon: float, sample_rate: float, epochs: int) -> float:
     return found
 
 
+@cache
+def spent(history: tuple[tuple[float, float, int], ...]) -> float:
+    """The epsilon of steps by (noise multiplier, sample rate, number of steps)."""
+    accountant = RDPAccountant()
+    accountant.history = list(history)
+    return float(accountant.get_epsilon(DELTA))
+
+
 def train_privately(
     behind: nn.Module, images: Features, settings: Settings, epsilon: float, scale: Scale, seed: int
 ) -> float:
@@ -67,9 +76,8 @@ def train_privately(
             optimizer.zero_grad()
             nn.functional.cross_entropy(private(x), y).backward()
             optimizer.step()
-    spent = float(engine.get_epsilon(DELTA))
     private.remove_hooks()
-    return spent
+    return spent(tuple(engine.accountant.history))
 
 
 @torch.no_grad()

@@ -69,8 +69,8 @@ class Runs:
             raise MissingLine
         behind = build(arm, copy.deepcopy(self._source), self._stage, self._data.num_classes, seed)
         trained, images = (behind, self._data.train) if arm != HEAD else pooled(behind, self._data.train)
-        spent = train_privately(trained, images, settings, epsilon, self._scale, seed)
-        assert spent <= epsilon, f"{arm} spent {spent} of {epsilon}"
+        used = train_privately(trained, images, settings, epsilon, self._scale, seed)
+        assert used <= epsilon, f"{arm} spent {used} of {epsilon}"
         return accuracy(behind, self._data.val if part == "val" else self._data.test)
 
     def results(self, epsilon: float, seeds: Sequence[int], arms: Sequence[str]) -> tuple[Found, dict[str, Settings]]:
