@@ -76,6 +76,7 @@ def ilm_norm(
         ValueError: ``x`` isn't (N, C, *) with the C of the parameters or has not ``input_dims`` dimensions, tensors
             that belong together are missing, or there is no such activation.
 
+    >>> import torch
     >>> x = torch.randn(2, 32, 5, 5)
     >>> E, D = torch.randn(2, 2), torch.zeros(2, 2)
     >>> y = ilm_norm(x, None, None, E, D, D, num_groups=8)

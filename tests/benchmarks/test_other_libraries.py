@@ -41,6 +41,11 @@ def test_a_quick_run_passes_every_check_and_continues(
     assert capsys.readouterr().out.strip() == shown.strip()
 
 
+def gamma_of(norm: nn.Module) -> torch.Tensor:
+    """A reader that the search of the source text doesn't follow into, so that the network is converted."""
+    return norm.weight
+
+
 class Odd(nn.Module):
     """A network whose gamma is read by somebody else, or whose state dict lacks what it computes with."""
 
@@ -52,7 +57,7 @@ class Odd(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
         if self.fault == "reads gamma":
-            y = y * self.norm.weight
+            y = y * gamma_of(self.norm)
         return y + self.hidden if self.fault == "not in the state dict" else y
 
 
