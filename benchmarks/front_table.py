@@ -51,7 +51,7 @@ def table() -> str:
             f"{less(by_arm, 'frozen-bn-standardised', shifted)}",
         ),
         "the same, and images can't be standardised first": (
-            "**convert** with `--robust --data`, then train",
+            "**convert**, [bounded by images](docs/robustness.md), then train",
             f"the same shifts: {less(by_arm, 'ilm-gn-range', shifted)}; clean {less(by_arm, 'ilm-gn-range', clean)}",
         ),
         "differential privacy": ("**BatchNorm frozen**, only the head trains", private()),
@@ -62,7 +62,7 @@ def table() -> str:
             f"{NOT_YET}; in small batches {trained(by_arm, 'train-bn', 'BatchNorm, training')}",
         ),
         "only `nn.GroupNorm` will do": (
-            "**another way**: [`--to ln`, calibrated and distilled](docs/plain.md)",
+            "**another way**: [stock GroupNorm](docs/plain.md), calibrated and distilled",
             f"{distilled()} of images keep their class; gamma and beta copied, in small batches "
             f"{trained(by_arm, 'group-norm', 'GroupNorm(32), gamma and beta copied')}",
         ),
@@ -123,7 +123,7 @@ def slower() -> str:
 
 def private() -> str:
     """The accuracies under differential privacy."""
-    arms = {HEAD: "head ", "ilm-norms": "converted norms and head ", "fix": "`ModuleValidator.fix` "}
+    arms = {HEAD: "head ", "ilm-norms": "converted norms and head ", "fix": "GroupNorm put in by Opacus "}
     runs = Runs(Lines(RESULTS / "private.jsonl"), LAST_STAGE, Scale(), None, None)
     found, _ = runs.results(_EPSILON, FINAL_SEEDS, list(arms))
     means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in arms.items() if arm in found]
