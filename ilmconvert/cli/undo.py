@@ -37,6 +37,7 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
     from ilmconvert.models.undo import undo as undone
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery.module_state import state_of
+    from ilmconvert.surgery.undo import why_not_plain
 
     with progress() as say:
         say(f"loading {checkpoint}")
@@ -45,7 +46,7 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
         result = undone(model, partial=partial)
         say("comparing on random inputs")
         error = output_error(model, result, example_inputs(result, batch_size=2)).relative_error
-        kept = [name for name, m in result.named_modules() if isinstance(m, ILMNorm)]
+        kept = {name: why_not_plain(m) for name, m in result.named_modules() if isinstance(m, ILMNorm)}
         if kept:
             save(result, output)
         else:
@@ -56,10 +57,12 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
         return
     stay = f", {len(kept)} layers stay converted" if kept else ""
     click.echo(f"{summary['undone']} layers are plain norms again{stay}; error against {checkpoint.name}: {error:.1e}")
+    for name, why in kept.items():
+        click.echo(f"  {name or 'the root'} stays: {why}")
     click.echo(f"Wrote {output}" + ("" if kept or not summary["source"] else f"; weights of {summary['source']}"))
 
 
-def _summary(model: nn.Module, result: nn.Module, kept: list[str]) -> dict[str, Any]:
+def _summary(model: nn.Module, result: nn.Module, kept: dict[str, str | None]) -> dict[str, Any]:
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery import info
 
