@@ -191,7 +191,7 @@ def test_layers_that_trained_stay_and_the_rest_comes_back_in_a_real_network() ->
     for layer in frozen:
         layer.requires_grad_(False)
     converted.train()(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    torch.optim.SGD([p for p in converted.parameters() if p.requires_grad], lr=1e-3).step()
+    torch.optim.SGD([p for p in converted.parameters() if p.requires_grad], lr=0.1).step()
     converted.eval()
     with pytest.raises(ConversionError, match=r"layers equal no plain norm any more, first layer4\.0\."):
         undo(converted)
