@@ -119,6 +119,18 @@ def test_a_trained_beta_keeps_the_statistics_of_the_source() -> None:
     assert relative_error(back(x), converted(x)) <= TOLERANCE[torch.float32]
 
 
+def test_a_layer_that_is_only_near_its_source_is_not_taken_for_it() -> None:
+    source = sources("BatchNorm2d", 16, 1e-5, True, torch.float64)
+    converted = convert(source)
+    with torch.no_grad():
+        for name in ("weight", "restore_weight", "restore_bias"):
+            getattr(converted[0], name).mul_(1 + 1e-6)
+    back = undo(converted, source)
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    assert relative_error(back(x), converted(x)) <= TOLERANCE[torch.float64]
+    assert relative_error(back(x), source(x)) > 1e-8
+
+
 def test_every_class_that_converts_can_come_back() -> None:
     assert _ARGUMENTS.keys() == _BUILTIN.keys()
 
