@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import front_table
+from benchmarks.evidence import private
 from benchmarks.evidence.paired import CLEAN, of
 from benchmarks.evidence.runs import FINAL, Run
 from benchmarks.front_image import PHOTOGRAPHS, ROWS, Seen, rows, svg
@@ -119,3 +120,11 @@ def test_the_demo_prints_the_table_and_the_image_of_the_front_page() -> None:
     for row in rows(result):
         assert row.title in texts(image)
         assert set(row.classes) <= {text.lstrip("✓✗ ") for text in texts(image)}
+
+
+def test_the_page_on_privacy_has_the_numbers_of_the_committed_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    private.main(["--out", str(front_table.RESULTS), "--table", "--epsilons", "8"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs/guides/differential-privacy.md").read_text(encoding="utf-8")
+    assert len(rows) == 6
+    assert all(row in page for row in rows)
