@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 _LINK = re.compile(r"\[([^\]]+)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
-_INCLUDED = re.compile(r'^--8<-- "([^":]+)"$', re.MULTILINE)
+_INCLUDED = re.compile(r'^--8<-- "([^":]+)(?::(\w+))?"$', re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> str:
-    """MkDocs' hook: the page with whole files included, and with links that lead somewhere in the site."""
+    """MkDocs' hook: the page with files and their sections included, and with links that lead somewhere in the site."""
     docs = Path(config.docs_dir).resolve()
     here = (docs / page.file.src_uri).parent
     # here and not by the snippets' extension, which runs when links are looked at no more
-    markdown = _INCLUDED.sub(lambda match: _included(docs.parent / match[1], here), markdown)
+    markdown = _INCLUDED.sub(lambda match: _included(docs.parent / match[1], match[2], here), markdown)
 
     def replace(match: re.Match[str]) -> str:
         target = (here / match[2]).resolve()
@@ -28,11 +28,22 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
     return _LINK.sub(replace, markdown)
 
 
-def _included(file: Path, here: Path) -> str:
-    """The text of a file, whose links are relative to itself."""
+def _included(file: Path, section: str | None, here: Path) -> str:
+    """The text of a file or of a marked section, whose links are relative to the file.
+
+    Raises:
+        ValueError: the section isn't there.
+    """
+    text = file.read_text(encoding="utf-8")
+    if section is not None:
+        mark = rf"<!-- --8<-- \[{{}}:{section}\] -->\n"
+        found = re.search(mark.format("start") + "(.*?)" + mark.format("end"), text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"{file.name} has no section {section!r}")
+        text = found[1]
 
     def moved(match: re.Match[str]) -> str:
         target = os.path.relpath(file.parent / match[2], here)
         return f"[{match[1]}]({Path(target).as_posix()}{match[3] or ''})"
 
-    return _LINK.sub(moved, file.read_text(encoding="utf-8"))
+    return _LINK.sub(moved, text)

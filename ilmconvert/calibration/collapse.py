@@ -22,6 +22,7 @@ from ilmconvert.surgery.new_layers import adopt
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 from ilmconvert.surgery.replacement import copy_with
+from ilmconvert.surgery.undo import is_group_norm
 
 TOLERANCE = 1e-3
 
@@ -85,7 +86,7 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
         if any(GroupNormConfig.of(m) for m in model.modules()):
             raise CollapseError("the converted layers of this model are plain already; there is nothing to collapse")
         raise CollapseError("the model holds no ILM Norm to collapse; give a converted one")
-    found = {name: _constants(m) for name, m in layers.items() if _is_group_norm(m)}
+    found = {name: _constants(m) for name, m in layers.items() if is_group_norm(m)}
     report = {name: CollapsedLayer(name, 0.0, exact=True) for name in found}
     device = next(iter(layers.values())).encoder.device
     inputs = [] if batches is None else prepared(batches, device)
@@ -105,11 +106,6 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
     _note(result, model, worst.deviation)
     measured = score(run(result, inputs), expected) if inputs else None
     return Collapse(result, tuple(report[name] for name in layers), measured)
-
-
-def _is_group_norm(layer: ILMNorm) -> bool:
-    gains = (layer.weight_decoder, layer.bias_decoder, layer.restore_weight, layer.restore_bias)
-    return layer.correction == 0 and not any(t is not None and bool(t.any()) for t in gains)
 
 
 def _constants(layer: ILMNorm) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from ilmconvert.cli._table import print_table
 if TYPE_CHECKING:
     from ilmconvert.evaluation.demo import DemoResult
 
-SHOWN = ("source", "fresh", "copied", "identity")
+SHOWN = ("source", "frozen", "fresh", "copied", "identity")
 MOST_ROWS = 12
 
 

@@ -36,6 +36,7 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
     from ilmconvert.models.undo import undo as undone
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery.module_state import state_of
+    from ilmconvert.surgery.undo import why_not_plain
 
     with progress() as say:
         say(f"loading {checkpoint}")
@@ -44,7 +45,7 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
         result = undone(model, partial=partial)
         say("comparing on random inputs")
         compared = error_on_random_inputs(model, result)
-        kept = [name for name, m in result.named_modules() if isinstance(m, ILMNorm)]
+        kept = {name: why_not_plain(m) for name, m in result.named_modules() if isinstance(m, ILMNorm)}
         if kept:
             save(result, output)
         else:
@@ -58,10 +59,12 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
     stay = f", {len(kept)} layers stay converted" if kept else ""
     against = "not compared" if error is None else f"error against {checkpoint.name}: {error:.1e}"
     click.echo(f"{summary['undone']} layers are plain norms again{stay}; {against}")
+    for name, why in kept.items():
+        click.echo(f"  {name or 'the root'} stays: {why}")
     click.echo(f"Wrote {output}" + ("" if kept or not summary["source"] else f"; weights of {summary['source']}"))
 
 
-def _summary(model: nn.Module, result: nn.Module, kept: list[str]) -> dict[str, Any]:
+def _summary(model: nn.Module, result: nn.Module, kept: dict[str, str | None]) -> dict[str, Any]:
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery import info
 

@@ -140,7 +140,7 @@ def _photograph(package: str, file: str) -> Image:
     _require(package)
     path = files(package).joinpath(*file.split("/"))
     if not path.is_file():
-        raise ILMConvertError(f"this {package} lacks {file}: pip install --upgrade 'ilmconvert[demo]'")
+        raise ILMConvertError(f"this {package} lacks {file}: pip install --upgrade scikit-image scikit-learn")
     with path.open("rb") as stream:
         return Image.open(stream).convert("RGB")
 

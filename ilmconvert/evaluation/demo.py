@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,9 +68,10 @@ def compare(name: str, title: str, source: Tensor, logits: Tensor) -> Comparison
 
 
 def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = None) -> DemoResult:
-    """Classifies the sample images with the source, two usual replacements and both conversions to ``to``.
+    """Classifies the sample images with the source, the usual alternatives and both conversions to ``to``.
 
-    ``networks`` of the result are, in order: ``source``; ``fresh`` (GroupNorm(32), gamma 1, beta 0);
+    ``networks`` of the result are, in order: ``source``; ``frozen`` (the source's BatchNorm with fixed statistics,
+    the same function in evaluation); ``fresh`` (GroupNorm(32), gamma 1, beta 0);
     ``copied`` (GroupNorm(32), the source's gamma and beta); ``identity`` and ``moments``
     (:func:`ilmconvert.convert` with that ``init``). ``progress`` is called with the title of each network
     before it is run.
@@ -96,8 +98,11 @@ def run_demo(to: str = "ilm_gn", *, progress: Callable[[str], None] | None = Non
 
 
 def _networks(source: nn.Module, to: str) -> Iterator[tuple[str, str, nn.Module]]:
+    from timm.layers import freeze_batch_norm_2d
+
     label = to.upper().replace("_", "-")
     yield "source", "source (BatchNorm)", source
+    yield "frozen", "BatchNorm frozen", freeze_batch_norm_2d(copy.deepcopy(source))
     yield "fresh", "GroupNorm(32), fresh", group_norm_baseline(source)
     yield "copied", "GroupNorm(32), gamma and beta copied", group_norm_baseline(source, copy_affine=True)
     yield "identity", f"{label}, converted", convert(source, to, init="identity")

@@ -19,13 +19,16 @@ def undo(model: nn.Module, source: nn.Module | None = None, *, partial: bool = F
     computes what ``model`` does, up to rounding, and its norms can be folded into convolutions.
 
     The running statistics are those that the layers hold: of a group, not of each channel, with gamma and beta that
-    belong to them. Keep them frozen, or the function changes: the statistics of a batch are others.
+    belong to them. Keep them frozen, or the function changes: the statistics of a batch are others. With the very
+    network that was converted as ``source`` its own values come back, to the last bit; where only a layer's bias was
+    trained, beta alone is another.
 
     Args:
         model: converted; isn't changed.
-        source: a network like the one that was converted, whose values don't matter: the norms get its norms' classes.
-            None: a new one of the same name, for models of timm and torchvision; of others the norms become
-            ``nn.BatchNorm2d``, ``nn.GroupNorm`` and ``nn.InstanceNorm``, an activation behind one in a ``Sequential``.
+        source: the network that was converted, or one like it, whose values don't matter: the norms get its norms'
+            classes. None: a new one of the same name, for models of timm and torchvision; of others the classes of
+            torch, timm and torchvision that the layers remember, and for classes of other libraries and one's own
+            ``nn.BatchNorm2d``, ``nn.GroupNorm`` or ``nn.InstanceNorm``, an activation behind one in a ``Sequential``.
         partial: keep layers that equal no plain norm, with a warning, instead of refusing.
 
     Raises:

@@ -142,7 +142,7 @@ def _empty_layer(entry: ConvertedLayer, module: nn.Module | None, seed: int) -> 
         source = describe(module)
         channels = source.num_channels
         fused = {name: part for name, part in (("drop", source.drop), ("act", source.act)) if part is not None}
-        hook = hook or SourceState.of(source, seed)
+        hook = hook or SourceState.of(source, seed, module)
     # Bounds every size that the settings imply before anything is allocated.
     if entry.config.num_channels != channels:
         raise ValueError(f"{entry.name!r} has {channels} channels, not {entry.config.num_channels!r}")

@@ -64,7 +64,7 @@ def new_layer(
             layer._parameters[name] = nn.Parameter(stored, requires_grad=trained["bias" in name])
     if isinstance(layer, ILMNorm):
         layer.encoder.requires_grad_(any(trained.values()))
-    accept_source_state(layer, SourceState.of(source, seed))
+    accept_source_state(layer, SourceState.of(source, seed, module))
     _adopt_tensors(layer, source)
     adopt(layer, module)
     return layer
@@ -91,10 +91,10 @@ def _adopt_tensors(layer: nn.Module, source: NormDescription) -> None:
             hung = {key: value for key, value in hung.items() if key in other and other[key] is value}
         vars(new).update(hung)
         if name in own:
-            _adopt_tensor_hooks(new, old)
+            adopt_tensor_hooks(new, old)
 
 
-def _adopt_tensor_hooks(new: Tensor, old: Tensor) -> None:
+def adopt_tensor_hooks(new: Tensor, old: Tensor) -> None:
     """Give ``new`` the gradient hooks of ``old``, themselves: whoever registered one can still remove it."""
     for name in _TENSOR_HOOKS:
         hooks = getattr(old, name, None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.initialization import beyond
-from ilmconvert.surgery.sources import NormDescription
+from ilmconvert.surgery.norm_description import NormDescription, qualified_name
 from ilmconvert.surgery.targets import config_of
 
 _STATISTICS = ("running_mean", "running_var")
@@ -31,17 +31,20 @@ class SourceState:
         has_statistics: whether that layer computed from running statistics.
         affine: whether it had gamma and beta.
         seed: of the encoder's random signs.
+        norm: its class, as ``module.Class``.
     """
 
     eps: float
     has_statistics: bool
     affine: bool
     seed: int
+    norm: str = ""
 
     @classmethod
-    def of(cls, source: NormDescription, seed: int) -> SourceState:
-        """The hook for a layer in the place of ``source``."""
-        return cls(source.eps, source.num_groups is None, source.weight is not None, seed)
+    def of(cls, source: NormDescription, seed: int, module: nn.Module) -> SourceState:
+        """The hook for a layer in the place of ``module``, which computes ``source``."""
+        affine = source.weight is not None
+        return cls(source.eps, source.num_groups is None, affine, seed, qualified_name(type(module)))
 
     def __call__(
         self,

@@ -115,6 +115,13 @@ def describe_frozen_batch_norm(m: Any) -> NormDescription:
     return NormDescription(m.weight.numel(), m.eps, m.weight, m.bias, m.running_mean, m.running_var)
 
 
+def describe_frozen_batch_norm_act(m: Any) -> NormDescription:
+    """timm's FrozenBatchNormAct2d, which tells its number of channels only where it was made from another layer."""
+    return NormDescription(
+        m.weight.numel(), m.eps, m.weight, m.bias, m.running_mean, m.running_var, drop=m.drop, act=m.act
+    )
+
+
 def describe_group_norm(m: Any) -> NormDescription:
     """torch's and timm's GroupNorm, timm's GroupNorm1 and its variant without bias."""
     return NormDescription(m.num_channels, m.eps, m.weight, m.bias, num_groups=m.num_groups)
@@ -142,7 +149,7 @@ _BUILTIN: dict[str, Describe] = {
     "torchvision.ops.misc.FrozenBatchNorm2d": describe_frozen_batch_norm,
     "timm.layers.norm_act.BatchNormAct2d": describe_batch_norm_act,
     "timm.layers.norm_act.SyncBatchNormAct": describe_batch_norm_act,
-    "timm.layers.norm_act.FrozenBatchNormAct2d": describe_batch_norm_act,
+    "timm.layers.norm_act.FrozenBatchNormAct2d": describe_frozen_batch_norm_act,
     "timm.layers.norm.GroupNorm": describe_group_norm,
     "timm.layers.norm.GroupNorm1": describe_group_norm,
     "timm.layers.norm_act.GroupNormAct": describe_group_norm_act,

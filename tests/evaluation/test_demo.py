@@ -27,6 +27,7 @@ def small_result() -> DemoResult:
 
     networks = (
         network("source", "source (BatchNorm)", ("tabby", "lynx"), 0.0),
+        network("frozen", "BatchNorm frozen", ("tabby", "lynx"), 0.0),
         network("fresh", "GroupNorm(32), fresh", ("nail", "nail"), 1.5),
         network("copied", "GroupNorm(32), gamma and beta copied", ("screw", "nail"), 1.25),
         network("identity", "ILM-GN, converted", ("tabby", "lynx"), 1e-6),
@@ -122,14 +123,15 @@ def test_run_demo_on_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     result = run_demo("ilm_ln", progress=titles.append)
     names = [network.name for network in result.networks]
-    assert names == ["source", "fresh", "copied", "identity", "moments"]
+    assert names == ["source", "frozen", "fresh", "copied", "identity", "moments"]
     assert titles == [network.title for network in result.networks]
     assert result.images == ("cat", "cat, top left")
-    source, identity = result.networks[0], result.networks[3]
+    source, frozen, identity = result.networks[0], result.networks[1], result.networks[4]
     assert source.largest_error == 0
-    assert identity.classes == source.classes
+    assert identity.classes == frozen.classes == source.classes
+    assert frozen.largest_error <= 1e-5
     assert 0 < identity.largest_error <= 1e-5
-    assert json.loads(json.dumps(result.to_dict()))["networks"][3]["agreement"] == 1.0
+    assert json.loads(json.dumps(result.to_dict()))["networks"][4]["agreement"] == 1.0
 
 
 def test_command_prints_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +142,7 @@ def test_command_prints_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> N
     assert "tabby" in printed.stdout
     assert "lynx" not in printed.stdout, "crops are no rows"
     assert all(text in printed.stdout for text in ("100 %", "0 %", "1.0e-06", "2 images", "init moments"))
+    assert printed.stdout.count("BatchNorm frozen") == 2
 
 
 def test_command_json_is_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,17 @@ def test_identity_predicts_what_the_source_predicted_and_survives_a_checkpoint(
     assert torch.equal(logits_of(ilmconvert.load(path), few), logits_of(converted, few))
 
 
+@pytest.mark.parametrize("to", exact_targets())
+def test_a_conversion_is_undone(to: str, source: nn.Module, batch: Tensor, expected: Tensor) -> None:
+    converted = ilmconvert.convert(source, to)
+    plain = ilmconvert.undo(converted).eval()
+    assert [type(m) for m in plain.modules()] == [type(m) for m in source.modules()]
+    few = batch[::6]
+    assert relative_error(logits_of(plain, few), expected[::6]) <= 10 * TOLERANCE[torch.float32]
+    again = ilmconvert.undo(converted, source)
+    assert all(torch.equal(t, source.state_dict()[name]) for name, t in again.state_dict().items())
+
+
 def test_conversion_leaves_the_source_as_it_was(source: nn.Module, batch: Tensor, expected: Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     converted = ilmconvert.convert(source, "ilm_gn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ import torchvision
 from opacus import GradSampleModule, PrivacyEngine
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.validators import ModuleValidator
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from ilmconvert import convert
@@ -126,3 +128,12 @@ def test_empty_batch(names: dict) -> None:
     for p in model.parameters():
         if p.requires_grad:
             assert p.grad_sample.shape == (0, *p.shape)
+
+
+def test_frozen_batch_norm_is_accepted_and_one_that_trains_is_not() -> None:
+    source = timm.create_model("test_resnet", num_classes=4)
+    assert ModuleValidator.validate(copy.deepcopy(source).train())
+    assert not ModuleValidator.validate(freeze_batch_norm_2d(copy.deepcopy(source)).train())
+    assert not ModuleValidator.validate(convert(randomize_norms(source)).train())
+    stock = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4).requires_grad_(False))
+    assert not ModuleValidator.validate(stock.train())  # which still mixes the batch: the page warns of it

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import griffe
+import pytest
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
@@ -94,6 +95,21 @@ def test_links_of_an_included_file_are_relative_to_that_file(tmp_path: Path) -> 
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/news.md"))
     found = hook.on_page_markdown('--8<-- "NEWS.md"\n', page=page, config=SimpleNamespace(docs_dir=tmp_path / "docs"))
     assert found == "[a](../trust.md#files), b, [c](../nowhere.md)\n"
+
+
+def test_a_section_is_included_with_its_links(tmp_path: Path) -> None:
+    hook = program(DOCS / "hooks" / "links.py")
+    (tmp_path / "docs" / "assets").mkdir(parents=True)
+    (tmp_path / "docs" / "assets" / "a.svg").touch()
+    section = "![an\nimage](docs/assets/a.svg)\n"
+    marked = f"<!-- --8<-- [start:front] -->\n{section}<!-- --8<-- [end:front] -->\n"
+    (tmp_path / "README.md").write_text(f"before\n{marked}after\n")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    config = SimpleNamespace(docs_dir=tmp_path / "docs")
+    found = hook.on_page_markdown('--8<-- "README.md:front"\n', page=page, config=config)
+    assert found.strip() == "![an\nimage](assets/a.svg)"
+    with pytest.raises(ValueError, match=r"README\.md has no section 'back'"):
+        hook.on_page_markdown('--8<-- "README.md:back"\n', page=page, config=config)
 
 
 def test_references_in_docstrings_name_something() -> None:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ilmconvert.errors import ModelError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.new_layers import adopt
+from ilmconvert.surgery.plain_values import affine_of
 from ilmconvert.surgery.replacement import copy_with
-from ilmconvert.surgery.undo import affine_of
 
 
 class ChannelAffine(nn.Module):

@@ -1,0 +1,162 @@
+"""The front page's table of when to convert: its numbers, from what was measured and committed.
+
+python -m benchmarks.front_table            # prints it
+python -m benchmarks.front_table --write    # puts it into README.md, from where docs/index.md takes it
+
+After new results under benchmarks/evidence/results, write it again. A row whose runs aren't there says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.evidence.cut import LAST_STAGE
+from benchmarks.evidence.dp_sgd import Scale
+from benchmarks.evidence.lines import Lines
+from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
+from benchmarks.evidence.private import FINAL_SEEDS, Runs
+from benchmarks.evidence.private_arms import HEAD
+from benchmarks.evidence.runs import Run, read
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/evidence/results"
+START, END = "<!-- benchmarks.front_table writes from here -->\n", "<!-- to here -->\n"
+NOT_YET = "not measured yet"
+_EPSILON = 8.0
+_SLOWER = re.compile(r"^\| resnet50 \| \d+ \| [\d.]+ \| ([\d.]+) \|", re.MULTILINE)
+_SAME = re.compile(r"^\| same class as the source, (\d+) images \|(.*)\|$", re.MULTILINE)
+
+ByArm = Mapping[str, Mapping[int, Run]]
+
+
+def table() -> str:
+    """The table in Markdown; links are the README's."""
+    by_arm = finals(read(RESULTS / "runs.jsonl"), "fashion-mnist", "short")
+    clean, shifted = _mean((CLEAN,)), _mean(COLUMNS[1:])
+    rows = {
+        "no training": (
+            "the network **as it is**",
+            f"a conversion computes the same; ResNet-50 takes {slower()} times as long",
+        ),
+        "small batches, test images like the training images": (
+            "**BatchNorm frozen**",
+            f"frozen {own(by_arm, 'frozen-bn', clean)}; converted {less(by_arm, 'ilm-gn', clean)}",
+        ),
+        "small batches, test images darker, flatter or in other light": (
+            "**BatchNorm frozen**, each image standardised first",
+            f"mean of nine shifts: frozen {own(by_arm, 'frozen-bn', shifted)}; standardised "
+            f"{less(by_arm, 'frozen-bn-standardised', shifted)}",
+        ),
+        "the same, and images can't be standardised first": (
+            "**convert**, [bounded by images](docs/robustness.md), then train",
+            f"the same shifts: {less(by_arm, 'ilm-gn-range', shifted)}; clean {less(by_arm, 'ilm-gn-range', clean)}",
+        ),
+        "differential privacy": ("**BatchNorm frozen**, only the head trains", private()),
+        "BatchNorm can't stay: code refuses it, no statistics may be stored or averaged, or each image has to be "
+        "normalised by itself": ("**convert**", kept()),
+        "large batches, many images": (
+            "**another way**: BatchNorm in training mode",
+            f"{NOT_YET}; in small batches {trained(by_arm, 'train-bn', 'BatchNorm, training')}",
+        ),
+        "only `nn.GroupNorm` will do": (
+            "**another way**: [stock GroupNorm](docs/plain.md), calibrated and distilled",
+            f"{distilled()} of images keep their class; gamma and beta copied, in small batches "
+            f"{trained(by_arm, 'group-norm', 'GroupNorm(32), gamma and beta copied')}",
+        ),
+    }
+    lines = [f"| {case} | {take} | {measured} |" for case, (take, measured) in rows.items()]
+    return "\n".join(["| your case | take | measured |", "|---|---|---|", *lines, ""])
+
+
+def _mean(columns: Sequence[str]) -> Callable[[Run], float]:
+    return lambda run: sum(of(column)(run) for column in columns) / len(columns)
+
+
+def own(by_arm: ByArm, arm: str, measured: Callable[[Run], float]) -> str:
+    """An arm's accuracy with its 95 % interval."""
+    return _percent([measured(run) for run in by_arm[arm].values()]) if arm in by_arm else NOT_YET
+
+
+def less(by_arm: ByArm, arm: str, measured: Callable[[Run], float]) -> str:
+    """What an arm has more or less than frozen BatchNorm, paired by seed, with the 95 % interval."""
+    if arm not in by_arm:
+        return NOT_YET
+    return _percent(differences(by_arm, arm, measured), "+").replace("%", "points")
+
+
+def _percent(values: Sequence[float], sign: str = "") -> str:
+    """
+    >>> _percent([0.1, 0.2, 0.3])
+    '20.0 ± 24.8 %'
+    """
+    found = estimate([100 * value for value in values])
+    return f"{found.mean:{sign}.1f}" + ("" if found.half is None else f" ± {found.half:.1f}") + " %"
+
+
+def trained(by_arm: ByArm, arm: str, title: str) -> str:
+    """An arm's accuracy beside that of frozen BatchNorm; until its runs are there, those of the example on digits."""
+    clean = _mean((CLEAN,))
+    if arm in by_arm:
+        return f"{less(by_arm, arm, clean)} against frozen"
+    printed = (ROOT / "examples/transfer_batch_size_2.py").read_text(encoding="utf-8")
+    found, frozen = (
+        re.findall(rf"^    {re.escape(name)} +([\d.]+)%", printed, re.MULTILINE)[0]
+        for name in (title, "BatchNorm, statistics frozen")
+    )
+    return f"{found} % against {frozen} % frozen (digits, one seed)"
+
+
+def distilled() -> str:
+    """The agreement with its source of a GroupNorm network, by the page on them."""
+    shares = re.findall(r"^\| `ln` \| \*\*(0\.\d+)\*\*", (ROOT / "docs/plain.md").read_text("utf-8"), re.MULTILINE)
+    return f"{100 * float(shares[0]):.0f} %"
+
+
+def slower() -> str:
+    """How much longer a converted ResNet-50 takes at inference, by the page on speed."""
+    ratios = sorted(float(ratio) for ratio in _SLOWER.findall((ROOT / "docs/speed.md").read_text(encoding="utf-8")))
+    return f"{ratios[0]:.1f} to {ratios[-1]:.1f}"
+
+
+def private() -> str:
+    """The accuracies under differential privacy."""
+    arms = {HEAD: "head ", "ilm-norms": "converted norms and head ", "fix": "GroupNorm put in by Opacus "}
+    runs = Runs(Lines(RESULTS / "private.jsonl"), LAST_STAGE, Scale(), None, None)
+    found, _ = runs.results(_EPSILON, FINAL_SEEDS, list(arms))
+    means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in arms.items() if arm in found]
+    return f"epsilon {_EPSILON:g}: {'; '.join(means)}" if means else NOT_YET
+
+
+def kept() -> str:
+    """How many of the demo's images keep their class, by the README's table of it."""
+    count, cells = _SAME.findall((ROOT / "README.md").read_text(encoding="utf-8"))[0]
+    shares = [int(share) for share in re.findall(r"(\d+) %", cells)]
+    swapped, converted = (round(int(count) * share / 100) for share in shares[-2:])
+    return f"{converted} of {count} images keep their class; {swapped} of {count} with GroupNorm in its place"
+
+
+def written(readme: str) -> str:
+    """The README with the table between its marks."""
+    before, _, rest = readme.partition(START)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"README.md lacks the lines {START.strip()} and {END.strip()}")
+    return before + START + table() + END + after
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print or write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="Put it into README.md.")
+    if parser.parse_args(argv).write:
+        readme = ROOT / "README.md"
+        readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(table(), end="")
+
+
+if __name__ == "__main__":
+    main()

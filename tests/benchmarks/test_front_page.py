@@ -1,0 +1,130 @@
+"""The front page says what was measured: its table, its image, its costs."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from PIL import Image
+
+from benchmarks import front_table
+from benchmarks.evidence import private
+from benchmarks.evidence.paired import CLEAN, of
+from benchmarks.evidence.runs import FINAL, Run
+from benchmarks.front_image import PHOTOGRAPHS, ROWS, Seen, rows, svg
+from benchmarks.front_table import ROOT, less, own, table, trained, written
+from ilmconvert.evaluation.demo import run_demo
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+IMAGE = ROOT / "docs/assets/front.svg"
+
+
+def demo_table() -> dict[str, list[str]]:
+    """The rows of the README's table of the demo, by their first cell."""
+    text = re.findall(r"\[start:demo\] -->\n(.*?)<!--", README, re.DOTALL)[0]
+    cells = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return {first: rest for first, *rest in cells}
+
+
+def texts(image: str) -> list[str]:
+    """What the image shows, in its order."""
+    root = ET.fromstring(image)
+    return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_table_is_the_one_that_the_results_give() -> None:
+    assert written(README) == README, "python -m benchmarks.front_table --write"
+    assert written(README.replace("78.", "99.")) == README  # it would have shown
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        written("# ilmconvert\n")
+
+
+def test_every_case_says_what_to_take_and_what_was_measured() -> None:
+    cases = [line.split(" | ") for line in table().splitlines()[2:]]
+    taken = " ".join(take for _, take, _ in cases)
+    assert all(f"**{word}**" in taken for word in ("as it is", "BatchNorm frozen", "convert", "another way"))
+    assert all(re.search(r"\d", measured) for _, _, measured in cases)
+
+
+def run(arm: str, seed: int, accuracy: float) -> Run:
+    rates = {"rate": 0.1, "distill": 0.0, "norm_scale": 1.0, "loss": 0.0, "seconds": 0.0}
+    return Run("set", 64, "short", arm, FINAL, seed, accuracy=accuracy, **rates)
+
+
+def test_numbers_are_means_and_differences_paired_by_seed() -> None:
+    by_arm = {
+        "frozen-bn": {0: run("frozen-bn", 0, 0.5), 1: run("frozen-bn", 1, 0.7)},
+        "train-bn": {0: run("train-bn", 0, 0.25), 1: run("train-bn", 1, 0.45)},
+    }
+    assert own(by_arm, "frozen-bn", of(CLEAN)) == "60.0 ± 127.1 %"
+    assert less(by_arm, "train-bn", of(CLEAN)) == "-25.0 ± 0.0 points"
+    assert trained(by_arm, "train-bn", "BatchNorm, training") == "-25.0 ± 0.0 points against frozen"
+    assert own(by_arm, "ilm-gn", of(CLEAN)) == less(by_arm, "ilm-gn", of(CLEAN)) == front_table.NOT_YET
+
+
+def test_the_costs_are_those_of_the_page_on_speed() -> None:
+    speed = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    steps = sorted(float(x) for x in re.findall(r"^\| resnet50 \| \d+ \|.* ([\d.]+) \|$", speed, re.MULTILINE))
+    said = f"a training step of a converted ResNet-50 takes {steps[0]:.1f} to {steps[-1]:.1f} times as long"
+    assert said in " ".join(README.split())
+
+
+def test_the_image_shows_what_the_table_of_the_demo_says() -> None:
+    found = demo_table()
+    columns = dict(
+        zip(("source", "frozen", "fresh", "copied", "identity"), zip(*found.values(), strict=True), strict=True)
+    )
+    names = list(found)
+    shown = texts(IMAGE.read_text(encoding="utf-8"))
+    for name, title in ROWS.items():
+        start = shown.index(title)
+        classes = [text.lstrip("✓✗ ") for text in shown[start + 2 : start + 2 + len(PHOTOGRAPHS)]]
+        assert classes == [columns[name][names.index(photograph)] for photograph in PHOTOGRAPHS]
+    for name in ("copied", "identity"):
+        share = columns[name][names.index("same class as the source, 36 images")]
+        assert f"same class: {36 * int(share.split()[0]) // 100} of 36" in shown
+
+
+def test_the_image_marks_what_differs_and_needs_nothing_from_elsewhere() -> None:
+    found = [Seen("a", ("cat", "cup", "car"), 3), Seen("b & c", ("cat", "reel", "car"), 2)]
+    drawn = svg(found, 3, [Image.new("RGB", (40, 30), "red")] * 3)
+    assert texts(drawn)[2:] == [
+        "a",
+        "3 images",
+        "cat",
+        "cup",
+        "car",
+        "b & c",
+        "same class: 2 of 3",
+        "✓ cat",
+        "✗ reel",
+        "✓ car",
+    ]
+    assert re.findall(r'href="(\w+:[\w/]+)', drawn) == ["data:image/jpeg"] * 3
+
+
+@pytest.mark.slow
+def test_the_demo_prints_the_table_and_the_image_of_the_front_page() -> None:
+    result = run_demo()
+    found = demo_table()
+    shown = [network for network in result.networks if network.name != "moments"]
+    for photograph in found.keys() & set(result.images):
+        place = result.images.index(photograph)
+        assert found[photograph] == [network.classes[place] for network in shown]
+    shares = [f"{100 * network.agreement:.0f} %" for network in shown]
+    assert found[f"same class as the source, {len(result.images)} images"] == ["", *shares[1:]]
+    errors = found["largest logit error, of the largest logit"][1:]
+    assert [float(text) for text in errors] == pytest.approx([n.largest_error for n in shown[1:]], rel=0.6)
+    image = IMAGE.read_text(encoding="utf-8")
+    for row in rows(result):
+        assert row.title in texts(image)
+        assert set(row.classes) <= {text.lstrip("✓✗ ") for text in texts(image)}
+
+
+def test_the_page_on_privacy_has_the_numbers_of_the_committed_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    private.main(["--out", str(front_table.RESULTS), "--table", "--epsilons", "8"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs/guides/differential-privacy.md").read_text(encoding="utf-8")
+    assert len(rows) == 6
+    assert all(row in page for row in rows)
