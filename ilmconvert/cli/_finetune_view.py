@@ -73,8 +73,8 @@ def print_result(result: Result) -> None:
 
 def print_run(run: Run) -> None:
     """The networks of a run before, right after the conversion, and after fine-tuning, on validation images."""
-    from ilmconvert.report.run import arms
-    from ilmconvert.report.run_page import label
+    from ilmconvert.report.run import arms, label
+    from ilmconvert.report.tables import Table
     from ilmconvert.report.text import NONE, share
 
     before = run.summary.get("before") or {}
@@ -95,7 +95,9 @@ def print_run(run: Run) -> None:
         caption = "not measured before training: the head is new"
     model, recipe = run.summary.get("model", run.path), run.config.get("recipe", {}).get("name", "")
     columns = ("network", "before", "right after", "after", "best epoch")
-    print_table(f"{model}, recipe {recipe}: top-1 on validation images", columns, rows, caption=caption)
+    table = Table(columns, rows).without_empty_columns()
+    title = f"{model}, recipe {recipe}: top-1 on validation images"
+    print_table(title, table.columns, table.texts(), caption=caption)
 
 
 def print_plan(summary: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ilmconvert.errors import ReportError
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,19 @@ def arms(run: Run) -> list[Arm]:
     """
     source = (run.summary.get("before") or {}).get("against_top1")
     return [_arm(each, source) for each in (run, *run.baselines)]
+
+
+def label(name: str, run: Run) -> str:
+    """What a network is called in tables."""
+    if name:
+        return BASELINES.get(name, name)
+    target = str(run.config.get("recipe", {}).get("to", "ilm_norm")).upper().replace("_", "-")
+    return target if converted_here(run) else "converted checkpoint"
+
+
+def converted_here(run: Run) -> bool:
+    """Whether the run started from a model whose norms were replaced first, not from a converted checkpoint."""
+    return bool(run.config.get("model", {}).get("converted_here"))
 
 
 def _arm(run: Run, source: float | None) -> Arm:
