@@ -11,6 +11,7 @@ from ilmconvert.surgery.replacement import copy_with
 
 _INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 _TENSORS = ("weight", "bias", "restore_weight", "restore_bias", "ref_mean", "ref_std")
+_SETTINGS = ("num_groups", "eps", "correction", "restore_bound", "restore_range", "input_dims")
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -43,12 +44,12 @@ def _fold_layer(layer: ILMNorm) -> nn.Module | None:
     if layer.weight_decoder.any() or layer.bias_decoder.any():
         return None
     if layer.restore_weight is None:
-        return _plain_norm(layer) or _WithoutMeta(layer)
+        return _plain_norm(layer) or WithoutMeta(layer)
     same = layer.weight is not None and torch.equal(layer.weight, layer.restore_weight)
     unbounded = layer.restore_bound is None and layer.restore_range is None
     if same and unbounded and _equal(layer.restore_bias, layer.restore_weight):
         return _Affine(layer)
-    return _WithoutMeta(layer)
+    return WithoutMeta(layer)
 
 
 def _equal(a: Tensor | None, b: Tensor) -> bool:
@@ -95,16 +96,19 @@ class _Affine(nn.Module):
         return x * self.scale.view(shape) + self.shift.view(shape)
 
 
-class _WithoutMeta(nn.Module):
+class WithoutMeta(nn.Module):
     """ILM Norm without its meta-network."""
 
     def __init__(self, layer: ILMNorm) -> None:
         super().__init__()
-        names = ("num_groups", "eps", "correction", "restore_bound", "restore_range", "input_dims")
-        self.settings = {name: getattr(layer, name) for name in names}
+        self.num_channels, self.num_groups = layer.num_channels, layer.num_groups
+        self.eps, self.correction, self.input_dims = layer.eps, layer.correction, layer.input_dims
+        self.restore_bound, self.restore_range = layer.restore_bound, layer.restore_range
         for name in _TENSORS:
             t = getattr(layer, name)
             self.register_buffer(name, None if t is None else t.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return ilm_norm(x, **{name: getattr(self, name) for name in _TENSORS}, **self.settings)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return ilm_norm(x, **tensors, **settings)

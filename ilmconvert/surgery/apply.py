@@ -16,6 +16,7 @@ from ilmconvert.surgery.example import Differs, Example, find_difference
 from ilmconvert.surgery.left_behind import warn_left_behind
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
+from ilmconvert.surgery.precision import warn_of_lost_digits
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
@@ -78,6 +79,8 @@ def convert(
 
     Warns:
         UserWarning: a pattern matches nothing, a BatchNorm was never trained, or all is converted already.
+        PrecisionLost: 16-bit values, or a bound, cost layers digits that their sources have; or a channel is so small
+            beside its group that training can't move its scale.
         NormsLeftBehind: norm layers stay that have running statistics or an unknown formula.
 
     Source: Jia, Chen, Chen, CVPR 2019, for the layer; the restoring path is this library's.
@@ -166,4 +169,5 @@ def _check(the_plan: Plan) -> None:
             f"{untrained[0]!r}: load weights before converting",
             stacklevel=3,
         )
+    warn_of_lost_digits(the_plan, stacklevel=3)
     warn_left_behind(the_plan, stacklevel=3)

@@ -10,6 +10,7 @@ from ilmconvert.errors import ModelError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.new_layers import adopt
 from ilmconvert.surgery.replacement import copy_with
+from ilmconvert.surgery.undo import affine_of
 
 
 class ChannelAffine(nn.Module):
@@ -62,14 +63,12 @@ def _plain(name: str, layer: ILMNorm) -> nn.Module:
 
 
 def _affine(name: str, layer: ILMNorm) -> nn.Module:
-    weight, bias, mean, std = layer.weight, layer.bias, layer.ref_mean, layer.ref_std
-    if weight is None or bias is None or mean is None or std is None:
+    weight, reference = layer.weight, (layer.bias, layer.ref_mean, layer.ref_std)
+    if weight is None or any(t is None for t in reference):
         raise ModelError(f"{name or 'the root'} lacks the parameters of a converted BatchNorm")
     if not (torch.equal(weight, layer.restore_weight) and torch.equal(weight, layer.restore_bias)):  # type: ignore[arg-type]
         raise ModelError(f"{name or 'the root'} was trained or annealed: its restoring path isn't the identity")
-    repeat = layer.num_channels // layer.num_groups
-    scale = weight.double() / std.double().repeat_interleave(repeat)
-    shift = bias.double() - scale * mean.double().repeat_interleave(repeat)
+    scale, shift = affine_of(layer)
     return ChannelAffine(scale.to(weight), shift.to(weight))
 
 
