@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, worst_layers
-from ilmconvert.report.axes import Frame, dot, path, segment, text, ticks
+from ilmconvert.report.axes import WIDTH, Frame, dot, path, segment, text, ticks
 from ilmconvert.report.text import decibels
 
 ROUNDING_DECIBELS = (100.0, 140.0)
 _FAR_FROM_ROUNDING = 60.0
 _LETTER = 7.0
 _ROW, _NARROW_ROW = 34, 54
+_NARROW = 400
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Share:
     kind: str
 
 
-def layers_figure(layers: Sequence[LayerFidelity]) -> Markup:
+def layers_figure(layers: Sequence[LayerFidelity], *, narrow: bool = False) -> Markup:
     """Signal-to-error ratios over the layers in execution order; equal outputs lie on the upper edge."""
     values = [v for layer in layers for v in (layer.snr, layer.own_snr) if v is not None and math.isfinite(v)]
     near = shows_rounding(layers)
     marks = ticks(min(0.0, *values, 0.0), max([ROUNDING_DECIBELS[1] if near else 10.0, *values]), 6)
-    frame = Frame((0.5, len(layers) + 0.5), (marks[0], marks[-1]))
+    frame = Frame((0.5, len(layers) + 0.5), (marks[0], marks[-1]), width=_NARROW if narrow else WIDTH)
     content = (
         (_rounding(frame) if near else Markup())
         + frame.grid(marks, lambda tick: f"{tick:.0f} dB")
@@ -93,7 +94,7 @@ def shares_figure(rows: Sequence[Share], label: str, *, narrow: bool = False) ->
     marks = ticks(max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02), 3 if narrow else 6)
     marks = [mark for mark in marks if 0 <= mark <= 1]
     row_height = _NARROW_ROW if narrow else _ROW
-    size = {"width": 400, "left": 26, "right": 34} if narrow else {"left": 312, "right": 40}
+    size = {"width": _NARROW, "left": 26, "right": 34} if narrow else {"left": 312, "right": 40}
     frame = Frame((marks[0], marks[-1]), (0, 1), height=58 + row_height * len(rows), **size)
     content = Markup()
     for mark in marks:

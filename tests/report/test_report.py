@@ -173,10 +173,12 @@ def test_the_page_of_a_verification() -> None:
     layers = json.loads(
         run("verify", "exact.safetensors", "--json", "--random-batches", "1", "--input-size", "48").stdout
     )["layers"]
-    (figure,) = svgs(page)
-    dots = [e for e in figure.iter() if e.tag.endswith("circle")]
-    assert len(dots) == 2 * len(layers)
-    assert {(e[0].text or "").split(":")[0] for e in dots} == {layer["name"] for layer in layers}
+    for figure in svgs(page):  # of a wide page and of a narrow one
+        dots = [e for e in figure.iter() if e.tag.endswith("circle")]
+        assert len(dots) == 2 * len(layers)
+        assert {(e[0].text or "").split(":")[0] for e in dots} == {layer["name"] for layer in layers}
+    widths = [float(figure.attrib["viewBox"].split()[2]) for figure in svgs(page)]
+    assert widths == [960, 400]
 
 
 def test_the_page_says_what_it_cannot_show() -> None:
