@@ -30,8 +30,9 @@ HEAD = """\
 This page is written by `python -m scripts.cli_reference`; change the commands, not the page.
 
 `ilmconvert` and `python -m ilmconvert` are the same. `ilmconvert MODEL` is short for `ilmconvert convert MODEL`.
-Results go to stdout, everything else to stderr. Progress is shown on a terminal only. `--json` prints one JSON object.
-Colours are left out where stdout is no terminal, and with `NO_COLOR` set.
+Results go to stdout, everything else to stderr. On a terminal progress is a bar or a spinner; elsewhere, as in a log
+file, `finetune` says a line an epoch, and other commands that take longer than five seconds a line a step. `--json`
+prints one JSON object. Colours are left out where stdout is no terminal, and with `NO_COLOR` set.
 """
 
 COMPLETION = """\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +84,7 @@ def calibrate(
     source: nn.Module,
     meta: bool = True,
     holdout: float = 0.25,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
     """Fit the layers of ``model`` to what the same layers of ``source`` give on a few unlabelled batches, in place.
 
@@ -105,6 +106,7 @@ def calibrate(
         source: what ``model`` was converted from; the layers have the same names.
         meta: fit the meta-networks, too.
         holdout: the share of the batches (of the samples, for a single batch) that is held out.
+        progress: called after each layer with what is fitted (see ``kept``), the layers done and all of them.
 
     Raises:
         CalibrationError: no layer to fit, too few samples, or batches that don't go through the models.
@@ -134,7 +136,7 @@ def calibrate(
         try:
             for step in _steps(pairs, meta):
                 restore(pairs, start)
-                fits = _fit_all(model, pairs, targets, everything, fitting.samples, step)
+                fits = _fit_all(model, pairs, targets, everything, fitting.samples, step, progress)
                 scores[step.name] = score(run(model, held_out.inputs), expected)
                 if scores[step.name].better_than(scores[kept]):
                     kept, best, layers = step.name, snapshot(pairs), fits
@@ -161,6 +163,7 @@ def _fit_all(
     batches: list[Inputs],
     fitted_on: int,
     step: Step,
+    progress: Callable[[str, int, int], None] | None,
 ) -> tuple[LayerFit, ...]:
     """One walk through the model in which every layer is fitted, as it is reached, on the first ``fitted_on`` samples.
 
@@ -182,6 +185,8 @@ def _fit_all(
             least = 0
         pair.write(candidates[least])
         fits.append(LayerFit(name, _error(pair, start, held_out), errors[least]))
+        if progress is not None:
+            progress(step.name, len(fits), len(pairs))
 
     walk(model, {name: pair.layer for name, pair in pairs.items()}, batches, visit)
     return tuple(fits)

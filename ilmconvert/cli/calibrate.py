@@ -70,7 +70,14 @@ def calibrate(
         say("reading images")
         batches = image_batches(opened.model, data, **choice)
         say("fitting layer after layer")
-        found = fit(opened.model, batches, source=original.model, meta=not constants_only, holdout=holdout)
+        found = fit(
+            opened.model,
+            batches,
+            source=original.model,
+            meta=not constants_only,
+            holdout=holdout,
+            progress=lambda what, done, total: say(f"fitting the {what}: {done} of {total} layers", often=True),
+        )
         save(opened.model, output)
     if as_json:
         summary = {"checkpoint": str(checkpoint), "output": str(output), "source": original.description}

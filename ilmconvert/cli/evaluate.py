@@ -86,7 +86,7 @@ def evaluate(
             raise click.UsageError("without labels there is only the comparison with another model: add --against")
 
         def show(done: int, total: int | None) -> None:
-            say(f"{done} of {total} images" if total else f"{done} images")
+            say(f"{done} of {total} images" if total else f"{done} images", often=True)
 
         from ilmconvert.evaluation.accuracy import evaluate as measure
 

@@ -83,12 +83,13 @@ def robustness(
                 raise click.UsageError(f"--limits: {error}") from error
         elif not is_bounded(model):
             raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
+        say(f"reading images of {data}")
         found, normalize = unit_images(model, data, at_most=images, input_size=input_size, seed=seed)
         conditions = all_conditions(severities or (1, 3, 5))
         rows = []
         for row in compare_networks(networks(model, normalize, found), found, normalize, conditions):
-            say(f"{row.condition.name} {row.condition.severity or ''}")
             rows.append(row)
+            say(f"condition {len({r.condition for r in rows})} of {len(conditions)}", often=True)
     if plot:
         from ilmconvert.evaluation.robustness_plot import plot_agreement
 

@@ -111,7 +111,7 @@ def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
             source,
             sample,
             layers=_layers(options["layers"]),
-            progress=lambda done: say(f"compared {done} of {sample.description}"),
+            progress=lambda done: say(f"compared {done} of {sample.description}", often=True),
             **{key: options[key] for key in ("max_error", "min_agreement", "max_kl", "min_ratio", "worst")},
         )
 

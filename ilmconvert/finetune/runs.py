@@ -18,6 +18,7 @@ from ilmconvert.finetune.networks import Start
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_folder import FINISHED, RUNNING, RunFolder, versions
+from ilmconvert.finetune.run_log import say_start
 from ilmconvert.finetune.trainer import Trainer
 from ilmconvert.models.head import number_of_classes
 from ilmconvert.surgery.group_norm_baseline import baseline
@@ -82,6 +83,8 @@ class Run:
         folder.write_config(self._config(name))
         before = folder.read_summary().get("before")
         resumed = trainer.resume()
+        if trainer.accelerator.is_main_process:
+            say_start(name, self.first.name, self.recipe, trainer.batches, trainer.position.step, trainer.accelerator)
         if before is None and not resumed:
             before = self._before(name, trainer)
         folder.write_summary({"status": RUNNING, "before": before})

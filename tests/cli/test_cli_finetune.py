@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -23,6 +27,7 @@ from safetensors.torch import save_file
 import ilmconvert
 from ilmconvert.cli import finetune as module
 from ilmconvert.cli import main
+from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._exit import EXIT_INTERRUPTED
 from ilmconvert.cli._finetune_view import bar, numbers
 from ilmconvert.data.open_data import open_data
@@ -309,19 +314,109 @@ def test_launchers(launcher: list[str], processes: int) -> None:
     assert result.stderr.count("never trained") == 1
 
 
-def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    with bar() as update:
-        assert update is None
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with bar() as update:
-        assert update is not None
-        update(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0))
-    with bar(enabled=False) as update:
-        assert update is None
+def test_numbers_of_the_bar() -> None:
     assert numbers(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0)) == (
         "loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left"
     )
     assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, None, None)) == ""
+
+
+EPOCH = (
+    r"epoch (\d)/2: loss [\d.]+, top-1 [\d.]+ %, val loss [\d.]+, val top-1 [\d.]+ %( \(best\))?, "
+    r"\d+ img/s(, 0:\d\d:\d\d left)?"
+)
+
+
+def test_off_a_terminal_an_epoch_is_a_line() -> None:
+    result = start("-o", "run", "--json", "--baseline", "frozen-bn")
+    json.loads(result.stdout)
+    begin, one, two, other, *rest = result.stderr.splitlines()
+    assert begin == "test_resnet, recipe full: 2 epochs of 3 batches of 4 images on cpu"
+    assert other == f"frozen-bn: {begin}"
+    for number, lines in enumerate(((one, rest[0]), (two, rest[1])), start=1):
+        for name, line in zip(("", "frozen-bn: "), lines, strict=True):
+            found = re.fullmatch(name + EPOCH, line)
+            assert found, line
+            assert found[1] == str(number)
+            assert (found[3] is None) == (number == 2), "after the last epoch no time is left"
+    assert len(rest) == 2
+    with Path("run/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, line in zip(rows, (one, two), strict=True):
+        assert f"loss {float(row['train_loss']):.3f}," in line
+        assert f"val top-1 {100 * float(row['val_top1']):.1f} %" in line
+
+
+def test_quiet_runs_say_nothing_on_the_way() -> None:
+    assert start("-o", "run", "--quiet").stderr == ""
+
+
+def test_a_resumed_run_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ilmconvert.finetune.trainer import Trainer
+
+    finish = Trainer._finish_epoch
+
+    def stop(self: Trainer, provenance: Any) -> bool:
+        if self.position.epoch == 1:
+            raise KeyboardInterrupt
+        return finish(self, provenance)
+
+    monkeypatch.setattr(Trainer, "_finish_epoch", stop)
+    assert start("-o", "run").exit_code == EXIT_INTERRUPTED
+    monkeypatch.setattr(Trainer, "_finish_epoch", finish)
+    begin, epoch = start("-o", "run", "--resume").stderr.splitlines()
+    assert begin.endswith("on cpu; goes on after step 3")
+    assert epoch.startswith("epoch 2/2: ")
+
+
+class Terminal(io.StringIO):
+    """Keeps what a terminal would show."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self) -> list[str]:
+        lines, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.getvalue()):
+            if part == "\n":
+                row, column = row + 1, 0
+                lines += [""] * (row + 1 - len(lines))
+            elif part == "\r":
+                column = 0
+            elif part.startswith("\x1b"):
+                row -= int(part[2:-1] or 1) if part.endswith("A") else 0
+                lines[row] = "" if part.endswith("K") else lines[row]
+            else:
+                old = lines[row].ljust(column)
+                lines[row] = old[:column] + part + old[column + len(part) :]
+                column += len(part)
+        return [line.rstrip() for line in lines]
+
+
+def test_on_a_terminal_finished_epochs_stay_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr", terminal)
+    logger = logging.getLogger("ilmconvert.finetune.run_log")
+    with library_warnings(), bar() as update:
+        assert update is not None
+        for epoch in (1, 2):
+            for step in (1, 2, 3):
+                update(Progress("", epoch, 2, 3 * epoch - 3 + step, 6, 0.5, 0.25, 0.1, 12.0, 61.0))
+            logger.info("epoch %d/2: all is well", epoch)
+    shown = terminal.screen()
+    assert shown[:2] == ["epoch 1/2: all is well", "epoch 2/2: all is well"]
+    assert shown[2].startswith("epoch 2/2 ")
+    assert shown[2].endswith("loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left")
+    assert set(shown[3:]) == {""}
+
+
+def test_there_is_no_bar_off_a_terminal() -> None:
+    with bar() as update:
+        assert update is None
+    with bar(enabled=False) as update:
+        assert update is None
 
 
 def test_the_run_ends_with_ilm_norms() -> None:
