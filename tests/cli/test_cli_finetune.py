@@ -369,15 +369,19 @@ def test_a_resumed_run_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     assert epoch.startswith("epoch 2/2: ")
 
 
-class Terminal(io.StringIO):
-    """Keeps what a terminal would show."""
+class Terminal(io.TextIOWrapper):
+    """Keeps what a terminal would show; with a buffer below it, as the real stderr."""
+
+    def __init__(self) -> None:
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding="utf-8", write_through=True)
 
     def isatty(self) -> bool:
         return True
 
     def screen(self) -> list[str]:
         lines, row, column = [""], 0, 0
-        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.getvalue()):
+        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.bytes.getvalue().decode()):
             if part == "\n":
                 row, column = row + 1, 0
                 lines += [""] * (row + 1 - len(lines))
