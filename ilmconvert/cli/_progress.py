@@ -14,7 +14,7 @@ import click
 from ilmconvert.cli._global import shows_progress, speaks
 
 #: Seconds that a command may take without a word where stderr is no terminal. A short one says nothing in a script.
-PATIENCE = 5.0
+PATIENCE = 10.0
 #: Seconds from one line on the same step to the next.
 EVERY = 30.0
 

@@ -16,7 +16,7 @@ from ilmconvert.cli._common import print_json, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result
-from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, section_option
+from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, run_file_of, section_option
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     metavar="NAME|FILE.yaml",
     help="norm, full, distill, anneal, freeze-then-full, or a file. Every field is an option below, too.",
 )
+@section_option(_RUN, "--recipe-name", metavar="NAME", help="Name of the recipe in reports.  [default: the recipe's]")
 @section_option(_RUN, "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @section_option(_RUN, "--resume", is_flag=True, help="Continue the run in DIR, exactly where it stopped.")
 @section_option(_RUN, "--dry-run", is_flag=True, help="Build everything, show what would be run, write nothing.")
-@section_option(_RUN, "--show-config", is_flag=True, help="Print the recipe with all options as YAML, and exit.")
+@section_option(_RUN, "--show-config", is_flag=True, help="Print what would be run as YAML for --config, and exit.")
 @section_option(_RUN, "--find-batch-size", is_flag=True, help="Print the largest batch size that fits, and exit.")
 @section_option(
     _RUN, "--log-with", multiple=True, metavar="NAME", help="tensorboard, wandb or trackio. Repeatable; none: no log."
@@ -110,14 +111,15 @@ def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size:
     Examples:
       ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
       ilmconvert finetune resnet50-ilm_gn.safetensors --data photos --recipe distill --unlabelled -o run
-      ilmconvert finetune --config run.yaml resnet50 -o run
+      ilmconvert finetune resnet50 --data pets --num-classes 37 -o run --show-config > pets.yaml
+      ilmconvert finetune --config pets.yaml --epochs 20 -o longer
       accelerate launch -m ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
     """
     if not _is_main():
         warnings.simplefilter("ignore")  # the main process says the same
     chosen = get_recipe(recipe, **overrides(options))
     if show_config:
-        click.echo(f"# learning rate of the optimizer: {chosen.learning_rate:g}\n{chosen.to_yaml()}", nl=False)
+        click.echo(run_file_of(click.get_current_context(), chosen), nl=False)
         return
     if model is None:
         raise click.UsageError("name a checkpoint or a model to fine-tune, such as resnet50")
@@ -150,6 +152,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             dry_run=options["dry_run"],
             baselines=tuple(dict.fromkeys(options["baselines"])),
             progress=progress,
+            run_file=run_file_of(click.get_current_context(), recipe),
             **_trackers(options["log_with"]),
         )
     if not _is_main():

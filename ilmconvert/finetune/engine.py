@@ -19,6 +19,7 @@ from ilmconvert.finetune.loaders import with_transforms
 from ilmconvert.finetune.networks import Start, open_teacher, start
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 from ilmconvert.finetune.result import Progress, Result
+from ilmconvert.finetune.run_file import run_file_of
 from ilmconvert.finetune.runs import Run, describe
 from ilmconvert.finetune.seeding import keep_random_state, seed_all
 from ilmconvert.models.head import number_of_classes
@@ -41,6 +42,7 @@ def finetune(
     progress: Callable[[Progress], None] | None = None,
     log_with: Sequence[str] | None = None,
     baselines: Sequence[str] = (),
+    run_file: str | None = None,
     **overrides: Any,
 ) -> Result:
     """Fine-tune a converted network, or convert one first; on whatever devices and processes accelerate finds.
@@ -65,11 +67,13 @@ def finetune(
         log_with: accelerate's trackers; None is TensorBoard where it is installed.
         baselines: names in ``ilmconvert.surgery.group_norm_baseline.BASELINES``: these run, too, in the same way, under
             OUTPUT/baselines.
+        run_file: the text of OUTPUT/run.yaml, which ``ilmconvert finetune --config`` reads; None: these arguments.
 
     Raises:
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
     """
-    settings = on_device(get_recipe(recipe, **overrides), process().device.type)
+    asked = get_recipe(recipe, **overrides)
+    settings = on_device(asked, process().device.type)
     with keep_random_state():
         seed_all(settings.seed)
         first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
@@ -78,7 +82,21 @@ def finetune(
         first = _with_teacher(first, teacher, settings, weights)
         config = describe(first, images, settings, init, own_teacher=teacher is not None)
         take_references(first.network, images, settings)
-        run = Run(first, images, settings, config, progress, log_with)
+        if run_file is None:
+            run_file = run_file_of(
+                asked,
+                model=model,
+                data=data,
+                teacher=teacher,
+                output=output,
+                num_classes=num_classes,
+                weights=weights,
+                init=init,
+                val_split=val_split,
+                baseline=tuple(baselines),
+                log_with=log_with if log_with is None else (*log_with,) or ("none",),
+            )
+        run = Run(first, images, settings, config, progress, log_with, run_file)
         if dry_run:
             return run.dry(Path(output))
         return run.all(Path(output), baselines, resume)

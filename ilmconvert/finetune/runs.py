@@ -37,6 +37,7 @@ class Run:
         recipe: for the run and its baselines.
         config: what is written down, see :func:`ilmconvert.finetune.runs.describe`.
         progress, log_with: as in ``finetune``.
+        run_file: what repeats the run, see :func:`ilmconvert.finetune.run_file.run_file`.
     """
 
     first: Start
@@ -45,6 +46,7 @@ class Run:
     config: Mapping[str, Any]
     progress: Callable[[Progress], None] | None
     log_with: Sequence[str] | None
+    run_file: str
 
     def dry(self, output: Path) -> Result:
         """Everything up to the first step, without writing."""
@@ -80,7 +82,7 @@ class Run:
 
     def _train(self, name: str, folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
         folder.clear()
-        folder.write_config(self._config(name))
+        folder.write_config(self._config(name), None if name else self.run_file)
         before = folder.read_summary().get("before")
         resumed = trainer.resume()
         if trainer.accelerator.is_main_process:

@@ -200,20 +200,76 @@ def test_without_validation_images() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_show_config_is_a_recipe_file(name: str) -> None:
-    result = run("--show-config", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none")
+def test_show_config_is_read_back(name: str) -> None:
+    options = ["test_resnet", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none"]
+    options += ["--data", "a: b", "--val-split", "0.25", "--log-with", "none", "--unlabelled", "-o", "run..."]
+    result = run("--show-config", *options)
+    assert result.exit_code == 0, result.stderr
     Path("mine.yaml").write_text(result.stdout)
-    assert get_recipe("mine.yaml") == get_recipe(name, lr_base=0.01, patience=3, clip_grad=None)
-    assert "learning rate of the optimizer: 0.00125" in result.stdout
-    assert run("--show-config", "--recipe", "mine.yaml").stdout == result.stdout
+    expected = get_recipe(name, lr_base=0.01, patience=3, clip_grad=None)
+    assert get_recipe("mine.yaml") == expected
+    assert f"learning rate of the optimizer: {expected.learning_rate:g}" in result.stdout
+    assert run("--show-config", "--config", "mine.yaml").stdout == result.stdout
+    shown = yaml.safe_load(result.stdout)["finetune"]
+    assert (shown["model"], shown["data"], shown["output"]) == ("test_resnet", "a: b", "run...")
+    assert (shown["val-split"], shown["log-with"], shown["unlabelled"]) == (0.25, ["none"], True)
+    for flag in ("resume", "json", "dry-run", "show-config", "find-batch-size", "quiet", "config"):
+        assert flag not in shown
 
 
-def test_options_win_over_the_file() -> None:
+def test_options_win_over_a_recipe_file_and_its_name_stays() -> None:
     Path("mine.yaml").write_text("base: anneal\npatience: 5\nscale: [0.1, 1]\namp: bf16\nhflip: 0\n")
     options = ["--patience", "none", "--scale", "0.2", "0.3", "--amp", "no", "--no-aug", "--torchcompile"]
-    shown = yaml.safe_load(run("--show-config", "--recipe", "mine.yaml", *options).stdout)
+    text = run("--show-config", "--recipe", "mine.yaml", *options).stdout
+    shown = yaml.safe_load(text)["finetune"]
     assert (shown["patience"], shown["scale"], shown["amp"], shown["hflip"]) == (None, [0.2, 0.3], "no", 0)
-    assert (shown["no_aug"], shown["compile"], shown["anneal"]) == (True, True, "cosine")
+    assert (shown["no-aug"], shown["compile"], shown["anneal"]) == (True, True, "cosine")
+    assert shown["recipe-name"] == "mine"
+    Path("mine.yaml").unlink()  # the file of the run stands for itself
+    Path("run.yaml").write_text(text)
+    assert run("--show-config", "--config", "run.yaml").stdout == text
+    assert get_recipe("run.yaml").name == "mine"
+
+
+def test_a_run_is_repeated_by_the_file_in_its_folder() -> None:
+    first = start("-o", "run", "--json", "--no-aug")
+    kept = Path("run/run.yaml").read_text()
+    args = [
+        "test_resnet",
+        "--weights",
+        "trained.safetensors",
+        "--data",
+        "data",
+        "--num-classes",
+        "2",
+        "--no-aug",
+        *SMALL,
+    ]
+    assert run(*args, "-o", "run", "--show-config").stdout == kept
+    assert "holds a run already" in fails("--config", "run/run.yaml")
+    assert json.loads(run("--config", "run/run.yaml", "--resume", "--json").stdout) == json.loads(first.stdout)
+    assert run("--config", "run/run.yaml", "-o", "again").exit_code == 0
+    assert Path("again/last.safetensors").read_bytes() == Path("run/last.safetensors").read_bytes()
+    config = yaml.safe_load(Path("again/config.yaml").read_text())
+    assert config == yaml.safe_load(Path("run/config.yaml").read_text())
+    assert get_recipe("run/run.yaml").to_dict() | {"amp": "no"} == config["recipe"]
+
+
+def test_inspect_shows_a_run_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert start("-o", "run", "--seed", "3").exit_code == 0
+    shown = CliRunner().invoke(main, ["inspect", "run/last.safetensors"]).stdout
+    rows = {
+        cells[0]: cells[1]
+        for line in shown.splitlines()
+        if len(cells := [c.strip() for c in line.split("│")[1:-1]]) == 2
+    }
+    changed = "batch_size 4, epochs 2, input_size 48, lr 0.001, seed 3, workers 0"
+    assert rows["fine-tuned with"].replace("amp no, ", "") == f"recipe full: {changed}"
+    assert rows["trained on: classes"] == "blue, red"
+    assert rows["trained on: input_size"] == "3 48 48"
+    assert (rows["trained to: epoch"], rows["trained to: step"]) == ("2", "6")
+    assert not set("{}'[]") & set(shown)
 
 
 def test_every_field_is_an_option_in_a_section() -> None:
