@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.calibration.batches import prepared
 from ilmconvert.calibration.fit import fit_constants, sample_weights
 from ilmconvert.calibration.score import Score, run, score
@@ -53,6 +54,8 @@ class Collapse:
     model: nn.Module
     layers: tuple[CollapsedLayer, ...]
     score: Score | None
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:collapse")
 
     @property
     def deviation(self) -> float:

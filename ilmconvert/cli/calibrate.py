@@ -76,7 +76,7 @@ def calibrate(
             source=original.model,
             meta=not constants_only,
             holdout=holdout,
-            progress=lambda what, done, total: say(f"fitting the {what}: {done} of {total} layers", often=True),
+            progress=lambda done, total, what: say(f"fitting the {what}: {done} of {total} layers", often=True),
         )
         save(opened.model, output)
     if as_json:

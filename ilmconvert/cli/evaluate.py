@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from ilmconvert.cli._table import print_facts
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ilmconvert.evaluation.accuracy import Evaluation
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
 
@@ -89,6 +86,7 @@ def evaluate(
             say(f"{done} of {total} images" if total else f"{done} images", often=True)
 
         from ilmconvert.evaluation.accuracy import evaluate as measure
+        from ilmconvert.report.facts import evaluation_facts as rows
 
         result = measure(
             model,
@@ -123,22 +121,3 @@ def _device() -> str:
     import torch
 
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-
-
-def rows(result: Evaluation, against: str | None) -> list[tuple[str, str | None]]:
-    """What the table shows: a label and a text each, None where it wasn't measured."""
-    from ilmconvert.report.text import share
-
-    percent = partial(share, digits=2)
-    return [
-        ("images", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
-        ("top-1", percent(result.top1, result.top1_interval)),
-        ("top-5", percent(result.top5)),
-        ("loss", None if result.loss is None else f"{result.loss:.4f} nats"),
-        ("calibration error", percent(result.calibration_error)),
-        ("not finite", f"{result.not_finite} images" if result.not_finite else None),
-        (f"same class as {against}", percent(result.agreement, result.agreement_interval)),
-        (f"top-1 of {against}", percent(result.against_top1)),
-        ("difference", percent(result.difference, result.difference_interval, sign="+")),
-        ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
-    ]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _SHARE = click.FloatRange(0, 1)
 _NOT_NEGATIVE = click.FloatRange(min=0)
-_WORST = 3
 
 
 @click.command()
@@ -138,7 +137,9 @@ def _sample(opened: OpenedCheckpoint, options: dict[str, Any]) -> Sample:
 
 
 def _print(result: Verification) -> None:
-    print_facts(f"{result.checkpoint.path} against {result.source.description}", rows(result))
+    from ilmconvert.report.facts import verification_facts
+
+    print_facts(f"{result.checkpoint.path} against {result.source.description}", verification_facts(result))
     print_table(
         "Criteria",
         ("", "limit", "measured", ""),
@@ -156,35 +157,3 @@ _VERDICTS = {
     "failed": "FAILED",
     "not judged": "Measured, not judged: add --min-agreement or --max-error to judge it.",
 }
-
-
-def rows(result: Verification) -> list[tuple[str, str | None]]:
-    """What the table shows: a label and a text each, None where it wasn't measured."""
-    from ilmconvert.evaluation.layer_metrics import worst_layers
-    from ilmconvert.report.text import decibels, duration, share
-
-    found, cost = result.fidelity, result.fidelity.cost
-    worst, alone = worst_layers(found.layers, _WORST), worst_layers(found.layers, _WORST, alone=True)
-    made: list[tuple[str, str | None]] = [
-        ("compared on", result.sample.description),
-        ("top-1 agreement", share(found.top1_agreement, found.top1_interval)),
-        ("top-5 agreement", share(found.top5_agreement)),
-        ("KL divergence", None if found.kl is None else f"{found.kl:.2g} nats, largest {found.largest_kl:.2g}"),
-        ("error of the outputs", f"largest {found.largest_error:.2g}, mean {found.mean_error:.2g}"),
-        ("over the largest output", f"{found.relative_error:.2g}"),
-        ("accuracy, source", share(found.source_top1)),
-        ("accuracy, converted", share(found.converted_top1, found.converted_top1_interval)),
-        ("worst layers", ", ".join(f"{layer.name} {decibels(layer.snr)}" for layer in worst) or None),
-        ("worst by themselves", ", ".join(f"{layer.name} {decibels(layer.own_snr)}" for layer in alone) or None),
-        ("norms", f"{len(result.checkpoint.converted)} converted, {len(result.skipped)} stay"),
-    ]
-    if cost is not None:
-        made += [
-            ("parameters", f"{cost.source_parameters:,} before, {cost.converted_parameters:,} after"),
-            (
-                f"forward of {cost.batch_size}, {cost.device}",
-                f"{duration(cost.source_seconds)} before, {duration(cost.converted_seconds)} after "
-                f"({cost.time_ratio:.2f} times)",
-            ),
-        ]
-    return made

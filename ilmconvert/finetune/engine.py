@@ -17,6 +17,7 @@ from ilmconvert.errors import FineTuneError, RecipeError
 from ilmconvert.finetune.devices import on_device, process
 from ilmconvert.finetune.loaders import with_transforms
 from ilmconvert.finetune.networks import Start, open_teacher, start
+from ilmconvert.finetune.progress_bar import run_bar
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_file import run_file_of
@@ -39,7 +40,7 @@ def finetune(
     resume: bool = False,
     dry_run: bool = False,
     init: str = "identity",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
     log_with: Sequence[str] | None = None,
     baselines: Sequence[str] = (),
     run_file: str | None = None,
@@ -63,7 +64,7 @@ def finetune(
         resume: go on with the run in ``output``, exactly; start it if there is none; give its result if it is over.
         dry_run: do everything up to the first step, and write nothing.
         init: of a conversion.
-        progress: called on the main process after every batch.
+        progress: called on the main process after every batch; True shows a bar, and a line for every epoch.
         log_with: accelerate's trackers; None is TensorBoard where it is installed.
         baselines: names in ``ilmconvert.surgery.group_norm_baseline.BASELINES``: these run, too, in the same way, under
             OUTPUT/baselines.
@@ -96,10 +97,9 @@ def finetune(
                 baseline=tuple(baselines),
                 log_with=log_with if log_with is None else (*log_with,) or ("none",),
             )
-        run = Run(first, images, settings, config, progress, log_with, run_file)
-        if dry_run:
-            return run.dry(Path(output))
-        return run.all(Path(output), baselines, resume)
+        with run_bar(progress) as told:
+            run = Run(first, images, settings, config, told, log_with, run_file)
+            return run.dry(Path(output)) if dry_run else run.all(Path(output), baselines, resume)
 
 
 def _check_baselines(names: Sequence[str], first: Start) -> None:

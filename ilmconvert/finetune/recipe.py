@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ilmconvert._constants import shown_by
 from ilmconvert.errors import RecipeError
 from ilmconvert.finetune.field_checks import checked, describe, settings_of, unknown
 from ilmconvert.finetune.recipe_fields import Settings
@@ -27,6 +28,8 @@ class Recipe(Settings):
     >>> Recipe(batch_size=64, grad_accum=2).learning_rate
     0.05
     """
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:recipe")
 
     def __post_init__(self) -> None:
         for name, (_, about, hint) in settings_of(Recipe).items():

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.errors import ModelError
 from ilmconvert.models.match_names import Match, match, some, strip_wrappers
 from ilmconvert.models.misfit import differences
@@ -43,6 +44,8 @@ class LoadedWeights:
     left_out: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     other_entries: tuple[str, ...] = ()
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:weights")
 
     def __str__(self) -> str:
         averaged = " (averaged weights)" if self.is_averaged else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilmconvert._constants import shown_by
 from ilmconvert.errors import ReportError
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 
@@ -32,6 +33,8 @@ class Run:
     summary: Mapping[str, Any]
     rows: Sequence[Mapping[str, float | None]]
     baselines: tuple[Run, ...] = ()
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:run")
 
     @property
     def finished(self) -> bool:

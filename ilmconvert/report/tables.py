@@ -24,7 +24,7 @@ class Table:
     """A heading for every column, and rows of texts. In a template ``{{ table }}`` is its HTML.
 
     Attributes:
-        columns: the headings.
+        columns: the headings; if all are empty there is no row of them.
         rows: as many cells each.
         numbers: from which column on cells are numbers, and lie to the right.
         marked: the row that stands out, or None.
@@ -60,28 +60,36 @@ class Table:
         return [tuple(_text(cell) for cell in row) for row in self.rows]
 
     def __html__(self) -> Markup:
+        return self.html()
+
+    def html(self, *, inline: bool = False) -> Markup:
+        """The table as HTML; with ``inline`` styles where there is no style sheet, as in notebooks."""
         heads = Markup().join(
-            Markup('<th scope="col"{}>{}</th>').format(self._kind(i), name) for i, name in enumerate(self.columns)
+            Markup('<th scope="col"{}>{}</th>').format(self._kind(i, inline=inline), name)
+            for i, name in enumerate(self.columns)
         )
+        head = Markup("<thead><tr>{}</tr></thead>\n").format(heads) if any(self.columns) else Markup()
         body = Markup().join(
             Markup("<tr{}>{}</tr>\n").format(
                 Markup(' class="own"') if at == self.marked else "",
-                Markup().join(self._cell(i, cell) for i, cell in enumerate(row)),
+                Markup().join(self._cell(i, cell, inline) for i, cell in enumerate(row)),
             )
             for at, row in enumerate(self.rows)
         )
-        return Markup(
-            '<div class="table"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody></table></div>'
-        ).format(heads, body)
+        return Markup('<div class="table"><table>\n{}<tbody>\n{}</tbody></table></div>').format(head, body)
 
-    def _cell(self, index: int, cell: str | Cell) -> Markup:
+    def _cell(self, index: int, cell: str | Cell, inline: bool) -> Markup:
         cell = cell if isinstance(cell, Cell) else Cell(cell)
-        more = Markup('<span class="more">{}</span>').format(cell.more) if cell.more else Markup()
+        tag = Markup("<br><small>{}</small>") if inline else Markup('<span class="more">{}</span>')
+        more = tag.format(cell.more) if cell.more else Markup()
         tag = Markup('<th scope="row"{}>{}{}</th>') if index == 0 else Markup("<td{}>{}{}</td>")
-        return tag.format(self._kind(index, cell.kind), cell.text, more)
+        return tag.format(self._kind(index, cell.kind, inline=inline), cell.text, more)
 
-    def _kind(self, index: int, kind: str = "") -> Markup:
-        classes = " ".join(filter(None, ("num" if index >= self.numbers else "", kind)))
+    def _kind(self, index: int, kind: str = "", *, inline: bool = False) -> Markup:
+        is_number = index >= self.numbers
+        if inline:
+            return Markup(' style="text-align: {}"').format("right" if is_number else "left")
+        classes = " ".join(filter(None, ("num" if is_number else "", kind)))
         return Markup(' class="{}"').format(classes) if classes else Markup()
 
 

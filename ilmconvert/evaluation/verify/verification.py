@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ilmconvert._constants import __version__
+from ilmconvert._constants import __version__, shown_by
 from ilmconvert.evaluation.compare import Fidelity, fidelity
 from ilmconvert.evaluation.verify.criteria import FAILED, Check, Criteria, criteria_of, judge, verdict
 from ilmconvert.evaluation.verify.initial_values import differing_initial_values
@@ -43,6 +43,8 @@ class Verification:
     skipped: tuple[Skipped, ...]
     caveats: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:verification")
 
     @property
     def failed(self) -> bool:
@@ -105,7 +107,7 @@ def verify(
     min_ratio: float | None = None,
     layers: str | Sequence[str] = "norms",
     worst: int = 12,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> Verification:
     """Compare a checkpoint with its source on a sample, and judge it.
 
