@@ -55,7 +55,7 @@ def test_a_run_learns_and_leaves_a_folder(tmp_path: Path) -> None:
     assert seen[-2].eta is not None
     assert seen[-2].eta > 0
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"config.yaml", "metrics.csv", "best.safetensors", "last.safetensors", "summary.json"}
+    expected = {"config.yaml", "run.yaml", "metrics.csv", "best.safetensors", "last.safetensors", "summary.json"}
     assert files == expected | {"state", ".lock"}
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["recipe"]["lr"] == 0.003
