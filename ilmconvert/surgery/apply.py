@@ -18,6 +18,7 @@ from ilmconvert.surgery.initialization import beyond
 from ilmconvert.surgery.left_behind import warn_left_behind
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
+from ilmconvert.surgery.refuse_wrapped import refuse_other
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 from ilmconvert.surgery.source_state import SourceState, accept_source_state
 from ilmconvert.surgery.sources import NormDescription, find_source
@@ -95,6 +96,7 @@ def convert(
         "reduction": reduction,
         "restore_bound": restore_bound,
     }
+    refuse_other(model)
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
     found = noted(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from itertools import chain
@@ -92,7 +93,10 @@ def test_a_run_and_what_it_prints() -> None:
     assert result.exit_code == 0, result.stderr
     assert "of 2" in result.stdout
     assert "the head is new" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Wrote {Path('run/best.safetensors')}"
+    *_, wrote, then = result.stdout.splitlines()
+    assert wrote == f"Wrote {Path('run/best.safetensors')}"
+    followed = CliRunner().invoke(main, shlex.split(then.removeprefix("Next: ilmconvert ")))
+    assert followed.exit_code == 0, followed.output
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["recipe"]["lr"] == 1e-3
     assert config["recipe"]["input_size"] == 48
