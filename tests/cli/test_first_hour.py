@@ -207,7 +207,8 @@ def test_weights_of_another_model_name_an_argument_that_the_command_takes(traine
         ["finetune", "test_resnet", "--log-with", "wandbb"],
         ["finetune", "test_resnet", "--model-arg", "num_clases=4"],
         ["finetune", "data", "--recipe", "full"],
-        ["evaluate", "test_resnet", "--device", "toaster"],
+        ["evaluate", "test_resnet", "--device", "toaster", "--model-arg", "num_classes=4"],
+        ["evaluate", "test_resnet", "--device", "xpu", "--model-arg", "num_classes=4"],
         ["evaluate", "data"],
         ["evaluate", "test_resnet", "--model-arg", "num_classes=x"],
         ["calibrate", "data"],
@@ -301,7 +302,7 @@ def test_a_misspelt_model_argument_is_corrected(name: str) -> None:
     assert run("plan", name, "--model-arg", "num_classes=10").exit_code == 0
 
 
-def test_a_dry_run_tells_the_class_names_and_demo_ends_with_a_command(data: Path) -> None:
+def test_a_dry_run_tells_the_class_names(data: Path) -> None:
     common = [
         "--num-classes",
         "4",
