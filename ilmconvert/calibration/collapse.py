@@ -92,7 +92,7 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
     if open_ones and not inputs:
         first = next(iter(open_ones))
         raise CollapseError(
-            f"{first} has a meta-network or restoring path that isn't zero; give images to measure it on (--data)"
+            f"{first} has a meta-network or restoring path that isn't zero; give batches to measure it (--data IMAGES)"
         )
     with evaluating(model):
         for name, s in _measure(model, open_ones, inputs).items():
