@@ -69,7 +69,7 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def integrations(session: nox.Session) -> None:
     """The pages about other libraries, with these and with the scripts of timm and torchvision: none is skipped."""
-    session.install(".[test,integrations]")
+    session.install(".[test,integrations,flower]")
     places = {name: _checkout(session, name, url) for name, url in CHECKOUTS.items()}
     environment = {
         "ILMCONVERT_TIMM_SCRIPTS": str(places["timm"]),

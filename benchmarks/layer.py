@@ -91,15 +91,15 @@ OTHER_GROUPS = {"1": "ILMNorm, G = 1", "C": "ILMNorm, G = C"}
 
 
 def time_layers(
-    shapes: tuple[Shape, ...], dtypes: list[str], device: str, repeats: int, compiled: bool = False
+    shapes: tuple[Shape, ...], dtypes: list[str], device: str, repeats: int, compiled: str | None = None
 ) -> list[Table]:
     forward, both = Table("Forward, no_grad"), Table("Forward and backward")
     for index, shape, name, dtype in cases(shapes, dtypes):
         x, grad = (make_input(shape, name, dtype, device) for _ in range(2))
         modules = {k: m.to(device, DTYPES[dtype]) for k, m in layers(shape[1], name, index < LEADING).items()}
-        if compiled:
+        if compiled is not None:
             torch.compiler.reset()
-            modules |= {k: torch.compile(modules[eager]) for k, eager in COMPILED.items()}
+            modules |= {k: torch.compile(modules[eager], mode=compiled) for k, eager in COMPILED.items()}
         case = {"shape": str(shape), "format": name, "type": dtype}
         steps = {k: training(m, x, grad, device) for k, m in modules.items()}
         times = interleaved({**steps, PASSES: passes(x, grad, device)}, repeats)
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="counted turns of each candidate")
     parser.add_argument("--shape", action="append", help="NxCxHxW instead of the standard shapes; repeatable")
     parser.add_argument("--compile", action="store_true", help="also the compiled layer and the compiled GroupNorm")
+    parser.add_argument("--cuda-graphs", action="store_true", help="compile into CUDA graphs")
     parser.add_argument("--only", choices=PARTS, action="append", help="a part; all unless given")
     parser.add_argument("--quick", action="store_true", help="small shapes and few turns, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for layer.md, layer.json and layer.png")
@@ -162,7 +163,8 @@ def main() -> None:
     repeats = arguments.repeats or (2 if arguments.quick else 21)
     where = environment(device)
     parts = arguments.only or PARTS
-    tables = time_layers(shapes, dtypes, device, repeats, arguments.compile) if "time" in parts else []
+    compiled = "reduce-overhead" if arguments.cuda_graphs else "default" if arguments.compile else None
+    tables = time_layers(shapes, dtypes, device, repeats, compiled) if "time" in parts else []
     if "memory" in parts:
         tables.append(measure_memory(shapes[:1] if arguments.quick else shapes, dtypes, device))
     series = growth(device, repeats, arguments.quick) if "growth" in parts else []

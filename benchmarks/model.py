@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,32 +30,59 @@ from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 MODELS = ("resnet50", "efficientnet_b0", "mobilenetv3_large_100", "densenet121")
 ILM, GROUP, BATCH = "converted", "GroupNorm", "BatchNorm"
+MODES = {"eager": None, "compiled": "default", "cuda-graphs": "reduce-overhead"}
 NETWORK_BOUND, CONVERT_BOUND, IMPORT_BOUND = 1.20, 1.5, 0.15
 
 
-def networks(name: str, device: str) -> dict[str, nn.Module]:
-    source = create_model(name, weights="none")
-    found = {ILM: ilmconvert.convert(source), GROUP: group_norm_baseline(source, copy_affine=True), BATCH: source}
-    return {key: model.to(device) for key, model in found.items()}
+@dataclass(frozen=True)
+class Way:
+    """How the networks run: on which device, in which type and layout, eager, compiled or in CUDA graphs."""
+
+    device: str = "cpu"
+    bf16: bool = False
+    channels_last: bool = False
+    mode: str = "eager"
+
+    def networks(self, name: str) -> dict[str, nn.Module]:
+        source = create_model(name, weights="none")
+        found = {ILM: ilmconvert.convert(source), GROUP: group_norm_baseline(source, copy_affine=True), BATCH: source}
+        return {key: self._ready(model) for key, model in found.items()}
+
+    def images(self, batch: int, size: int) -> Tensor:
+        x = torch.randn(batch, 3, size, size, device=self.device)
+        return x.to(memory_format=torch.channels_last) if self.channels_last else x
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16)
+
+    def _ready(self, model: nn.Module) -> nn.Module:
+        model = model.to(self.device)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if self.mode != "eager":
+            model.compile(mode=MODES[self.mode])
+        return model
 
 
-def inference(model: nn.Module, x: Tensor, device: str) -> Callable[[], None]:
+def inference(model: nn.Module, x: Tensor, way: Way) -> Callable[[], None]:
     def turn() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), way.autocast():
             model(x)
-        finish(device)
+        finish(way.device)
 
     return turn
 
 
-def training(model: nn.Module, x: Tensor, device: str) -> Callable[[], None]:
+def training(model: nn.Module, x: Tensor, way: Way) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def turn() -> None:
         optimizer.zero_grad(set_to_none=True)
-        model(x).logsumexp(1).mean().backward()
+        with way.autocast():
+            loss = model(x).float().logsumexp(1).mean()
+        loss.backward()
         optimizer.step()
-        finish(device)
+        finish(way.device)
 
     return turn
 
@@ -75,15 +104,16 @@ def row_of(name: str, batch: int, times: dict[str, Timing]) -> dict[str, object]
     }
 
 
-def time_networks(names: list[str], batches: tuple[int, ...], size: int, device: str, repeats: int) -> list[Table]:
-    inferring, stepping = Table("Inference"), Table("Training step")
+def time_networks(names: list[str], batches: Sequence[int], size: int, way: Way, repeats: int) -> list[Table]:
+    how = ", ".join([way.mode, "bf16" if way.bf16 else "float32", *(["channels_last"] if way.channels_last else [])])
+    inferring, stepping = Table(f"Inference, {how}"), Table(f"Training step, {how}")
     for name in names:
-        models = networks(name, device)
+        models = way.networks(name)
         for batch in batches:
-            x = torch.randn(batch, 3, size, size, device=device)
-            turns = {k: inference(m.eval(), x, device) for k, m in models.items()}
+            x = way.images(batch, size)
+            turns = {k: inference(m.eval(), x, way) for k, m in models.items()}
             inferring.rows.append(row_of(name, batch, interleaved(turns, repeats)))
-            turns = {k: training(m.train(), x, device) for k, m in models.items()}
+            turns = {k: training(m.train(), x, way) for k, m in models.items()}
             stepping.rows.append(row_of(name, batch, interleaved(turns, repeats)))
     return [inferring, stepping]
 
@@ -147,6 +177,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--models", nargs="+", help="timm or torchvision names instead of the standard four")
     parser.add_argument("--repeats", type=int, help="counted turns of each candidate")
+    parser.add_argument("--batches", nargs="+", type=int, help="batch sizes instead of 1 and 8")
+    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16")
+    parser.add_argument("--channels-last", action="store_true", help="images and weights with their channels last")
+    parser.add_argument(
+        "--mode", choices=tuple(MODES), default="eager", help="eager (default), compiled or cuda-graphs"
+    )
     parser.add_argument("--quick", action="store_true", help="one small network, few turns, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for model.md and model.json")
     arguments = parser.parse_args()
@@ -156,7 +192,9 @@ def main() -> None:
     names = arguments.models or (["test_resnet"] if quick else list(MODELS))
     repeats = arguments.repeats or (1 if quick else 9)
     where = environment(device)
-    tables = time_networks(names, (2,) if quick else (1, 8), 64 if quick else 224, device, repeats)
+    way = Way(device, arguments.bf16, arguments.channels_last, arguments.mode)
+    batches = arguments.batches or ([2] if quick else [1, 8])
+    tables = time_networks(names, batches, 64 if quick else 224, way, repeats)
     tables.append(time_surgery(names[0], repeats))
     tables.append(time_import(repeats))
     publish("model", tables, {**where, "seconds taken": round(time.perf_counter() - started)}, arguments.out)

@@ -7,6 +7,8 @@ bound in docs/numerics.md, beside the error relative to the largest output and t
 from __future__ import annotations
 
 import argparse
+import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import Cell, Table, environment, publish
 from ilmconvert import ILMNorm, convert
+from ilmconvert.errors import PrecisionLost
 
 CHANNELS, SAMPLES, SIZE = 64, 4, 9
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
@@ -42,9 +45,12 @@ CASES: dict[str, Statistics] = {
     "mean 1e6 in some channels": (every(2, 1e6, 0.0), 1.0),
     "mean 1e6, variance 1e12": (1e6, 1e12),
     "mean 1e15": (1e15, 1e30),
+    "a unix time beside a rate": (every(2, 1.6e9, 0.02), every(2, 1e14, 1e-4)),
     "denormal variance": (0.0, 1e-40),
     "denormal mean and variance": (1e-40, 1e-40),
 }
+#: Of which groups are followed into training.
+TRAINED = ("as usual", "mean 1e6 in some channels", "a unix time beside a rate")
 #: The same where float16 ends.
 HALF_CASES: dict[str, Statistics] = {
     **{name: CASES[name] for name in ("as usual", "variance 0", "variance 0 in some channels")},
@@ -141,6 +147,46 @@ def bound(source: nn.BatchNorm2d, converted: ILMNorm, x: Tensor) -> Tensor:
     return (gain * largest + source.bias.double().abs())[..., None, None]
 
 
+class Trained(NamedTuple):
+    """A layer in float32 after steps of training.
+
+    Attributes:
+        moved: the part of the channels whose ``weight`` a step changes.
+        error: the largest error of a channel over its largest output, against the same layer in float64.
+        plain: the same of a GroupNorm of as many groups on the same input.
+    """
+
+    moved: float
+    error: float
+    plain: float
+
+
+def trained(statistics: Statistics, to: str, steps: int = 3) -> Trained:
+    """After ``steps`` of SGD at a rate of 0.01 towards random targets, from decoders that aren't zero."""
+    layer = convert(batch_norm(statistics, torch.float32), to).requires_grad_(True)
+    assert isinstance(layer, ILMNorm)
+    generator = torch.Generator().manual_seed(2)
+    for decoder in (layer.weight_decoder, layer.bias_decoder):
+        nn.init.normal_(decoder, std=0.1, generator=generator)
+    # Without contrast a group of one channel is a division by sqrt(eps), here as in InstanceNorm.
+    x = sample(batch_norm(statistics, torch.float32), torch.float32)[[0, 1, 3]]
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (layer(x) * torch.randn(x.shape, generator=generator)).mean(0).sum().backward()
+        optimizer.step()
+    group_norm = nn.GroupNorm(layer.num_groups, CHANNELS, eps=layer.eps)
+    found = [_of_channels(one, x) for one in (layer, group_norm)]
+    return Trained((layer.weight != before).float().mean().item(), *found)
+
+
+@torch.no_grad()
+def _of_channels(layer: nn.Module, x: Tensor) -> float:
+    ours, wanted = layer(x).double(), copy.deepcopy(layer).double()(x.double())
+    return ((ours - wanted).abs().amax((0, 2, 3)) / wanted.abs().amax((0, 2, 3))).max().item()
+
+
 def worst(measure: Callable[[torch.memory_format], Errors]) -> Errors:
     """Over both memory formats."""
     found = [measure(memory_format) for memory_format in (torch.contiguous_format, torch.channels_last)]
@@ -150,6 +196,8 @@ def worst(measure: Callable[[torch.memory_format], Errors]) -> Errors:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.numerics", description=__doc__)
     parser.add_argument("--out", type=Path, help="a folder for the same as files")
+    # What the tables show.
+    warnings.simplefilter("ignore", PrecisionLost)
     tables = []
     for types in TYPES:
         rows: list[dict[str, Cell]] = []
@@ -160,6 +208,11 @@ def main() -> None:
             row |= {f"{to}, of the largest output": found[to].of_output for to in TARGETS}
             rows.append({**row, "source itself": found[TARGETS[0]].source})
         tables.append(Table(str(types), rows))
+    rows = []
+    for name in TRAINED:
+        for to in TARGETS:
+            rows.append({"running statistics": name, "target": to, **trained(CASES[name], to)._asdict()})
+    tables.append(Table("float32, after three steps of training", rows))
     publish("numerics", tables, environment("cpu"), parser.parse_args().out)
 
 

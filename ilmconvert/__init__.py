@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ilmconvert._constants import __version__ as __version__
 from ilmconvert._constants import lazy_attributes
 from ilmconvert.errors import CheckpointError, ConversionError, ILMConvertError, ModelError
-from ilmconvert.export.hub.timm_import_hook import register as _register_in_timm
+from ilmconvert.export.import_hook import register as _register_in_libraries
 
 if TYPE_CHECKING:
     from ilmconvert.calibration.bound import calibrate_bound
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ilmconvert.checkpoint.save_load import load, save
     from ilmconvert.export.hub import push_to_hub, save_pretrained
     from ilmconvert.models.load_weights import load_weights
+    from ilmconvert.models.undo import undo
     from ilmconvert.nn import ILMNorm
     from ilmconvert.surgery import (
         ConversionInfo,
@@ -49,6 +50,7 @@ __all__ = [
     "save",
     "save_delta",
     "save_pretrained",
+    "undo",
 ]
 
 # Imported when first asked for, so that the command line's help doesn't wait for torch.
@@ -60,9 +62,10 @@ __getattr__, __dir__ = lazy_attributes(
         "checkpoint.save_load": "load save",
         "export.hub": "push_to_hub save_pretrained",
         "models.load_weights": "load_weights",
+        "models.undo": "undo",
         "nn": "ILMNorm",
         "surgery": "ConversionInfo NormDescription Plan PlanEntry convert info plan register_source",
     },
 )
 
-_register_in_timm()
+_register_in_libraries()

@@ -105,3 +105,7 @@ class CollapseError(ILMConvertError):
 
 class NormsLeftBehind(UserWarning):
     """A conversion leaves norm layers that have running statistics or a formula that is unknown here."""
+
+
+class PrecisionLost(UserWarning):
+    """New layers are far less exact than their sources, since their type can't hold the values of a whole group."""

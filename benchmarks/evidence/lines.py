@@ -9,6 +9,10 @@ from pathlib import Path
 Key = Mapping[str, str | int | float]
 
 
+class MissingLine(Exception):
+    """A number has not been measured, and this run measures nothing."""
+
+
 class Lines:
     """A file of numbers by key, which grows by whole lines; a line that was cut off is dropped.
 

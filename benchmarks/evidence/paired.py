@@ -63,7 +63,9 @@ def finals(runs: Iterable[Run], image_set: str, budget: str) -> dict[str, dict[i
     return {arm: found[arm] for arm in ARMS if arm in found}
 
 
-def differences(by_arm: Mapping[str, Mapping[int, Run]], arm: str, measured: Measured) -> list[float]:
-    """An arm less frozen BatchNorm on the seeds that both have."""
-    base, own = by_arm.get(FROZEN, {}), by_arm[arm]
+def differences(
+    by_arm: Mapping[str, Mapping[int, Run]], arm: str, measured: Measured, against: str = FROZEN
+) -> list[float]:
+    """An arm less another one, by default frozen BatchNorm, on the seeds that both have."""
+    base, own = by_arm.get(against, {}), by_arm[arm]
     return [measured(own[seed]) - measured(base[seed]) for seed in sorted(own) if seed in base]

@@ -1,6 +1,7 @@
 """The tables of the evidence.
 
 python -m benchmarks.evidence.tables benchmarks/evidence/results/runs.jsonl
+python -m benchmarks.evidence.tables benchmarks/evidence/results/runs.jsonl --against frozen-bn-standardised
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="runs.jsonl")
-    runs = [run for file in parser.parse_args(argv).files for run in read(file)]
+    parser.add_argument("--against", choices=ARMS, default=FROZEN, help="What all differences are against.")
+    options = parser.parse_args(argv)
+    runs = [run for file in options.files for run in read(file)]
     for image_set, budget in dict.fromkeys((run.image_set, run.budget) for run in runs):
-        print("\n\n".join(to_markdown(table) for table in tables(runs, image_set, budget)), end="\n\n")
+        print("\n\n".join(to_markdown(table) for table in tables(runs, image_set, budget, options.against)), end="\n\n")
 
 
-def tables(runs: Sequence[Run], image_set: str, budget: str) -> Iterator[Table]:
+def tables(runs: Sequence[Run], image_set: str, budget: str, against: str = FROZEN) -> Iterator[Table]:
     """Those of one set and budget that have rows."""
     by_arm = finals(runs, image_set, budget)
     here = f"{image_set}, budget {budget}"
     found = [chosen(runs, image_set, budget, here)]
     if by_arm:
-        found += [summary(by_arm, here), accuracies(by_arm, here), against_frozen(by_arm, here), moved(by_arm, here)]
+        found += [summary(by_arm, here, against), accuracies(by_arm, here)]
+        found += [by_severity(by_arm, here, against), moved(by_arm, here)]
     yield from (table for table in found if table.rows)
 
 
@@ -70,26 +74,26 @@ def _rates(scores: Mapping[tuple[Settings, int], float]) -> set[float]:
     return {settings.rate for settings, _ in scores}
 
 
-def summary(by_arm: ByArm, here: str) -> Table:
-    """Clean, the mean over all shifts, and each shift as the mean of its severities, less frozen BatchNorm."""
-    table = Table(f"Less frozen BN, paired by seed, 95 % interval, and in standard errors: {here}")
+def summary(by_arm: ByArm, here: str, against: str) -> Table:
+    """Clean, the mean over all shifts, and each shift as the mean of its severities, less another arm."""
+    table = Table(f"Less {ARMS[against].title}, paired by seed, 95 % interval, and in standard errors: {here}")
     groups = {CLEAN: (CLEAN,), "all shifts": COLUMNS[1:]}
     groups |= {name: tuple(f"{name} {severity}" for severity in SEVERITIES) for name in SHIFTS}
     for arm in by_arm:
         row: dict[str, Cell] = {"network": ARMS[arm].title, "seeds": len(by_arm[arm])}
         for title, columns in groups.items():
-            row[title] = _cell(by_arm, arm, columns)
+            row[title] = _cell(by_arm, arm, columns, against)
         table.rows.append(row)
     return table
 
 
-def _cell(by_arm: ByArm, arm: str, columns: Sequence[str]) -> str:
+def _cell(by_arm: ByArm, arm: str, columns: Sequence[str], against: str) -> str:
     def mean(run: Run) -> float:
         return sum(of(column)(run) for column in columns) / len(columns)
 
-    if arm == FROZEN:
+    if arm == against:
         return estimate([mean(run) for run in by_arm[arm].values()]).text()
-    values = differences(by_arm, arm, mean)
+    values = differences(by_arm, arm, mean, against)
     if not values:
         return "-"
     found = estimate(values)
@@ -107,12 +111,12 @@ def accuracies(by_arm: ByArm, here: str) -> Table:
     return table
 
 
-def against_frozen(by_arm: ByArm, here: str) -> Table:
-    """Every condition of every arm less frozen BatchNorm."""
+def by_severity(by_arm: ByArm, here: str, against: str) -> Table:
+    """Every condition of every arm less another one."""
     table = Table(f"The same by severity: {here}")
     for column in COLUMNS:
         row: dict[str, Cell] = {"test images": column}
-        row |= {ARMS[arm].title: _cell(by_arm, arm, (column,)) for arm in by_arm if arm != FROZEN}
+        row |= {ARMS[arm].title: _cell(by_arm, arm, (column,), against) for arm in by_arm if arm != against}
         if len(row) > 1:
             table.rows.append(row)
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,10 @@ from ilmconvert.evaluation.outputs import evaluating
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.group_norm_target import GroupNormConfig
+from ilmconvert.surgery.new_layers import adopt
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
+from ilmconvert.surgery.replacement import copy_with
 
 TOLERANCE = 1e-3
 
@@ -175,17 +176,20 @@ def _fit(name: str, layer: ILMNorm, parts: list[Statistics]) -> tuple[tuple[Tens
 def _replaced(
     model: nn.Module, layers: Mapping[str, ILMNorm], constants: Mapping[str, tuple[Tensor, Tensor]]
 ) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for name, old in layers.items():
-        fused = {part: copy.deepcopy(m, memo) for part, m in old.named_children() if part in ("drop", "act")}
-        new = GroupNormConfig(old.num_channels, old.num_groups, old.eps).build(
-            drop=fused.get("drop"), act=fused.get("act"), device="meta"
-        )
-        for key, value in zip(("weight", "bias"), constants[name], strict=True):
-            own = getattr(old, key)
+    names = {id(layer): name for name, layer in layers.items()}
+
+    def make(old: nn.Module, copied: nn.Module) -> nn.Module:
+        assert isinstance(copied, ILMNorm)
+        fused = dict(copied.named_children())
+        config = GroupNormConfig(copied.num_channels, copied.num_groups, copied.eps)
+        new = config.build(drop=fused.get("drop"), act=fused.get("act"), device="meta")
+        for key, value in zip(("weight", "bias"), constants[names[id(old)]], strict=True):
+            own = getattr(copied, key)
             new._parameters[key] = nn.Parameter(value.clone(), requires_grad=own is not None and own.requires_grad)
-        memo[id(old)] = new
-    return copy.deepcopy(model, memo).eval()
+        adopt(new, copied)
+        return new
+
+    return copy_with(model, layers, make).eval()
 
 
 def _note(result: nn.Module, model: nn.Module, deviation: float) -> None:

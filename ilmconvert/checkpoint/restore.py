@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.checkpoint.safetensors_io import Entry
-from ilmconvert.surgery.converted_layers import replace_layers
+from ilmconvert.surgery.converted_layers import layers_replaced, replace_layers
 from ilmconvert.surgery.module_state import all_or_nothing, put_state, state_of
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -54,8 +54,7 @@ def restore(model: nn.Module, metadata: Metadata, tensors: Mapping[str, Tensor])
     Raises:
         ValueError: :func:`check` would have raised it, or a module has a way of its own of loading its state.
     """
-    with all_or_nothing(model):
-        result = replace_layers(model, metadata.layers)
+    with all_or_nothing(model), layers_replaced(model, metadata.layers) as result:
         # The model's own state carries the versions that some modules ask for (torchvision's MNASNet).
         versioned = state_of(result)
         versioned.update(

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("ilmconvert.cli.evaluate:evaluate", "Measure accuracy, calibration and agreement on images."),
     "calibrate": ("ilmconvert.cli.calibrate:calibrate", "Fit inexact layers to their source on unlabelled images."),
     "collapse": ("ilmconvert.cli.collapse:collapse", "Turn constant ILM Norms into plain GroupNorms."),
+    "undo": ("ilmconvert.cli.undo:undo", "Give a checkpoint the norms of its source back."),
     "robustness": ("ilmconvert.cli.robustness:robustness", "Compare a bounded model with its source on corruptions."),
     "verify": ("ilmconvert.cli.verify:verify", "Compare a checkpoint with its source, layer by layer."),
     "report": ("ilmconvert.cli.report:report", "Show the results of a fine-tuning run, also as HTML."),

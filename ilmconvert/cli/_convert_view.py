@@ -51,22 +51,31 @@ def _error_text(error: dict[str, Any] | None) -> str:
     return text if agreement is None else f"{text}; top-1 agreement {share(agreement, digits=0)}"
 
 
-def warn_if_not_exact(summary: dict[str, Any]) -> None:
-    """Say it loudly where a conversion that should be exact isn't."""
-    error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
-    if not exact or error is None:
-        return
+def is_exact(plan: Plan) -> bool:
+    """Whether the conversion changes nothing that the network computes."""
+    return plan.settings.init == "identity" and plan.settings.restore_bound is None
+
+
+def rounding() -> float:
+    """The relative error that single precision allows, in which models are built here."""
     import torch
 
     from ilmconvert.evaluation.tolerances import ROUNDING
 
-    limit = ROUNDING[torch.float32]  # in which create_model builds
-    if not error["relative_error"] <= limit:
-        message = (
-            f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected less "
-            f"than {limit:g}. Don't rely on {summary['output']}; please report the model."
-        )
-        warn(message, loud=True)
+    return ROUNDING[torch.float32]
+
+
+def warn_if_not_exact(summary: dict[str, Any]) -> None:
+    """Say it loudly where a conversion that should be exact isn't."""
+    error, exact = summary["error"], summary["init"] == "identity" and summary["restore_bound"] is None
+    if not exact or error is None or error["relative_error"] <= rounding():
+        return
+    reason = f" ({error['reason']})" if "reason" in error else ""
+    message = (
+        f"THE CONVERTED MODEL DIFFERS FROM ITS SOURCE: relative error {error['relative_error']:.1e}, expected at most "
+        f"{rounding():g}{reason}. Don't rely on {summary['output']} unless that is rounding; please report the model."
+    )
+    warn(message, loud=True)
 
 
 def facts(name: str, source: nn.Module, converted: nn.Module, plan: Plan) -> dict[str, Any]:

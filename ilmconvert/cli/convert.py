@@ -19,12 +19,14 @@ from ilmconvert.cli._common import (
     progress,
     warn,
 )
-from ilmconvert.cli._convert_view import facts, print_summary, warn_if_not_exact
+from ilmconvert.cli._convert_view import facts, is_exact, print_summary, rounding, warn_if_not_exact
 from ilmconvert.cli._exit import one_line
 from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_place, push_options, write
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ilmconvert.surgery import Plan
 
 #: Number of images used to calibrate the bound of ``--robust``.
 IMAGES = 200
@@ -137,7 +139,7 @@ def _convert(
         raise click.UsageError(str(error)) from error
     done = time.perf_counter()
     say("comparing with the source on random inputs")
-    difference = compare(source, converted)  # before a bound makes one that was asked for
+    difference = compare(source, converted, plan)  # before a bound makes one that was asked for
     bounded = _bound(converted, data, say) if robust else None
     summary = {
         **facts(name, source, converted, plan),
@@ -183,19 +185,35 @@ def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]
         surgery.convert(model, plan)
 
 
-def compare(source: nn.Module, converted: nn.Module) -> dict[str, Any] | None:
-    """The converted model's error on random inputs; None, with a warning, where the models can't be run."""
+def compare(source: nn.Module, converted: nn.Module, plan: Plan) -> dict[str, Any] | None:
+    """The converted model's error on random inputs; None, with a warning, where the models can't be run.
+
+    Where an exact conversion differs by more than rounding, ``"reason"`` says what is to blame.
+    """
     from dataclasses import asdict
 
     from ilmconvert.data.example_inputs import example_inputs
-    from ilmconvert.evaluation.outputs import output_error
+    from ilmconvert.evaluation.outputs import is_detector, output_error
 
     # detection models enlarge every image, and look at each one by itself
     detection = type(source).__module__.startswith("torchvision.models.detection")
     try:
-        return asdict(output_error(source, converted, example_inputs(source, batch_size=1 if detection else 2)))
-    except Exception as error:
-        warn(
-            f"the model wasn't compared with its source, since running them failed: {one_line(error)[:200]}", loud=True
-        )
+        inputs = example_inputs(source, batch_size=1 if detection else 2)
+        error = asdict(output_error(source, converted, inputs))
+    except Exception as e:
+        warn(f"the model wasn't compared with its source, since running them failed: {one_line(e)[:200]}", loud=True)
         return None
+    if is_exact(plan) and not error["relative_error"] <= rounding() and not is_detector(source):
+        error["reason"] = _reason(source, plan, inputs)
+    return error
+
+
+def _reason(source: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> str:
+    """Why an exact conversion differs: a layer by name, or rounding that the network amplifies."""
+    from ilmconvert.surgery.example import find_difference
+
+    try:
+        found = find_difference(source, plan, inputs)
+    except Exception as error:
+        found = f"running the models again failed: {one_line(error)[:200]}"
+    return found or "in double precision both compute the same, so that it is rounding which the model amplifies"

@@ -37,7 +37,12 @@ RUNTIMES = ("onnx", "pt2")
     metavar="OUT",
     help="Output to write.  [default: FILE with the ending of the format]",
 )
-@click.option("--static", is_flag=True, help="Fix the batch size to 2, and height and width to --size.")
+@click.option("--static", is_flag=True, help="Fix the batch size to 2.")
+@click.option(
+    "--dynamic-size",
+    is_flag=True,
+    help="Leave height and width open, too; tracing can take minutes.  [default: --size]",
+)
 @click.option(
     "--size",
     type=click.IntRange(min=1),
@@ -60,7 +65,7 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
     \b
     Examples:
       ilmconvert export resnet50-ilm_gn.safetensors --format onnx
-      ilmconvert export resnet50-ilm_gn.safetensors --format pt2 --static --size 224
+      ilmconvert export resnet50-ilm_gn.safetensors --format pt2 --dynamic-size
       ilmconvert export resnet50-ilm_gn.safetensors --format hub -o resnet50-ilm_gn
     """
     check_push(kind, options["push"], options["private"])
@@ -93,11 +98,12 @@ def _for_people(
     push: str | None,
     private: bool,
     static: bool,
+    dynamic_size: bool,
     size: int | None,
 ) -> tuple[dict[str, Any], str]:
     """A hub folder or a delta: the summary, also as text."""
-    if static or size is not None:
-        raise click.UsageError("--static and --size are for onnx and pt2; leave them out")
+    if static or dynamic_size or size is not None:
+        raise click.UsageError("--static, --dynamic-size and --size are for onnx and pt2; leave them out")
     check_place(output, kind, force)
     with progress() as say:
         say(f"loading {file}")
@@ -132,11 +138,21 @@ def _base(
 
 
 def _for_runtime(
-    file: Path, kind: str, output: Path, force: bool, *, static: bool, size: int | None, **others: Any
+    file: Path,
+    kind: str,
+    output: Path,
+    force: bool,
+    *,
+    static: bool,
+    dynamic_size: bool,
+    size: int | None,
+    **others: Any,
 ) -> tuple[dict[str, Any], str]:
     """An ONNX file or torch.export archive: the summary, also as text."""
     if others["source"] is not None or others["weights"] is not None or others["model_args"]:
         raise click.UsageError("--source, --weights and --model-arg are for hub and delta; leave them out")
+    if static and dynamic_size:
+        raise click.UsageError("--static fixes what --dynamic-size leaves open; leave one of them out")
     if output.exists() and not force:
         raise click.UsageError(f"{output} exists already; replace it with --force or name another file with -o")
     from ilmconvert.checkpoint.save_load import load
@@ -145,24 +161,20 @@ def _for_runtime(
     with progress() as say:
         say(f"loading {file}")
         model = load(file)
-        say("tracing")
-        write_program(model, output, format=kind, dynamic=not static, size=size)
+        say("tracing, which can take minutes with --dynamic-size" if dynamic_size else "tracing")
+        write_program(model, output, format=kind, dynamic=not static, dynamic_size=dynamic_size, size=size)
         say("comparing with the model")
         error = _error_in_runtime(model, output, kind, size)
-    shape = _traced_shape(model, size)
-    text = f"Wrote {output} ({'fixed' if static else 'dynamic'} batch, height and width; traced with {shape})\n"
+    traced = _traced_shape(model, size)
+    shape = "fixed shape" if static else f"dynamic batch{', height and width' if dynamic_size else ''}"
+    text = f"Wrote {output} ({shape}; traced with {traced})\n"
     text += (
         "Not compared with the model, since onnxruntime isn't installed"
         if error is None
         else f"Error against the model: {error:.1e}"
     )
-    return {
-        "output": str(output),
-        "format": kind,
-        "dynamic": not static,
-        "traced_with": shape,
-        "relative_error": error,
-    }, text
+    summary = {"output": str(output), "format": kind, "dynamic": not static, "dynamic_size": dynamic_size}
+    return {**summary, "traced_with": traced, "relative_error": error}, text
 
 
 def _traced_shape(model: Any, size: int | None) -> str:

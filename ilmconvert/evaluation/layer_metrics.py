@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.evaluation.difference import Difference
 from ilmconvert.surgery.converted_layers import layers_of
+from ilmconvert.surgery.difference import Difference
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.record_calls import Call
 

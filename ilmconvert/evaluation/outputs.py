@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.evaluation.difference import OutputComparison
+from ilmconvert.surgery.module_state import evaluating as evaluating
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.record_calls import Call, on_calls
 
@@ -81,16 +80,3 @@ def run_stages(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...])
         expected += result
         found += outputs(converted.get_submodule(name)(*args))
     return expected, found
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's training flag comes back."""
-    flags = {module: module.training for model in models for module in model.modules()}
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag

@@ -8,17 +8,7 @@ from __future__ import annotations
 
 import torch
 
-#: Largest difference of two networks' outputs over the source's largest output that is rounding, by the type that both
-#: compute in. Single precision: EfficientNet-Lite0 with weights from ImageNet comes to 1e-6, and of all models with
-#: random weights and statistics seven in eight stay below 1e-5 (docs/coverage.md); the rest amplify rounding, in the
-#: source, too, and the sweep tells by double precision whether they are exact. Half precision: the parameters are
-#: rounded when the layer is stored, by 5e-4 (float16) or 4e-3 (bfloat16) of their size, layer upon layer.
-ROUNDING: dict[torch.dtype, float] = {
-    torch.float64: 1e-10,
-    torch.float32: 1e-5,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
+from ilmconvert.surgery.difference import ROUNDING as ROUNDING
 
 #: Least signal-to-error ratio in decibels of every layer of an exact conversion by itself, in single precision, where
 #: EfficientNet-Lite0 and timm's test models have 128 and more. It sees what the outputs hardly show: a change of one

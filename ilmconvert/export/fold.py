@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct, ilm_norm
+from ilmconvert.surgery.new_layers import adopt
+from ilmconvert.surgery.replacement import copy_with
 
 _INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 _TENSORS = ("weight", "bias", "restore_weight", "restore_bias", "ref_mean", "ref_std")
+_SETTINGS = ("num_groups", "eps", "correction", "restore_bound", "restore_range", "input_dims")
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -24,14 +25,18 @@ def fold(model: nn.Module) -> nn.Module:
     >>> isinstance(fold(nn.Sequential(ILMNorm(32, 8)))[0], nn.GroupNorm)
     True
     """
-    layers = {id(m): m for m in model.modules() if isinstance(m, ILMNorm)}
-    memo: dict[int, object] = {}
-    for key, layer in layers.items():
-        smaller = _fold_layer(layer)
-        if smaller is not None:
-            fused = [copy.deepcopy(m) for m in (layer.drop, layer.act)] if isinstance(layer, ILMNormAct) else []
-            memo[key] = nn.Sequential(smaller, *fused) if fused else smaller
-    return copy.deepcopy(model, memo).eval()
+    smaller = {id(m): _fold_layer(m) for m in model.modules() if isinstance(m, ILMNorm)}
+    layers = {name: m for name, m in model.named_modules() if smaller.get(id(m)) is not None}
+
+    def make(layer: nn.Module, copied: nn.Module) -> nn.Module:
+        new = smaller[id(layer)]
+        assert new is not None
+        if isinstance(copied, ILMNormAct):
+            new = nn.Sequential(new, copied.drop, copied.act)
+        adopt(new, copied)
+        return new
+
+    return copy_with(model, layers, make).eval()
 
 
 @torch.no_grad()
@@ -39,12 +44,12 @@ def _fold_layer(layer: ILMNorm) -> nn.Module | None:
     if layer.weight_decoder.any() or layer.bias_decoder.any():
         return None
     if layer.restore_weight is None:
-        return _plain_norm(layer) or _WithoutMeta(layer)
+        return _plain_norm(layer) or WithoutMeta(layer)
     same = layer.weight is not None and torch.equal(layer.weight, layer.restore_weight)
     unbounded = layer.restore_bound is None and layer.restore_range is None
     if same and unbounded and _equal(layer.restore_bias, layer.restore_weight):
         return _Affine(layer)
-    return _WithoutMeta(layer)
+    return WithoutMeta(layer)
 
 
 def _equal(a: Tensor | None, b: Tensor) -> bool:
@@ -91,16 +96,19 @@ class _Affine(nn.Module):
         return x * self.scale.view(shape) + self.shift.view(shape)
 
 
-class _WithoutMeta(nn.Module):
+class WithoutMeta(nn.Module):
     """ILM Norm without its meta-network."""
 
     def __init__(self, layer: ILMNorm) -> None:
         super().__init__()
-        names = ("num_groups", "eps", "correction", "restore_bound", "restore_range", "input_dims")
-        self.settings = {name: getattr(layer, name) for name in names}
+        self.num_channels, self.num_groups = layer.num_channels, layer.num_groups
+        self.eps, self.correction, self.input_dims = layer.eps, layer.correction, layer.input_dims
+        self.restore_bound, self.restore_range = layer.restore_bound, layer.restore_range
         for name in _TENSORS:
             t = getattr(layer, name)
             self.register_buffer(name, None if t is None else t.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return ilm_norm(x, **{name: getattr(self, name) for name in _TENSORS}, **self.settings)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return ilm_norm(x, **tensors, **settings)

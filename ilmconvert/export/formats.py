@@ -1,4 +1,4 @@
-"""Export converted models for inference: ONNX and torch.export files with dynamic batch and image size."""
+"""Export converted models for inference: ONNX and torch.export files with an open batch size."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import nn
 from ilmconvert.checkpoint.atomic_write import write_atomically
 from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ExportError
-from ilmconvert.export.fold import fold
+from ilmconvert.export.inference_form import inference_form
 
 FORMATS = ("onnx", "pt2")
+_AXES = {0: "batch", 2: "height", 3: "width"}
 
 
 def export(
@@ -26,17 +27,22 @@ def export(
     *,
     format: str = "onnx",
     dynamic: bool = True,
+    dynamic_size: bool = False,
     size: int | Sequence[int] | None = None,
 ) -> Path:
     """Write ``model`` in evaluation mode as an ONNX file or a ``torch.export`` archive.
 
-    Constant parts of the meta-networks are folded first (:func:`ilmconvert.export.fold.fold`).
+    The layers are brought into their inference form first (:func:`ilmconvert.export.inference_form.inference_form`).
+    An ONNX file's input is called ``input``, its output ``output`` (``output_0``, ... of several), its open axes
+    ``batch``, ``height`` and ``width``.
 
     Args:
         model: takes one (N, C, H, W) tensor. It isn't changed.
         path: the file; it appears under this name when it is complete.
         format: "onnx" (needs ``pip install 'ilmconvert[export]'``) or "pt2".
-        dynamic: leave batch size, height and width open; otherwise they are fixed to those of the example input.
+        dynamic: leave the batch size open; otherwise it is 2.
+        dynamic_size: leave height and width open, too; otherwise they are those of the example input. Tracing can take
+            minutes: paddings that depend on the size make torch solve for it.
         size: of the example input, see :func:`ilmconvert.data.example_inputs.example_inputs`.
 
     Raises:
@@ -45,10 +51,10 @@ def export(
     """
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
-    folded = fold(model)
-    example = example_inputs(folded, batch_size=2, size=size)
-    shapes = _dynamic_shapes(example) if dynamic else None
-    program = _trace_onnx(folded, example, shapes) if format == "onnx" else _trace(folded, example, shapes)
+    form = inference_form(model)
+    example = example_inputs(form, batch_size=2, size=size)
+    shapes = _dynamic_shapes(example, dynamic_size) if dynamic or dynamic_size else None
+    program = _trace_onnx(form, example, shapes) if format == "onnx" else _trace(form, example, shapes)
 
     def write(temporary: Path) -> None:
         if format == "onnx":
@@ -60,10 +66,10 @@ def export(
     return write_atomically(path, write)
 
 
-def _dynamic_shapes(example: tuple[Any, ...]) -> tuple[Any, ...]:
+def _dynamic_shapes(example: tuple[Any, ...], dynamic_size: bool) -> tuple[Any, ...]:
     if len(example) != 1 or not isinstance(example[0], torch.Tensor) or example[0].dim() != 4:
         raise ExportError("only models with a single (N, C, H, W) input can have dynamic shapes; use --static")
-    return (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    return (dict.fromkeys(_AXES if dynamic_size else (0,), torch.export.Dim.DYNAMIC),)
 
 
 def _trace(model: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...] | None) -> Any:
@@ -86,12 +92,30 @@ def _trace_onnx(model: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, .
         # The exporter warns of its own use of torch's deprecated interfaces.
         warnings.simplefilter("ignore")
         try:
-            return torch.onnx.export(program, dynamo=True, verbose=False)
+            found: Any = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as e:
             raise ExportError(_message(e, shapes)) from e
+    _name(found.model.graph, shapes)
+    return found
+
+
+def _name(graph: Any, shapes: tuple[Any, ...] | None) -> None:
+    """Call the input, the outputs and the open axes what they are."""
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for i, value in enumerate(values):
+            value.name = kind if len(values) == 1 else f"{kind}_{i}"
+    if shapes is None:
+        return
+    traced = {str(graph.inputs[0].shape[axis]): _AXES[axis] for axis in shapes[0]}
+    for value in (*graph.inputs, *graph.outputs):
+        for axis, n in enumerate(value.shape or ()):
+            if str(n) in traced:
+                value.shape[axis] = traced[str(n)]
 
 
 def _message(error: Exception, shapes: tuple[Any, ...] | None) -> str:
     reason = " ".join(str(error).split())[:200]
-    cure = "; if the model has a fixed input size, export it with --static" if shapes is not None else ""
+    cure = ""
+    if shapes is not None:
+        cure = "; leave out --dynamic-size" if len(shapes[0]) > 1 else "; fix its batch size, too, with --static"
     return f"the model can't be exported: {reason}{cure}"

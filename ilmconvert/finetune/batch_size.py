@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-from ilmconvert.finetune.devices import process
+from ilmconvert.finetune.devices import on_device, process
 from ilmconvert.finetune.networks import set_trainable, training_mode
 from ilmconvert.finetune.optimizer import make_optimizer, parameter_groups
 from ilmconvert.finetune.recipe import Recipe
@@ -45,6 +45,7 @@ def find_batch_size(
     8
     """
     where = process().device if device is None else torch.device(device)
+    recipe = on_device(recipe, where.type)
     network = copy.deepcopy(model).to(where)
     set_trainable(network, replace(recipe, anneal="none"), with_head=True)
     training_mode(network, freeze_batch_norm=recipe.freeze_batch_norm)

@@ -6,7 +6,9 @@ import difflib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
@@ -31,20 +33,42 @@ def process() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+def on_device(recipe: Recipe, kind: str) -> Recipe:
+    """The recipe with what it leaves to the device: ``amp="auto"`` is bf16 on a GPU that has it, and "no" elsewhere.
+
+    Args:
+        recipe: isn't changed.
+        kind: the type of a ``torch.device``.
+
+    Raises:
+        FineTuneError: CUDA graphs without CUDA, or fp16 on a CPU.
+
+    >>> on_device(Recipe(), "cpu").amp
+    'no'
+    """
+    if recipe.cuda_graphs and kind != "cuda":
+        raise FineTuneError(
+            f"CUDA graphs are for CUDA, and this run is on {kind}; leave out cuda_graphs, or use compile"
+        )
+    if recipe.amp == "fp16" and kind == "cpu":
+        raise FineTuneError("fp16 is for accelerators; on the CPU use amp bf16 or no")
+    if recipe.amp != "auto":
+        return recipe
+    return replace(recipe, amp="bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "no")
+
+
 @contextmanager
 def accelerator_for(recipe: Recipe, folder: RunFolder, log_with: Sequence[str] | None) -> Iterator[Accelerator]:
     """An accelerator of its own for one run; the caller's, if there is one, is as it was afterwards.
 
     Raises:
-        FineTuneError: precision, EMA or a tracker that can't be had here.
+        FineTuneError: an average of weights or a tracker that can't be had here.
     """
-    if recipe.amp == "fp16" and process().device.type == "cpu":
-        raise FineTuneError("fp16 is for accelerators; on the CPU use amp bf16 or no")
     with _separate_state():
         accelerator = Accelerator(
             mixed_precision=recipe.amp,
             gradient_accumulation_steps=recipe.grad_accum,
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(folder.logs)),
             log_with=trackers(log_with) or None,
         )

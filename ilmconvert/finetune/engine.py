@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ilmconvert.calibration.references import update_references
 from ilmconvert.data.open_data import Data, check_head, open_data
 from ilmconvert.errors import FineTuneError, RecipeError
+from ilmconvert.finetune.devices import on_device, process
 from ilmconvert.finetune.loaders import with_transforms
 from ilmconvert.finetune.networks import Start, open_teacher, start
 from ilmconvert.finetune.recipe import Recipe, get_recipe
@@ -69,7 +70,7 @@ def finetune(
     Raises:
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
     """
-    settings = get_recipe(recipe, **overrides)
+    settings = on_device(get_recipe(recipe, **overrides), process().device.type)
     with keep_random_state():
         seed_all(settings.seed)
         first = start(model, settings, num_classes=num_classes, weights=weights, init=init, model_args=model_args)

@@ -122,6 +122,8 @@ class Learner:
     def backward(self, x: Tensor, target: Tensor, *, batch: int) -> tuple[Tensor, Tensor]:
         """Forward and backward of a batch; the loss and the logits, both detached."""
         seed_all(self.recipe.seed, batch, self.accelerator.process_index)
+        if self.recipe.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # nothing of the batch before is needed any more
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if self._mixup is not None:
@@ -178,5 +180,5 @@ def _save_memory_and_time(network: nn.Module, recipe: Recipe) -> None:
         if not hasattr(network, "set_grad_checkpointing"):
             raise FineTuneError(f"{type(network).__name__} can't checkpoint its activations; take the model from timm")
         network.set_grad_checkpointing(True)  # type: ignore[operator]
-    if recipe.compile:
-        network.compile()
+    if recipe.compile or recipe.cuda_graphs:
+        network.compile(mode="reduce-overhead" if recipe.cuda_graphs else None)

@@ -116,9 +116,17 @@ class Settings:
     )
     reprob: float = setting(0.0, _AUG, "Probability of random erasing.", least=0, most=1)
 
-    amp: str = setting("no", _SPEED, "Mixed precision.", choices=("no", "bf16", "fp16"))
+    amp: str = setting(
+        "auto",
+        _SPEED,
+        "Mixed precision; auto: bf16 on a GPU that has it, else none.",
+        choices=("auto", "no", "bf16", "fp16"),
+    )
     channels_last: bool = setting(False, _SPEED, "Keep images with their channels last in memory.")
     compile: bool = setting(False, _SPEED, "Use torch.compile.", also=("--torchcompile",))
+    cuda_graphs: bool = setting(
+        False, _SPEED, "Use torch.compile with CUDA graphs, which spare a small batch the launches; CUDA only."
+    )
     grad_checkpointing: bool = setting(False, _SPEED, "Recompute activations, to save memory.")
     workers: int = setting(4, _SPEED, "Processes that read images, at most one a core.", least=0, also=("-j",))
     validation_batch_size: int | None = setting(

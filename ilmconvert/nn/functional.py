@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ilmconvert.nn.arguments import Settings, Tensors
+from ilmconvert.nn.autocast import no_autocast
 from ilmconvert.nn.composed import composed
 from ilmconvert.nn.fused import ACTIVATIONS, can_fuse, fused
+from ilmconvert.nn.inference import infer, inference_constants, is_exported, suits
+from ilmconvert.nn.kernels.formulas import statistics_dtype
 from ilmconvert.nn.restore_range import to_range
 
 
@@ -75,6 +76,7 @@ def ilm_norm(
         ValueError: ``x`` isn't (N, C, *) with the C of the parameters or has not ``input_dims`` dimensions, tensors
             that belong together are missing, or there is no such activation.
 
+    >>> import torch
     >>> x = torch.randn(2, 32, 5, 5)
     >>> E, D = torch.randn(2, 2), torch.zeros(2, 2)
     >>> y = ilm_norm(x, None, None, E, D, D, num_groups=8)
@@ -98,11 +100,14 @@ def ilm_norm(
     if any(t is None for t in restoring) != all(t is None for t in restoring):
         raise ValueError("give restore_weight, restore_bias, ref_mean and ref_std together, or none of them")
     tensors = Tensors(weight, bias, encoder, weight_decoder, bias_decoder, *restoring)
-    with _no_autocast(x.device.type):
+    with no_autocast(x.device.type):
         # One layer of a network has a range, at most: its gradient isn't worth writing by hand.
         by_hand = limits is None and can_fuse(x, tensors)
         if by_hand:
             y = fused(x, tensors, settings, activation)
+        elif is_exported() and suits(settings, tensors):
+            constants = inference_constants(tensors, settings, x.shape[1], statistics_dtype(x))
+            y = ACTIVATIONS[activation](infer(x, constants, settings))
         else:
             y = ACTIVATIONS[activation](composed(x, tensors, settings))
     return y.squeeze(0) if single else y
@@ -113,11 +118,3 @@ def _check_input(x: Tensor, weight: Tensor | None, finest: int) -> None:
     if not channels or (channels % finest if weight is None else channels != weight.numel()):
         expected = f"C a multiple of {finest}" if weight is None else f"C = {weight.numel()}"
         raise ValueError(f"expected input of shape (N, C, *) with {expected}, got {tuple(x.shape)}")
-
-
-def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    # The usual two by name: torch.compile of torch 2.6 can't look into is_autocast_available.
-    available = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
-    if available and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()

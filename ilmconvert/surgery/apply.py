@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ilmconvert.errors import ConversionError
-from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.carry_out import carry_out
 from ilmconvert.surgery.conversion_info import note, noted
-from ilmconvert.surgery.initialization import beyond
+from ilmconvert.surgery.example import Differs, Example, find_difference
 from ilmconvert.surgery.left_behind import warn_left_behind
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
-from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry
+from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
+from ilmconvert.surgery.precision import warn_of_lost_digits
 from ilmconvert.surgery.refuse_wrapped import refuse_other
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
-from ilmconvert.surgery.source_state import SourceState, accept_source_state
-from ilmconvert.surgery.sources import NormDescription, find_source
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
 
@@ -38,6 +35,7 @@ def convert(
     key_group_size: int = 16,
     reduction: int = 16,
     restore_bound: float | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """Replace the BatchNorm, GroupNorm and InstanceNorm layers of ``model`` by ILM Norm layers.
 
@@ -45,7 +43,8 @@ def convert(
     a restoring path around the paper's auto-encoder gives each instance its own statistics back. With
     ``init="moments"`` the result is the paper's layer alone, started from the running statistics; it computes
     something close, and needs fine-tuning. Fused activations, child order, device, dtype, training flags,
-    ``requires_grad``, forward and backward hooks and shared modules are kept. Any failure leaves ``model`` as it was.
+    ``requires_grad``, hooks, attributes of modules and parameters, and shared modules are kept; a norm is replaced
+    wherever the model holds it, in lists and attributes as well. Any failure leaves ``model`` as it was.
     Norms of other libraries and of your own are recognised by what they compute; see :func:`ilmconvert.plan`.
 
     An input that isn't finite is another matter: one pixel of NaN or infinity, or a fill value of 1e20, spoils its
@@ -69,18 +68,25 @@ def convert(
         reduction: key groups per unit of the auto-encoder; see :class:`ilmconvert.ILMNorm`.
         restore_bound: tau of the restoring path's bound ``tau * tanh(z / tau)``. With a bound the result differs
             from ``model`` for instances whose statistics are far from the running statistics.
+        example: an input to try the conversion on, in evaluation mode: a tensor, a tuple of positional inputs, or a
+            mapping of named ones. The result has to run on it, and an exact conversion has to compute what the model
+            does, up to rounding. Other code may use a norm's values in ways that don't show in the model's source text.
 
     Raises:
-        ConversionError: nothing to convert, a layer that can't be converted as asked, a wrapped model, or a plan
-            that was made for another model.
+        ConversionError: nothing to convert, a layer that can't be converted as asked, a norm that the model holds in
+            a place that can't be written, a wrapped model, a plan that was made for another model, or a result that
+            differs on the example (what is to blame is named).
         ValueError: an argument is out of its range.
 
     Warns:
         UserWarning: a pattern matches nothing, a BatchNorm was never trained, or all is converted already.
+        PrecisionLost: 16-bit values, or a bound, cost layers digits that their sources have; or a channel is so small
+            beside its group that training can't move its scale.
         NormsLeftBehind: norm layers stay that have running statistics or an unknown formula.
 
     Source: Jia, Chen, Chen, CVPR 2019, for the layer; the restoring path is this library's.
 
+    >>> import torch
     >>> source = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
     >>> _ = source[1].running_mean.normal_()
     >>> x = torch.randn(2, 3, 8, 8)
@@ -100,20 +106,28 @@ def convert(
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
     found = noted(model)
-    layers = {
-        id(the_plan.modules[e.name]): _new_layer(the_plan.modules[e.name], e, _fallback(model), seed)
-        for seed, e in enumerate(the_plan.converted)
-    }
-    sources = {id(m): m for m in the_plan.modules.values() if id(m) in layers}
-    if inplace:
-        for key, layer in layers.items():
-            _adopt(layer, sources[key], memo=None)
-        result = _replace_children(model, layers)
+    if example is None or not the_plan.converted:
+        result = carry_out(the_plan, model, inplace=inplace)
     else:
-        result = _copy_with(model, layers, sources)
-    if layers:
+        result = _checked(the_plan, model, Example.of(model, example), inplace=inplace)
+    if the_plan.converted:
         note(result, found, settings={"to": the_plan.settings.to, "init": the_plan.settings.init})
     return result
+
+
+def _checked(the_plan: Plan, model: nn.Module, example: Example, *, inplace: bool) -> nn.Module:
+    """The plan carried out, if the result then computes what the model does."""
+    exact = the_plan.settings.init == "identity" and the_plan.settings.restore_bound is None
+    try:
+        return carry_out(the_plan, model, inplace=inplace, check=lambda result: example.check(result, exact=exact))
+    except Differs as e:
+        cause = e.__cause__
+    reason = find_difference(model, the_plan, example) if exact else None
+    if reason is None and cause is not None:
+        reason = f"it fails on the example: {cause}"
+    if reason is not None:
+        raise ConversionError(f"the converted model isn't the same, {reason}") from cause
+    return carry_out(the_plan, model, inplace=inplace)
 
 
 def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan:
@@ -124,7 +138,7 @@ def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan
     norms = dict(norm_like(model))
     for entry in the_plan:
         for name in (entry.name, *entry.aliases):
-            if norms.pop(name, None) is not the_plan.modules[entry.name]:
+            if entry.registered and norms.pop(name, None) is not the_plan.modules[entry.name]:
                 where = repr(name) if name else "the root"
                 raise ConversionError(f"the plan isn't one of this model as it stands: {where} is another module there")
     if norms:
@@ -157,110 +171,5 @@ def _check(the_plan: Plan) -> None:
             f"{untrained[0]!r}: load weights before converting",
             stacklevel=3,
         )
+    warn_of_lost_digits(the_plan, stacklevel=3)
     warn_left_behind(the_plan, stacklevel=3)
-
-
-def _new_layer(module: nn.Module, entry: PlanEntry, fallback: tuple[torch.device, torch.dtype], seed: int) -> nn.Module:
-    """The layer for ``module``, with its initial values; drop, act and hooks come later."""
-    describe = find_source(module)
-    assert describe is not None
-    assert entry.target is not None
-    source = describe(module)
-    like = source.weight if source.weight is not None else source.running_mean
-    device, dtype = fallback if like is None else (like.device, like.dtype)
-    trainable = _trainable(source)
-    layer = entry.target.build(drop=source.drop, act=source.act, device="meta", dtype=dtype)
-    values = entry.target.initial_values(source, seed=seed, dtype=dtype)
-    problem = beyond(values, dtype)
-    if problem:
-        raise ConversionError(f"can't convert {entry.name or 'the root'}: {problem}")
-    for name, value in values.items():
-        stored = value.to(device, dtype)
-        if name in layer._buffers:
-            layer._buffers[name] = stored
-        else:
-            layer._parameters[name] = nn.Parameter(stored, requires_grad=trainable["bias" in name])
-    if isinstance(layer, ILMNorm):
-        layer.encoder.requires_grad_(any(trainable.values()))
-    accept_source_state(layer, SourceState.of(source, seed))
-    layer.training = module.training
-    return layer
-
-
-def _trainable(source: NormDescription) -> dict[bool, bool]:
-    """Whether the tensors for the scale (False) and for the shift (True) are trained; buffers are frozen."""
-
-    def flag(t: Tensor | None) -> bool:
-        return True if t is None else t.requires_grad
-
-    return {False: flag(source.weight), True: flag(source.bias)}
-
-
-def _fallback(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype for a layer in place of one that has no tensor at all."""
-    for t in model.parameters():
-        if t.is_floating_point():
-            return t.device, t.dtype
-    return torch.get_default_device(), torch.get_default_dtype()
-
-
-def _adopt(layer: nn.Module, module: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Give ``layer`` the hooks and fused modules of ``module``: copies if there is a memo, else the objects."""
-
-    def take(value: Any) -> Any:
-        return value if memo is None else copy.deepcopy(value, memo)
-
-    adopt_hooks(layer, module, take)
-    describe = find_source(module)
-    assert describe is not None
-    source = describe(module)
-    for name in ("drop", "act"):
-        if getattr(source, name) is not None:
-            setattr(layer, name, take(getattr(source, name)))
-
-
-def _copy_with(model: nn.Module, layers: dict[int, nn.Module], sources: dict[int, nn.Module]) -> nn.Module:
-    """A deep copy in which every reference to a source, wherever it stands, is its new layer."""
-    memo: dict[int, Any] = dict(layers)
-    try:
-        for key, layer in layers.items():
-            _adopt(layer, sources[key], memo)
-        return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as e:
-        raise ConversionError(f"the model can't be copied ({e}); use inplace=True") from e
-
-
-def _replace_children(model: nn.Module, layers: dict[int, nn.Module]) -> nn.Module:
-    if id(model) in layers:
-        return layers[id(model)]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in layers:
-                parent._modules[name] = layers[id(child)]
-    return model
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def adopt_hooks(layer: nn.Module, module: nn.Module, take: Callable[[Any], Any] = lambda value: value) -> None:
-    """Give ``layer`` the forward and backward hooks of ``module``: what ``take`` makes of them, by default themselves.
-
-    >>> old, new = nn.Identity(), nn.Identity()
-    >>> handle = old.register_forward_hook(lambda module, args, result: result + 1)
-    >>> adopt_hooks(new, old)
-    >>> new(1)
-    2
-    """
-    for name in _HOOKS:
-        if getattr(module, name, None):
-            setattr(layer, name, take(getattr(module, name)))
-    layer._is_full_backward_hook = module._is_full_backward_hook

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from ilmconvert.errors import ConversionError
 from ilmconvert.surgery.layer_config import LayerConfig
+from ilmconvert.surgery.new_layers import adopt
 from ilmconvert.surgery.refuse_wrapped import refuse_other
+from ilmconvert.surgery.replacement import replaced
 from ilmconvert.surgery.source_state import SourceState, accept_source_state, source_state_of
 from ilmconvert.surgery.sources import find_source
 from ilmconvert.surgery.targets import config_of, read_config
@@ -80,11 +84,33 @@ def layers_of(model: nn.Module) -> tuple[ConvertedLayer, ...]:
 def replace_layers(model: nn.Module, layers: Iterable[ConvertedLayer]) -> nn.Module:
     """Put a layer without values in every named place of ``model``, in place; returns the root.
 
+    A layer comes wherever the model holds what it replaces, and takes over the hooks and attributes of that.
+
     Raises:
-        ValueError: a name isn't there or isn't a norm of so many channels; ``model`` is as it was.
+        ValueError: a name isn't there or isn't a norm of so many channels, or the model holds one in a place that can't
+            be written; ``model`` is as it was.
     """
+    with layers_replaced(model, layers) as root:
+        return root
+
+
+@contextmanager
+def layers_replaced(model: nn.Module, layers: Iterable[ConvertedLayer]) -> Iterator[nn.Module]:
+    """:func:`replace_layers`, undone if the block raises."""
+    new = _empty_layers(model, layers)
+    with ExitStack() as stack:
+        try:
+            root = stack.enter_context(replaced(model, new))
+        except ConversionError as e:
+            raise ValueError(str(e)) from e
+        yield root
+
+
+def _empty_layers(model: nn.Module, layers: Iterable[ConvertedLayer]) -> dict[nn.Module, nn.Module]:
+    """The layer without values for each module that one replaces."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    new: dict[str, nn.Module] = {}
+    new: dict[nn.Module, nn.Module] = {}
+    done = set[str]()
     for seed, entry in enumerate(layers):
         first = modules.get(entry.name)
         layer = _empty_layer(entry, first, seed)
@@ -93,14 +119,14 @@ def replace_layers(model: nn.Module, layers: Iterable[ConvertedLayer]) -> nn.Mod
                 raise ValueError(f"the model has no module {name!r}")
             if modules[name] is not first:
                 raise ValueError(f"{name!r} and {entry.name!r} are one layer in the file and two in the model")
-            if name in new:
+            if name in done:
                 raise ValueError(f"{name!r} is in the file twice")
-            new[name] = layer
-    for name, layer in new.items():
-        parent, _, child = name.rpartition(".")
-        if name:
-            modules[parent]._modules[child] = layer
-    return new.get("", model)
+            done.add(name)
+        assert first is not None
+        if first in new:
+            raise ValueError(f"{entry.name!r} is one layer in the model and two in the file")
+        new[first] = layer
+    return new
 
 
 def _empty_layer(entry: ConvertedLayer, module: nn.Module | None, seed: int) -> nn.Module:
@@ -128,5 +154,5 @@ def _empty_layer(entry: ConvertedLayer, module: nn.Module | None, seed: int) -> 
         raise ValueError(f"the settings of {entry.name!r} are damaged: {e}") from e
     if hook is not None:
         accept_source_state(layer, hook)
-    layer.training = module.training
+    adopt(layer, module)
     return layer

@@ -6,6 +6,8 @@ import copy
 
 from torch import nn
 
+from ilmconvert.surgery.replacement import copy_with
+
 #: The baselines of a fine-tuning run, and what they are called in tables.
 BASELINES = {
     "train-bn": "BatchNorm, training",
@@ -35,15 +37,12 @@ def group_norm_baseline(model: nn.Module, *, num_groups: int | None = 32, copy_a
     >>> group_norm_baseline(model, num_groups=32)[1].num_groups
     24
     """
-    result = copy.deepcopy(model)
-    for parent in list(result.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, _group_norm(child, num_groups, copy_affine))
-    return result.eval()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    return copy_with(model, norms, lambda _, norm: _group_norm(norm, num_groups, copy_affine)).eval()
 
 
-def _group_norm(norm: nn.BatchNorm2d, num_groups: int | None, copy_affine: bool) -> nn.Module:
+def _group_norm(norm: nn.Module, num_groups: int | None, copy_affine: bool) -> nn.Module:
+    assert isinstance(norm, nn.BatchNorm2d)
     channels = norm.num_features
     limit = num_groups or channels
     groups = max(divisor for divisor in range(1, min(limit, channels) + 1) if channels % divisor == 0)

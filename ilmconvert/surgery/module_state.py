@@ -89,19 +89,33 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's training flag comes back."""
+    flags = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
 def _contents(module: nn.Module) -> dict[str, Any]:
     """Copies of the dicts and sets that hold what a module holds."""
     return {name: value.copy() for name, value in vars(module).items() if isinstance(value, dict | set)}
 
 
-def copy_of(model: nn.Module, *, values: bool = True) -> nn.Module:
+def copy_of(model: nn.Module, *, values: bool = True, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy, also of a model that holds results of its parameters (torch's older weight_norm).
 
     Args:
         model: the model.
         values: whether the copy has values; otherwise it is on the meta device, and takes no memory.
+        memo: of ``copy.deepcopy``; gets the copy of every object by its ``id``.
     """
-    memo: dict[int, Any] = {}
+    memo = {} if memo is None else memo
     for t in (*model.parameters(), *model.buffers(), *_results(model)):
         if id(t) not in memo and not (values and t.is_leaf):
             new = t.detach().clone() if values else torch.empty_like(t, device="meta")

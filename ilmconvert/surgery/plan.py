@@ -12,9 +12,10 @@ from torch import nn
 
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import refuse_wrapped
-from ilmconvert.surgery.plan_entry import PlanEntry, decide
+from ilmconvert.surgery.plan_entry import PlanEntry, decide, loose
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings, as_patterns, default_init
 from ilmconvert.surgery.sources import find_source, reason_to_skip
+from ilmconvert.surgery.surroundings import Surroundings
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,16 @@ def make_plan(model: nn.Module, settings: Settings) -> Plan:
     for name, module in norm_like(model):
         names.setdefault(id(module), []).append(name)
         modules[id(module)] = module
-    entries = tuple(decide(names[key], module, settings) for key, module in modules.items())
-    paths = [path for group in names.values() for path in group]
+    around = Surroundings(model, {module: names[key] for key, module in modules.items()})
+    entries = [decide(names[key], module, settings, around) for key, module in modules.items()]
+    entries += [loose(norm, settings) for norm in around.loose]
+    modules.update((id(norm.module), norm.module) for norm in around.loose)
+    paths = [path for entry in entries for path in (entry.name, *entry.aliases)]
     patterns = [*(settings.include or ()), *settings.exclude]
     unmatched = tuple(p for p in patterns if not any(fnmatchcase(path, p) for path in paths))
-    return Plan(settings, entries, unmatched, {e.name: m for e, m in zip(entries, modules.values(), strict=True)})
+    return Plan(
+        settings, tuple(entries), unmatched, {e.name: m for e, m in zip(entries, modules.values(), strict=True)}
+    )
 
 
 def norm_like(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -24,6 +24,7 @@ from ilmconvert.surgery.sources import (
     recognition,
     source_base,
 )
+from ilmconvert.surgery.surroundings import LooseNorm, Surroundings
 from ilmconvert.surgery.targets import config_class, group_count
 
 ALREADY_CONVERTED = "already an ILM Norm"
@@ -44,6 +45,7 @@ class PlanEntry:
         note: what a reader of the plan should know.
         never_trained: running statistics 0 and 1, as at construction.
         left_behind: it stays though nobody excluded it, and has running statistics or an unknown formula.
+        registered: whether a module of the model registers it; otherwise ``name`` says what holds it.
     """
 
     name: str
@@ -56,6 +58,7 @@ class PlanEntry:
     note: str | None = None
     never_trained: bool = False
     left_behind: bool = False
+    registered: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as JSON values."""
@@ -63,7 +66,7 @@ class PlanEntry:
         return {**vars(self), "aliases": list(self.aliases), "target": target}
 
 
-def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry:
+def decide(names: list[str], module: nn.Module, settings: Settings, around: Surroundings) -> PlanEntry:
     """The entry of one norm-like module, whose paths in the model are ``names``."""
     entry = PlanEntry(names[0], qualified_name(type(module)), tuple(names[1:]))
     if isinstance(module, ILMNorm):
@@ -84,14 +87,29 @@ def decide(names: list[str], module: nn.Module, settings: Settings) -> PlanEntry
     entry = replace(entry, num_channels=source.num_channels)
     if reason is not None:
         return replace(entry, reason=reason)
-    error = refuse_wrapped.parametrized_error(module) or _statistics_error(source)
+    reason = around.reason(module, source, asked_for=settings.names(names))
+    if reason is not None:
+        return replace(entry, reason=reason, left_behind=True)
+    error = refuse_wrapped.parametrized_error(module) or _statistics_error(source) or around.error(module, source)
     target, note, regrouping = _target(source, settings)
     return replace(
         entry,
         target=target,
         error=error or regrouping,
-        note="; ".join(filter(None, (_recognition_note(module, source), note))) or None,
+        note="; ".join(filter(None, (_recognition_note(module, source), note, around.note(module, source)))) or None,
         never_trained=error is None and _never_trained(source),
+    )
+
+
+def loose(norm: LooseNorm, settings: Settings) -> PlanEntry:
+    """The entry of a norm that no module registers."""
+    excluded = settings.reason_to_skip([norm.path])
+    return PlanEntry(
+        norm.path,
+        qualified_name(type(norm.module)),
+        reason=excluded or "no module registers it: state dicts, .to() and optimizers miss it; hold it in a ModuleList",
+        left_behind=excluded is None,
+        registered=False,
     )
 
 
@@ -130,7 +148,8 @@ def _statistics_error(source: NormDescription) -> str | None:
     if not all(map(isfinite, (least, most, lowest, highest))):
         return "its running statistics hold NaN or infinity; re-estimate them or exclude it"
     # In the source's own precision: what it divides by.
-    if (torch.tensor(lowest, dtype=torch.promote_types(var.dtype, torch.float32)) + source.eps).item() <= 0:
+    own = torch.promote_types(var.dtype, torch.float32)
+    if (torch.tensor(lowest, dtype=own, device="cpu") + source.eps).item() <= 0:
         return "its running variance is negative by eps or more, or 0 with eps 0; re-estimate it or exclude it"
     return None
 

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -115,9 +116,10 @@ def examine(module: nn.Module, inner: tuple[str, ...] = ()) -> Examined:
 def _examine(module: nn.Module, inner: tuple[str, ...]) -> Examined:
     acts = [name for name, m in module._modules.items() if m is not None and _may_be_act(m)]
     try:
-        found = find_formula(module, acts)
-        if isinstance(found, Formula) and inner and works_with_calls_alone(module, inner):
-            return Examined(None, "the norm inside it is converted")
+        with torch.device("cpu"):  # where the copy is, whatever the default device
+            found = find_formula(module, acts)
+            if isinstance(found, Formula) and inner and works_with_calls_alone(module, inner):
+                return Examined(None, "the norm inside it is converted")
     except CannotProbe as e:
         return Examined(None, str(e), suspect=e.norm_like)
     if isinstance(found, Formula):

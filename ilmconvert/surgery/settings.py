@@ -61,6 +61,10 @@ class Settings:
                     f"{name}={getattr(self, name)} is for {others}; the layer of {self.to!r} has no such part"
                 )
 
+    def names(self, names: Sequence[str]) -> bool:
+        """Whether ``include`` gives one of these names in full, without a wildcard."""
+        return any(name in (self.include or ()) for name in names)
+
     def reason_to_skip(self, names: Sequence[str]) -> str | None:
         """None if include and exclude let a module of these names through, else the reason why not."""
         for pattern in self.exclude:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -49,7 +51,16 @@ def test_layer_times_every_shape_and_format(tmp_path: Path) -> None:
 
 def test_model_times_networks_conversion_and_import(tmp_path: Path) -> None:
     tables = run_quick("model", tmp_path)
-    assert {"Inference", "Training step", "Import"} <= tables.keys()
+    assert {"Inference, eager, float32", "Training step, eager, float32", "Import"} <= tables.keys()
     steps = {row["step"]: row["ms"] for row in tables["Conversion and loading, test_resnet"]}
     assert steps.keys() >= {"copy.deepcopy", "convert", "load", "build + load_file"}
     assert all(milliseconds > 0 for milliseconds in steps.values())
+
+
+@pytest.mark.slow
+def test_deploy_exports_counts_and_times(tmp_path: Path) -> None:
+    tables = run_quick("deploy", tmp_path)
+    nodes = {row["network"]: row["nodes"] for row in tables["Export, test_resnet"]}
+    assert nodes["BatchNorm"] < nodes["GroupNorm"] < nodes["converted"] == nodes["the model itself"]
+    assert all(row["error"] <= 1e-4 for row in tables["Export, test_resnet"])
+    assert len(tables["The layer on small maps, forward"]) == 4

@@ -28,6 +28,8 @@ from ilmconvert.errors import ILMConvertError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.testing import randomize_norms
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def write_idx(path: Path, array: np.ndarray) -> None:
     header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
@@ -385,3 +387,16 @@ def test_rates_are_shown_with_what_was_put_aside(tmp_path: Path, capsys: pytest.
     assert f"| {title} | 0.650 (2 seeds) |" in printed
     assert f"| {title} (before a change) | 0.750 (2 seeds) |" in printed
     assert "before a change" in (tmp_path / "rates.svg").read_text()
+
+
+def test_the_page_quotes_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
+    results = ROOT / "benchmarks" / "evidence" / "results"
+    runs = str(results / "runs.jsonl")
+    tables.main([runs])
+    tables.main([runs, "--against", "frozen-bn-standardised"])
+    rates.main([runs, str(results / "before-encoder-scales.jsonl")])
+    printed = set(capsys.readouterr().out.splitlines())
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").partition("## What stands where")[0]
+    quoted = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(quoted) > 20
+    assert [line for line in quoted if line not in printed] == []

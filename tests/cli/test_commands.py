@@ -77,6 +77,21 @@ def test_a_conversion_that_is_not_exact_warns_loudly(trained: Path, monkeypatch:
     result = run("test_resnet", "--weights", str(trained))
     assert result.exit_code == 0
     assert result.stderr.startswith("Warning: THE CONVERTED MODEL DIFFERS")
+    assert "in double precision both compute the same" in result.stderr  # the plan is right, and what was made isn't
+
+
+def test_what_differs_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that reads the gamma of a norm through a function, where no search of the source text finds it."""
+
+    def scaled(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return original(self, x) * sum(dict(self.bn1.named_parameters())["weight"])
+
+    stem = timm.models.ResNet
+    original = stem.forward_features
+    monkeypatch.setattr(stem, "forward_features", scaled)
+    error = json.loads(run("test_resnet", "--weights", str(trained), "--json").stdout)["error"]
+    assert error["reason"].startswith("it computes something else on the example (relative error ")
+    assert "is the first module to differ" in error["reason"]
 
 
 def test_model_arguments_and_random_weights() -> None:

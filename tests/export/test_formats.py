@@ -13,7 +13,7 @@ from torch import nn
 from ilmconvert import ILMNorm, convert, save
 from ilmconvert.cli import main
 from ilmconvert.errors import ExportError
-from ilmconvert.export.fold import _Affine, _WithoutMeta, fold
+from ilmconvert.export.fold import WithoutMeta, _Affine, fold
 from ilmconvert.export.formats import export
 from ilmconvert.models.create import create_model
 from tests.helpers import randomize_norms, relative_error
@@ -39,9 +39,9 @@ def network(name: str = "test_efficientnet", **settings: object) -> nn.Module:
     ("model", "kind"),
     [
         (lambda: network(), _Affine),
-        (lambda: disturb(network(), keep="decoder"), _WithoutMeta),
+        (lambda: disturb(network(), keep="decoder"), WithoutMeta),
         (lambda: disturb(network()), ILMNorm),
-        (lambda: network(restore_bound=2.0), _WithoutMeta),
+        (lambda: network(restore_bound=2.0), WithoutMeta),
         (lambda: network(init="moments"), nn.GroupNorm),
         (lambda: network("test_efficientnet_gn"), nn.GroupNorm),
     ],
@@ -59,7 +59,7 @@ def test_folding_keeps_the_function(model: object, kind: type) -> None:
 
 def test_pt2_with_any_batch_and_size(tmp_path: Path) -> None:
     model = disturb(network("test_resnet"))
-    path = export(model, tmp_path / "m.pt2", format="pt2")
+    path = export(model, tmp_path / "m.pt2", format="pt2", dynamic_size=True)
     program = torch.export.load(path).module()
     for shape in [(1, 3, 64, 64), (3, 3, 96, 80)]:
         x = torch.randn(shape)
@@ -67,15 +67,29 @@ def test_pt2_with_any_batch_and_size(tmp_path: Path) -> None:
             assert relative_error(program(x), model(x)) <= 1e-5
 
 
-def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_onnx_in_onnxruntime(tmp_path: Path, dynamic_size: bool) -> None:
     model = disturb(network("test_resnet"))
-    path = export(model, tmp_path / "m.onnx")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for shape in [(1, 3, 64, 64), (3, 3, 96, 80)]:
+    session = session_of(export(model, tmp_path / "m.onnx", dynamic_size=dynamic_size, size=64))
+    axes = ["height", "width"] if dynamic_size else [64, 64]
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [("input", ["batch", 3, *axes])]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("output", ["batch", 1000])]
+    for shape in [(1, 3, 64, 64), (3, 3, 96, 80) if dynamic_size else (3, 3, 64, 64)]:
         x = torch.randn(shape)
-        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        (y,) = session.run(None, {"input": x.numpy()})
         with torch.no_grad():
             assert relative_error(torch.from_numpy(y), model(x)) <= 1e-4
+
+
+def test_several_outputs_have_names(tmp_path: Path) -> None:
+    model = convert(randomize_norms(create_model("test_resnet", weights="none", features_only=True)))
+    session = session_of(export(model, tmp_path / "m.onnx", size=32, dynamic=False))
+    assert [o.name for o in session.get_outputs()] == [f"output_{i}" for i in range(5)]
+    assert session.get_inputs()[0].shape == [2, 3, 32, 32]
 
 
 @pytest.mark.slow
@@ -87,7 +101,7 @@ def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
     model = convert(source)
     if trained:
         disturb(model)
-    path = export(model.eval(), tmp_path / "m.onnx")
+    path = export(model.eval(), tmp_path / "m.onnx", dynamic_size=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     x = preprocess(source, sample_photographs()[:4])
     for batch in (x, x[:1, :, :192, :160]):
@@ -101,10 +115,14 @@ def test_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(file), "--format", "pt2", "--size", "64"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "m.pt2").exists()
+    assert "(dynamic batch)" in result.output
     assert "Error against the model: " in result.output
     again = CliRunner().invoke(main, ["export", str(file), "--format", "pt2"])
     assert again.exit_code == 2
     assert "--force" in again.output
+    both = CliRunner().invoke(main, ["export", str(file), "--static", "--dynamic-size", "--force"])
+    assert both.exit_code == 2
+    assert "leave one of them out" in both.output
 
 
 def test_a_missing_extra_is_said_before_the_slow_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +136,6 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="unknown format 'tflite'"):
         export(network(), tmp_path / "m", format="tflite")
     fixed = convert(randomize_norms(create_model("levit_128s", weights="none")))
-    with pytest.raises(ExportError, match="--static"):
-        export(fixed, tmp_path / "m.pt2", format="pt2")
+    with pytest.raises(ExportError, match="leave out --dynamic-size"):
+        export(fixed, tmp_path / "m.pt2", format="pt2", dynamic_size=True)
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ UNITS = 8.0  # of rounding
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-@pytest.mark.filterwarnings("ignore:.*never trained")
+@pytest.mark.filterwarnings("ignore:.*never trained", "ignore::ilmconvert.errors.PrecisionLost")
 @pytest.mark.parametrize(
     ("types", "name"), [(types, name) for types in TYPES for name in cases(types)], ids=lambda value: str(value)
 )
@@ -39,7 +39,7 @@ def test_the_bound_is_tight() -> None:
 
 
 @pytest.mark.parametrize("statistics", CASES.values(), ids=CASES)
-@pytest.mark.filterwarnings("ignore:.*never trained")
+@pytest.mark.filterwarnings("ignore:.*never trained", "ignore::ilmconvert.errors.PrecisionLost")
 def test_gradients_are_finite(statistics: Any) -> None:
     source = batch_norm(statistics, torch.float32)
     for to in TARGETS:
@@ -127,6 +127,7 @@ def test_the_gradient_right_after_a_conversion_is_the_affine_functions(to: str) 
 
 @pytest.mark.parametrize("to", TARGETS)
 @pytest.mark.parametrize("spread", [1e2, 1e14])
+@pytest.mark.filterwarnings("ignore:.*can't be trained well")
 def test_a_unix_time_beside_a_rate(to: str, spread: float) -> None:
     """Raw columns of a table: the source's own error, whatever the groups."""
     torch.manual_seed(0)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilmconvert.errors import ModelError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.new_layers import adopt
+from ilmconvert.surgery.replacement import copy_with
+from ilmconvert.surgery.undo import affine_of
 
 
 class ChannelAffine(nn.Module):
@@ -44,28 +44,31 @@ def reconstruct_source(model: nn.Module) -> nn.Module:
     True
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ILMNorm)}
-    plain: dict[int, Any] = {id(layer): _plain(name, layer) for name, layer in layers.items()}
-    return copy.deepcopy(model, plain).eval()
+    plain = {id(layer): _plain(name, layer) for name, layer in layers.items()}
+
+    def make(layer: nn.Module, copied: nn.Module) -> nn.Module:
+        parts = [part for part in (getattr(copied, "drop", None), getattr(copied, "act", None)) if part is not None]
+        new = nn.Sequential(plain[id(layer)], *parts) if parts else plain[id(layer)]
+        adopt(new, copied)
+        return new
+
+    return copy_with(model, layers, make).eval()
 
 
 def _plain(name: str, layer: ILMNorm) -> nn.Module:
     with torch.no_grad():
         if layer.weight_decoder.any() or layer.bias_decoder.any():
             raise ModelError(f"{name or 'the root'} was trained: its decoders aren't zero")
-        new = _group_norm(layer) if layer.restore_weight is None else _affine(name, layer)
-    parts = [part for part in (getattr(layer, "drop", None), getattr(layer, "act", None)) if part is not None]
-    return nn.Sequential(new, *copy.deepcopy(parts)) if parts else new
+        return _group_norm(layer) if layer.restore_weight is None else _affine(name, layer)
 
 
 def _affine(name: str, layer: ILMNorm) -> nn.Module:
-    weight, bias, mean, std = layer.weight, layer.bias, layer.ref_mean, layer.ref_std
-    if weight is None or bias is None or mean is None or std is None:
+    weight, reference = layer.weight, (layer.bias, layer.ref_mean, layer.ref_std)
+    if weight is None or any(t is None for t in reference):
         raise ModelError(f"{name or 'the root'} lacks the parameters of a converted BatchNorm")
     if not (torch.equal(weight, layer.restore_weight) and torch.equal(weight, layer.restore_bias)):  # type: ignore[arg-type]
         raise ModelError(f"{name or 'the root'} was trained or annealed: its restoring path isn't the identity")
-    repeat = layer.num_channels // layer.num_groups
-    scale = weight.double() / std.double().repeat_interleave(repeat)
-    shift = bias.double() - scale * mean.double().repeat_interleave(repeat)
+    scale, shift = affine_of(layer)
     return ChannelAffine(scale.to(weight), shift.to(weight))
 
 

@@ -11,7 +11,6 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
-from ilmconvert.surgery.apply import adopt_hooks
 from ilmconvert.surgery.converted_layers import ConvertedLayer, replace_layers
 from ilmconvert.surgery.sources import find_source
 
@@ -74,7 +73,6 @@ def install(model: nn.Module, whole: nn.Module, layers: Layers, state: Mapping[s
     model = _replace(model, [replace(made, name=names[0], aliases=tuple(names[1:])) for made, names in found])
     for made, (name, *_) in found:
         layer = model.get_submodule(name)
-        adopt_hooks(layer, old[name])
         _fill(layer, made, state, like=old[name])
     return model
 

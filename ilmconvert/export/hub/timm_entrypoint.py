@@ -1,4 +1,4 @@
-"""The architecture under which timm finds published conversions; imported when timm is, see ``timm_import_hook.py``."""
+"""The architecture under which timm finds published conversions; imported when timm is, see ``import_hook.py``."""
 
 from __future__ import annotations
 
