@@ -179,7 +179,9 @@ def _fit_all(
     def visit(name: str, inputs: list[Tensor]) -> None:
         pair, x = pairs[name], joined([moments(t) for t in inputs])
         if x.mean.shape != targets[name].mean.shape:
-            raise CalibrationError(f"{name} gets inputs of another shape than in the source; give the model's source")
+            raise CalibrationError(
+                f"{name} gets inputs of another shape than in the source; give the model's source (--source)"
+            )
         s = pair.statistics(x, targets[name])
         held_out = s.part(slice(fitted_on, None))
         start = {key: t.detach().cpu().double() for key, t in pair.values().items()}

@@ -26,7 +26,7 @@ from ilmconvert.surgery.replacement import copy_with
 
 TOLERANCE = 1e-3
 
-_CURE = "anneal the restoring path and decay the decoders while fine-tuning, or allow more with tolerance"
+_CURE = "anneal the restoring path and decay the decoders while fine-tuning, or allow more with --tolerance"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
     open_ones = {name: m for name, m in layers.items() if name not in found}
     if open_ones and not inputs:
         first = next(iter(open_ones))
-        raise CollapseError(f"{first} has a meta-network or restoring path that isn't zero; give batches to measure it")
+        raise CollapseError(
+            f"{first} has a meta-network or restoring path that isn't zero; give batches to measure it (--data IMAGES)"
+        )
     with evaluating(model):
         for name, s in _measure(model, open_ones, inputs).items():
             found[name], report[name] = _fit(name, layers[name], s)

@@ -61,14 +61,16 @@ def numbers(now: Progress) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def print_result(result: Result) -> None:
-    """What a run came to, and what was written."""
+def print_result(result: Result, again: str | None = None) -> None:
+    """What a run came to, what was written, and ``again``, the command to go on with."""
     from ilmconvert.report.run import read_run
 
     print_run(read_run(result.output))
     if result.summary["stopped_early"]:
         click.echo(f"Stopped after {result.summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
+    if again is not None:
+        click.echo(f"Next: {again}")
 
 
 def print_run(run: Run) -> None:
@@ -102,8 +104,12 @@ def print_run(run: Run) -> None:
 
 def print_plan(summary: Mapping[str, Any]) -> None:
     """What a dry run found: the length of the run, and what trains at which learning rate."""
+    from ilmconvert.data.folders import some
+
     data, found = summary["data"], [("device", f"{summary['device']}, {summary['processes']} process(es)")]
     found.append(("images", f"{data.get('train')} to train, {data.get('val') or 'no'} to validate"))
+    if names := data.get("classes"):
+        found.append(("classes", f"{len(names)}: {some(names, 8)}"))
     found.append(("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch"))
     for kind, group in summary["trained"].items():
         rates = group["learning_rates"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert._constants import INITS
-from ilmconvert.cli._common import print_json, warn
+from ilmconvert.cli._common import model_args, print_json, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result
@@ -66,6 +68,15 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     show_default=True,
     metavar="default|none|FILE",
     help="Weights of a source model: the library's, random ones, or a file.",
+)
+@section_option(
+    _MODEL,
+    "--model-arg",
+    "model_args",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=model_args,
+    help="Argument for the constructor of a source model, as in in_chans=1; a JSON value. Repeatable.",
 )
 @section_option(
     _MODEL,
@@ -135,6 +146,8 @@ def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size:
 def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
     from ilmconvert.finetune import finetune as run
 
+    if options["resume"]:
+        _check_resume(options["output"])
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
         warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
@@ -147,6 +160,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             num_classes=options["num_classes"],
             teacher=options["teacher"],
             weights=options["weights"],
+            model_args=options["model_args"],
             init=options["init"],
             resume=options["resume"],
             dry_run=options["dry_run"],
@@ -162,7 +176,27 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
     elif options["dry_run"]:
         print_plan(result.summary)
     else:
-        print_result(result)
+        print_result(result, _next(options, data))
+
+
+def _next(options: dict[str, Any], data: Data) -> str:
+    """The command that measures the best checkpoint, on the same validation images where there are any."""
+    if not data.labelled or not Path(options["data"]).is_dir():
+        return shlex.join(["ilmconvert", "export", str(options["output"])])
+    words = ["ilmconvert", "evaluate", str(options["output"]), "--data", str(options["data"])]
+    if isinstance(options["val_split"], float):
+        words += ["--val-split", f"{options['val_split']:g}", "--seed", str(data.description["seed"])]
+    return shlex.join(words)
+
+
+def _check_resume(folder: Path) -> None:
+    """Refuse a folder that no run was ever started in, such as a misspelt one."""
+    if (folder / "config.yaml").exists() or (folder / ".lock").exists():  # the lock comes first
+        return
+    runs = [path.parent.name for path in folder.absolute().parent.glob("*/config.yaml")]
+    near = difflib.get_close_matches(folder.name, runs, n=1)
+    hint = f"did you mean {folder.parent / near[0]}?" if near else "name the folder of a run with -o"
+    raise click.UsageError(f"there is no run in {folder} to resume; {hint} (without --resume a new run starts there)")
 
 
 def _open_data(options: dict[str, Any], seed: int) -> Data:
@@ -206,7 +240,7 @@ def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> No
     from ilmconvert.finetune.devices import process
     from ilmconvert.finetune.networks import start
 
-    keys = ("num_classes", "weights", "init")
+    keys = ("num_classes", "weights", "model_args", "init")
     network = start(model, recipe, **{key: options[key] for key in keys}).network
     found = (
         find_batch_size(network, recipe, transform_config(network, recipe.input_size)["input_size"])

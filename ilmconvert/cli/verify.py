@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
-from ilmconvert.cli._exit import EXIT_FAILED
+from ilmconvert.cli._exit import EXIT_FAILED, EXIT_NOT_COMPARED
 from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ _NOT_NEGATIVE = click.FloatRange(min=0)
 def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -> None:
     """Compare a converted CHECKPOINT with its source, and exit with 1 if it fails a criterion of its conversion.
 
+    Where the source isn't available the checkpoint is compared with what its own layers tell of it, and the exit code
+    is 3.
+
     \b
     Examples:
       ilmconvert verify resnet50-ilm_gn.safetensors --data photos --html report.html
@@ -87,7 +90,8 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
         _print(result)
         if html is not None:
             click.echo(f"Wrote {html}")
-    click.get_current_context().exit(EXIT_FAILED if result.failed else 0)
+    code = EXIT_FAILED if result.failed else EXIT_NOT_COMPARED if result.not_compared else 0
+    click.get_current_context().exit(code)
 
 
 def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
@@ -149,11 +153,18 @@ def _print(result: Verification) -> None:
         ],
     )
     click.echo(result.statement)
-    click.echo(click.style(_VERDICTS[result.verdict], fg="red" if result.failed else None, bold=True))
+    click.echo(
+        click.style(
+            _VERDICTS[result.verdict],
+            fg="red" if result.failed else "yellow" if result.not_compared else None,
+            bold=True,
+        )
+    )
 
 
 _VERDICTS = {
     "passed": "PASSED",
     "failed": "FAILED",
+    "not compared": "NOT COMPARED with the original source: name it with --source MODEL and --weights FILE.",
     "not judged": "Measured, not judged: add --min-agreement or --max-error to judge it.",
 }

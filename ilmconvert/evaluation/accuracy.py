@@ -163,7 +163,13 @@ def _device(model: nn.Module, device: torch.device | str | None, accelerator: Ac
         where: torch.device = accelerator.device
         return where
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            reason = " ".join(str(error).split())[:200]
+            raise EvaluationError(
+                f"there is no device {str(device)!r} here ({reason}); use cpu, or leave it out"
+            ) from error
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 

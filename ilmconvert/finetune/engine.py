@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def finetune(
     val_split: float | str | None = None,
     teacher: nn.Module | str | Path | None = None,
     weights: str | Path = "default",
+    model_args: Mapping[str, Any] | None = None,
     resume: bool = False,
     dry_run: bool = False,
     init: str = "identity",
@@ -60,7 +61,7 @@ def finetune(
         num_classes: replace the head by a new one of so many classes.
         val_split: see ``open_data``.
         teacher: as ``model``; its classes have to be the network's.
-        weights: of a model by name.
+        weights, model_args: of a model by name: its weights, and arguments for its constructor.
         resume: go on with the run in ``output``, exactly; start it if there is none; give its result if it is over.
         dry_run: do everything up to the first step, and write nothing.
         init: of a conversion.
@@ -77,7 +78,7 @@ def finetune(
     settings = on_device(asked, process().device.type)
     with keep_random_state():
         seed_all(settings.seed)
-        first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
+        first = start(model, settings, num_classes=num_classes, weights=weights, init=init, model_args=model_args)
         _check_baselines(baselines, first)
         images = _open_data(data, settings, first.network, val_split)
         first = _with_teacher(first, teacher, settings, weights)
@@ -92,6 +93,7 @@ def finetune(
                 output=output,
                 num_classes=num_classes,
                 weights=weights,
+                model_arg=dict(model_args or {}),
                 init=init,
                 val_split=val_split,
                 baseline=tuple(baselines),
@@ -119,8 +121,9 @@ def _open_data(data: str | Path | Data, recipe: Recipe, network: nn.Module, val_
     if classes is not None:
         check_head(data, classes)
     check_recipe(data, recipe)
-    if isinstance(data.train[0][0], Tensor):
-        return data
+    first = data.train[0][0]
+    if isinstance(first, Tensor):
+        return replace(data, description={**data.description, "input_size": list(first.shape)})
     return with_transforms(data, recipe, network)
 
 

@@ -189,10 +189,11 @@ class Trainer:
         if evaluated is None:
             return False
         value = _value(evaluated)
-        if position.best is not None and value <= position.best:
+        if position.best is not None and not _is_better(value, evaluated.loss, position.best, position.best_loss):
             position.stale += 1
             return False
-        position.best, position.best_epoch, position.stale = value, position.epoch, 0
+        position.best, position.best_loss = value, evaluated.loss
+        position.best_epoch, position.stale = position.epoch, 0
         return True
 
     def _out_of_patience(self) -> bool:
@@ -209,6 +210,13 @@ def _value(evaluated: Evaluation) -> float:
         if value is not None:
             return value
     return 0.0
+
+
+def _is_better(value: float, loss: float | None, best: float, best_loss: float | None) -> bool:
+    """Whether a value is more than the best, or as much with a lower validation loss."""
+    if value != best or loss is None or best_loss is None:
+        return value > best
+    return loss < best_loss
 
 
 def row(

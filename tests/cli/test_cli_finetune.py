@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from itertools import chain
@@ -97,7 +98,10 @@ def test_a_run_and_what_it_prints() -> None:
     assert result.exit_code == 0, result.stderr
     assert "of 2" in result.stdout
     assert "the head is new" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Wrote {Path('run/best.safetensors')}"
+    *_, wrote, then = result.stdout.splitlines()
+    assert wrote == f"Wrote {Path('run/best.safetensors')}"
+    followed = CliRunner().invoke(main, shlex.split(then.removeprefix("Next: ilmconvert ")))
+    assert followed.exit_code == 0, followed.output
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["recipe"]["lr"] == 1e-3
     assert config["recipe"]["input_size"] == 48
@@ -202,6 +206,7 @@ def test_without_validation_images() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_show_config_is_read_back(name: str) -> None:
     options = ["test_resnet", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none"]
+    options += ["--model-arg", "in_chans=3", "--model-arg", "act_layer=silu"]
     options += ["--data", "a: b", "--val-split", "0.25", "--log-with", "none", "--unlabelled", "-o", "run..."]
     result = run("--show-config", *options)
     assert result.exit_code == 0, result.stderr
@@ -212,6 +217,7 @@ def test_show_config_is_read_back(name: str) -> None:
     assert run("--show-config", "--config", "mine.yaml").stdout == result.stdout
     shown = yaml.safe_load(result.stdout)["finetune"]
     assert (shown["model"], shown["data"], shown["output"]) == ("test_resnet", "a: b", "run...")
+    assert shown["model-arg"] == ["in_chans=3", 'act_layer="silu"']
     assert (shown["val-split"], shown["log-with"], shown["unlabelled"]) == (0.25, ["none"], True)
     for flag in ("resume", "json", "dry-run", "show-config", "find-batch-size", "quiet", "config"):
         assert flag not in shown

@@ -334,7 +334,9 @@ def test_delta_and_back(trained: Path) -> None:
     result = run("export", "test_resnet-ilm_gn.safetensors", "--format", "delta", "-o", "b.safetensors")
     assert "of the whole checkpoint)" in result.stdout
     assert Path("b.safetensors").read_bytes() == Path(summary["output"]).read_bytes()
-    assert "is for another base" in fails("apply", "b.safetensors", "-o", "c.safetensors", "--weights", "none")
+    save_file(timm.create_model("test_resnet").state_dict(), "other.safetensors")
+    given = ["--weights", "other.safetensors"]
+    assert "is for another base" in fails("apply", "b.safetensors", "-o", "c.safetensors", *given)
     trained.unlink()
     assert "give the source with --source" in fails("apply", "b.safetensors", "-o", "c.safetensors")
     assert not Path("c.safetensors").exists()

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 import ilmconvert
 from ilmconvert.data.open_data import Data
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.evaluation.accuracy import Evaluation
 from ilmconvert.finetune import FineTuneError, Progress, Recipe, find_batch_size
 from ilmconvert.finetune.anneal import without_restoring
 from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trainable, start
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
+from ilmconvert.finetune.trainer import Trainer
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.converted_layers import layers_of
 from tests.finetune.finetune_jobs import CLASSES, SIZE, bars, image, network, run
@@ -245,7 +247,7 @@ def test_with_a_new_head_features_are_distilled(tmp_path: Path) -> None:
         ({"num_classes": None}, "--num-classes 4"),
         ({"num_classes": 1}, "at least 2"),
         ({"baselines": ["fresh"]}, "unknown baseline 'fresh'"),
-        ({"log_with": ["nowhere"]}, "no tracker 'nowhere'"),
+        ({"log_with": ["nowhere"]}, "unknown tracker 'nowhere'"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -407,3 +409,16 @@ def test_norm_parameters_of_a_baseline_are_its_norms() -> None:
     model = network()
     assert {name for name, _ in norm_parameters(model)} == {"weight", "bias"}
     assert image(0, 0).size == (SIZE, SIZE)
+
+
+def test_equal_epochs_go_to_the_lower_validation_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.2, 0.3, 0.1])
+    values = iter([1.0, 1.0, 1.0, 0.9])
+
+    def evaluate(self: Trainer, against: Any = None, model: Any = None) -> Evaluation:
+        return Evaluation(4, 4, next(values), None, None, next(losses), None, None)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    result = run(tmp_path / "run", epochs=4)
+    assert result.best_epoch == 2
+    assert result.metrics["val_loss"] == 0.2
