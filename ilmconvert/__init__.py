@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as _logging
 from typing import TYPE_CHECKING
 
 from ilmconvert._constants import __version__ as __version__
@@ -69,3 +70,4 @@ __getattr__, __dir__ = lazy_attributes(
 )
 
 _register_in_libraries()
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the program wants to hear it

@@ -66,6 +66,23 @@ def exact_targets() -> tuple[str, ...]:
     return tuple(name for name, target in TARGETS.items() if "identity" in target.starts)
 
 
+def shown_by(place: str) -> Callable[[Any], str]:
+    """A ``_repr_html_``, by which notebooks show an object: ``place`` is imported when one does.
+
+    What makes tables stands above the rooms whose objects they show, so that it is named here, and not imported.
+
+    Args:
+        place: the function of the object that returns HTML, as "module:function".
+    """
+
+    def html(self: Any) -> str:
+        module, _, name = place.partition(":")
+        result: str = getattr(import_module(module), name)(self)
+        return result
+
+    return html
+
+
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package whose attributes are imported when first asked for.
 

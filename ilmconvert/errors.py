@@ -1,5 +1,7 @@
 """Every error that ilmconvert raises on purpose: one line that says what is wrong and what to do."""
 
+from __future__ import annotations
+
 
 class ILMConvertError(Exception):
     """Base class: ``except ILMConvertError`` catches everything the library refuses."""
@@ -26,6 +28,35 @@ class CheckpointError(ILMConvertError):
 
 class ModelError(ILMConvertError):
     """A model name, its weights or its constructor arguments can't be resolved."""
+
+
+class WeightsError(ModelError):
+    """A model's default weights can't be had.
+
+    Attributes:
+        reason: why.
+    """
+
+    def __init__(self, reason: str, cure: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{reason}; {cure}" if cure else reason)
+
+    def __reduce__(self) -> tuple[type[WeightsError], tuple[str]]:
+        return type(self), (str(self),)
+
+
+class MisfitError(ModelError):
+    """Weights that don't fit a model.
+
+    Attributes:
+        arguments: of the model's constructor that would make them fit, where these can be told.
+    """
+
+    arguments: dict[str, int]
+
+    def __init__(self, message: str, arguments: dict[str, int] | None = None) -> None:
+        self.arguments = arguments or {}
+        super().__init__(message)
 
 
 class CalibrationError(ILMConvertError):

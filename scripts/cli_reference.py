@@ -30,8 +30,9 @@ HEAD = """\
 This page is written by `python -m scripts.cli_reference`; change the commands, not the page.
 
 `ilmconvert` and `python -m ilmconvert` are the same. `ilmconvert MODEL` is short for `ilmconvert convert MODEL`.
-Results go to stdout, everything else to stderr. Progress is shown on a terminal only. `--json` prints one JSON object.
-Colours are left out where stdout is no terminal, and with `NO_COLOR` set.
+Results go to stdout, everything else to stderr. On a terminal progress is a bar or a spinner; elsewhere, as in a log
+file, `finetune` says a line an epoch, and other commands that take longer than ten seconds a line a step. `--json`
+prints one JSON object. Colours are left out where stdout is no terminal, and with `NO_COLOR` set.
 """
 
 COMPLETION = """\
@@ -45,10 +46,10 @@ torch.
 CONFIG = """\
 ## Options from a file
 
-`--config FILE.yaml` gives options of long runs: a section a command, in it the long names of its options. What is
-given on the command line counts more. Unknown commands and options, and values that an option doesn't take, are
-errors. Paths are relative to the folder that the command runs in. The fields of a recipe go into a recipe file
-(`--recipe`, see [fine-tuning](finetune.md)), which the file can name.
+`--config FILE.yaml` gives options of long runs: a section a command, in it the long names of its options, and its
+arguments. What is given on the command line counts more. Unknown commands and options, and values that an option
+doesn't take, are errors. Paths are relative to the folder that the command runs in. `ilmconvert finetune --show-config`
+prints such a file with every field of the recipe, and a run keeps it as `run.yaml` (see [fine-tuning](finetune.md)).
 
 ```yaml
 verify:
@@ -57,12 +58,15 @@ verify:
   layers: [norms, head]
   json: true
 finetune:
+  model: resnet50
   data: pets
-  recipe: distill.yaml
   num-classes: 37
+  recipe: distill
+  distill: 0.5
+  epochs: 20
 ```
 
-    ilmconvert --config long-run.yaml finetune resnet50 -o run
+    ilmconvert --config long-run.yaml finetune -o run
     ilmconvert verify resnet50-ilm_gn.safetensors --config long-run.yaml
 """
 

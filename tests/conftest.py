@@ -12,10 +12,14 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ilmconvert.cli import _progress
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a process a core already; more threads only wait for each other.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+_progress.PATIENCE = 3600.0  # on a busy machine, too, a test's command says nothing but its results
 
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.calibration.batches import divide, prepared
 from ilmconvert.calibration.fit import Values, fit_meta, match_constants, rescaling, respread, weighted_error
 from ilmconvert.calibration.layers import Pair, pairs_of, restore, snapshot, source_targets
@@ -16,6 +17,7 @@ from ilmconvert.calibration.score import Score, run, score
 from ilmconvert.calibration.statistics import Moments, Statistics, joined, moments
 from ilmconvert.calibration.walk import walk
 from ilmconvert.errors import CalibrationError
+from ilmconvert.evaluation.progress_bar import count_bar
 from ilmconvert.surgery.conversion_info import note, noted
 from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.paused_forward import Inputs
@@ -72,6 +74,8 @@ class Calibration:
     fitted_on: int
     held_out: int
 
+    _repr_html_ = shown_by("ilmconvert.report.notebook:calibration")
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {**asdict(self), "scores": {name: s._asdict() for name, s in self.scores.items()}}
@@ -84,6 +88,7 @@ def calibrate(
     source: nn.Module,
     meta: bool = True,
     holdout: float = 0.25,
+    progress: Callable[[int, int, str], None] | bool | None = None,
 ) -> Calibration:
     """Fit the layers of ``model`` to what the same layers of ``source`` give on a few unlabelled batches, in place.
 
@@ -105,6 +110,8 @@ def calibrate(
         source: what ``model`` was converted from; the layers have the same names.
         meta: fit the meta-networks, too.
         holdout: the share of the batches (of the samples, for a single batch) that is held out.
+        progress: called after each layer with the layers done, all of them, and what is fitted (see ``kept``); True
+            shows a bar.
 
     Raises:
         CalibrationError: no layer to fit, too few samples, or batches that don't go through the models.
@@ -122,7 +129,7 @@ def calibrate(
     pairs, skipped = pairs_of(model, source)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fitting, held_out = divide(prepared(batches, device), holdout)
-    with evaluating(model, source):
+    with count_bar(progress, "layers") as told, evaluating(model, source):
         everything = [*fitting.inputs, *held_out.inputs]
         targets, calls = source_targets(source, pairs, everything)
         skipped |= {name: SHARED if calls[name] else NEVER_RUN for name in pairs if calls[name] != 1}
@@ -134,7 +141,7 @@ def calibrate(
         try:
             for step in _steps(pairs, meta):
                 restore(pairs, start)
-                fits = _fit_all(model, pairs, targets, everything, fitting.samples, step)
+                fits = _fit_all(model, pairs, targets, everything, fitting.samples, step, told)
                 scores[step.name] = score(run(model, held_out.inputs), expected)
                 if scores[step.name].better_than(scores[kept]):
                     kept, best, layers = step.name, snapshot(pairs), fits
@@ -161,6 +168,7 @@ def _fit_all(
     batches: list[Inputs],
     fitted_on: int,
     step: Step,
+    progress: Callable[..., None] | None,
 ) -> tuple[LayerFit, ...]:
     """One walk through the model in which every layer is fitted, as it is reached, on the first ``fitted_on`` samples.
 
@@ -171,7 +179,9 @@ def _fit_all(
     def visit(name: str, inputs: list[Tensor]) -> None:
         pair, x = pairs[name], joined([moments(t) for t in inputs])
         if x.mean.shape != targets[name].mean.shape:
-            raise CalibrationError(f"{name} gets inputs of another shape than in the source; give the model's source")
+            raise CalibrationError(
+                f"{name} gets inputs of another shape than in the source; give the model's source (--source)"
+            )
         s = pair.statistics(x, targets[name])
         held_out = s.part(slice(fitted_on, None))
         start = {key: t.detach().cpu().double() for key, t in pair.values().items()}
@@ -182,6 +192,8 @@ def _fit_all(
             least = 0
         pair.write(candidates[least])
         fits.append(LayerFit(name, _error(pair, start, held_out), errors[least]))
+        if progress is not None:
+            progress(len(fits), len(pairs), step.name)
 
     walk(model, {name: pair.layer for name, pair in pairs.items()}, batches, visit)
     return tuple(fits)

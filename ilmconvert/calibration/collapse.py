@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.calibration.batches import prepared
 from ilmconvert.calibration.fit import fit_constants, sample_weights
 from ilmconvert.calibration.score import Score, run, score
@@ -26,7 +27,7 @@ from ilmconvert.surgery.undo import is_group_norm
 
 TOLERANCE = 1e-3
 
-_CURE = "anneal the restoring path and decay the decoders while fine-tuning, or allow more with tolerance"
+_CURE = "anneal the restoring path and decay the decoders while fine-tuning, or allow more with --tolerance"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Collapse:
     model: nn.Module
     layers: tuple[CollapsedLayer, ...]
     score: Score | None
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:collapse")
 
     @property
     def deviation(self) -> float:
@@ -93,7 +96,9 @@ def collapse(model: nn.Module, batches: Iterable[Any] | None = None, *, toleranc
     open_ones = {name: m for name, m in layers.items() if name not in found}
     if open_ones and not inputs:
         first = next(iter(open_ones))
-        raise CollapseError(f"{first} has a meta-network or restoring path that isn't zero; give batches to measure it")
+        raise CollapseError(
+            f"{first} has a meta-network or restoring path that isn't zero; give batches to measure it (--data IMAGES)"
+        )
     with evaluating(model):
         for name, s in _measure(model, open_ones, inputs).items():
             found[name], report[name] = _fit(name, layers[name], s)

@@ -20,6 +20,8 @@ from ilmconvert.errors import CheckpointError
 LARGEST_HEADER = 2 << 20
 #: What stands for a folder that was published or is to be; timm's and the hub's name.
 FOLDER_FILE = "model.safetensors"
+#: What stands for the folder of a fine-tuning run.
+RUN_FILE = "best.safetensors"
 
 
 class Entry(NamedTuple):
@@ -64,19 +66,28 @@ def _sort_header(path: Path) -> None:
             f.write(text.ljust(size))
 
 
+def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for: of a folder that was published or is that of a run, the one in it.
+
+    >>> str(checkpoint_file("resnet50-ilm_gn.safetensors"))
+    'resnet50-ilm_gn.safetensors'
+    """
+    inside = (Path(path) / name for name in (FOLDER_FILE, RUN_FILE))
+    return next((file for file in inside if file.is_file()), Path(path))
+
+
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The open file, as ``safetensors.safe_open`` gives it; in a folder, the file :data:`FOLDER_FILE`.
+    """The open file, as ``safetensors.safe_open`` gives it; of a folder, the :func:`checkpoint_file`.
 
     Raises:
         CheckpointError: it isn't there or isn't such a file.
     """
     from safetensors import SafetensorError, safe_open
 
-    if (Path(path) / FOLDER_FILE).is_file():
-        path = Path(path) / FOLDER_FILE
-    if not Path(path).is_file():
-        what = f"is a folder without {FOLDER_FILE}" if Path(path).is_dir() else "doesn't exist"
+    path = checkpoint_file(path)
+    if not path.is_file():
+        what = f"is a folder without {FOLDER_FILE} or {RUN_FILE}" if path.is_dir() else "doesn't exist"
         raise CheckpointError(f"{path} {what}; give the .safetensors file that ilmconvert wrote")
     try:
         _check_header_size(path)

@@ -68,7 +68,8 @@ def load(
     """The model that :func:`save` wrote, in evaluation mode, ready to use. Never unpickles, never downloads.
 
     Args:
-        path: the file, or a folder with a ``model.safetensors``, as :func:`ilmconvert.save_pretrained` writes it.
+        path: the file, or a folder: one that :func:`ilmconvert.save_pretrained` wrote, or of a fine-tuning run, whose
+            best checkpoint is taken.
         into: for a custom model (not from timm or torchvision): the same model before (or after) its conversion. It
             is converted in place by the stored plan, and filled. If anything fails it stays as it was.
         device: where the model goes.
@@ -134,7 +135,10 @@ def _metadata(header: Mapping[str, str] | None, path: str | os.PathLike[str]) ->
     if f"{METADATA_KEY}_delta" in (header or {}):
         raise CheckpointError(f"{path} is a delta: apply it to its base with ilmconvert.apply_delta(base, path)")
     if METADATA_KEY not in (header or {}):
-        raise CheckpointError(f"{path} wasn't written by ilmconvert; as weights of a source model use --weights {path}")
+        raise CheckpointError(
+            f"{path} wasn't written by ilmconvert; if it holds weights, name the model that they are of: "
+            f"ilmconvert MODEL --weights {path}"
+        )
     assert header is not None
     with damage(path):
         return Metadata.from_json(header[METADATA_KEY])

@@ -16,7 +16,9 @@ import click
 from ilmconvert._constants import INITS, TARGETS
 from ilmconvert.cli._complete import models
 from ilmconvert.cli._exit import one_line
-from ilmconvert.cli._global import shows_progress, verbosity
+from ilmconvert.cli._global import verbosity
+from ilmconvert.cli._progress import progress as progress
+from ilmconvert.cli._progress import to_stderr
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,7 +42,7 @@ def warn(message: object, *, loud: bool = False) -> None:
     """One line on stderr; after ``--quiet`` only a loud one."""
     if verbosity() < 0 and not loud:
         return
-    click.echo(click.style(f"Warning: {one_line(message)}", fg="red" if loud else "yellow", bold=loud), err=True)
+    to_stderr(click.style(f"Warning: {one_line(message)}", fg="red" if loud else "yellow", bold=loud))
 
 
 class _OnStderr(logging.Handler):
@@ -48,7 +50,7 @@ class _OnStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if verbosity() == 0:
-            click.echo(one_line(record.getMessage()), err=True)
+            to_stderr(one_line(record.getMessage()))
 
 
 @contextmanager
@@ -72,18 +74,6 @@ def library_warnings() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextmanager
-def progress(enabled: bool = True) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr, only on a terminal; yields the function that says what is going on."""
-    if not (enabled and shows_progress()):
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield lambda text: status.update(text)
 
 
 def model_args(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import click
 
 EXIT_FAILED = 1
 EXIT_ERROR = 2
+EXIT_NOT_COMPARED = 3
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
@@ -21,6 +22,7 @@ EXIT_CODES = {
     0: "Done.",
     EXIT_FAILED: "A check failed: a criterion of verify, or a model of sweep.",
     EXIT_ERROR: "The command failed; one line on stderr says why and what to do.",
+    EXIT_NOT_COMPARED: "verify found no source, so nothing was compared with the original.",
     EXIT_INTERRUPTED: "Interrupted by Ctrl-C.",
     EXIT_PIPE: "The program that read the output is gone, as in `| head`.",
 }

@@ -61,20 +61,22 @@ def numbers(now: Progress) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def print_result(result: Result) -> None:
-    """What a run came to, and what was written."""
+def print_result(result: Result, again: str | None = None) -> None:
+    """What a run came to, what was written, and ``again``, the command to go on with."""
     from ilmconvert.report.run import read_run
 
     print_run(read_run(result.output))
     if result.summary["stopped_early"]:
         click.echo(f"Stopped after {result.summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
+    if again is not None:
+        click.echo(f"Next: {again}")
 
 
 def print_run(run: Run) -> None:
     """The networks of a run before, right after the conversion, and after fine-tuning, on validation images."""
-    from ilmconvert.report.run import arms
-    from ilmconvert.report.run_page import label
+    from ilmconvert.report.run import arms, label
+    from ilmconvert.report.tables import Table
     from ilmconvert.report.text import NONE, share
 
     before = run.summary.get("before") or {}
@@ -95,13 +97,19 @@ def print_run(run: Run) -> None:
         caption = "not measured before training: the head is new"
     model, recipe = run.summary.get("model", run.path), run.config.get("recipe", {}).get("name", "")
     columns = ("network", "before", "right after", "after", "best epoch")
-    print_table(f"{model}, recipe {recipe}: top-1 on validation images", columns, rows, caption=caption)
+    table = Table(columns, rows).without_empty_columns()
+    title = f"{model}, recipe {recipe}: top-1 on validation images"
+    print_table(title, table.columns, table.texts(), caption=caption)
 
 
 def print_plan(summary: Mapping[str, Any]) -> None:
     """What a dry run found: the length of the run, and what trains at which learning rate."""
+    from ilmconvert.data.folders import some
+
     data, found = summary["data"], [("device", f"{summary['device']}, {summary['processes']} process(es)")]
     found.append(("images", f"{data.get('train')} to train, {data.get('val') or 'no'} to validate"))
+    if names := data.get("classes"):
+        found.append(("classes", f"{len(names)}: {some(names, 8)}"))
     found.append(("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch"))
     for kind, group in summary["trained"].items():
         rates = group["learning_rates"]

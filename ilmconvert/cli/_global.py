@@ -23,9 +23,14 @@ def verbosity() -> int:
     return 0 if context is None else int(context.meta.get(_VERBOSITY, 0))
 
 
+def speaks() -> bool:
+    """Whether to tell on stderr what is going on: unless ``--quiet``."""
+    return verbosity() >= 0
+
+
 def shows_progress() -> bool:
-    """Whether to tell on stderr what is going on: on a terminal, unless ``--quiet``."""
-    return sys.stderr.isatty() and verbosity() >= 0
+    """Whether to tell it by something that moves: on a terminal, and not between the lines of ``--verbose``."""
+    return sys.stderr.isatty() and verbosity() == 0
 
 
 def with_global_options(command: CommandType) -> CommandType:

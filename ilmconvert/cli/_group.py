@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 
 from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._complete import models
-from ilmconvert.cli._exit import EXIT_INTERRUPTED, Interrupted, fail, quiet_broken_pipe
+from ilmconvert.cli._exit import EXIT_INTERRUPTED, Interrupted, fail, one_line, quiet_broken_pipe
 from ilmconvert.cli._global import global_options, verbosity, with_global_options
 from ilmconvert.errors import ILMConvertError
 
@@ -99,6 +99,9 @@ class CommandGroup(click.Group):
             fail(error.format_message())
         except (ILMConvertError, OSError) as error:
             fail(error)
+        except Exception as error:  # a fault of this package; the traceback is there for whoever reports it
+            reason = one_line(error)[:300] or "no message"
+            fail(f"unexpected {type(error).__name__}: {reason}; add --verbose to see where, and report it")
         sys.exit(code if isinstance(code, int) else 0)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
@@ -109,7 +112,9 @@ class CommandGroup(click.Group):
         try:
             with quiet_broken_pipe():
                 return super().invoke(ctx)
-        except (click.ClickException, ILMConvertError, OSError):
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
             if verbosity() > 0:
                 traceback.print_exc()
             raise

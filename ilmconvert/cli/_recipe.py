@@ -78,7 +78,28 @@ def recipe_options(command: Command) -> Command:
 def overrides(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe that were given as options."""
     given = {name: options[name] for name in settings_of(Recipe) if options[name] is not None}
+    if options["recipe_name"] is not None:
+        given["name"] = options["recipe_name"]
     return {name: None if value is UNSET else value for name, value in given.items()}
+
+
+#: Options that aren't of the run itself: they show something, or say how to go on.
+_NOT_OF_THE_RUN = ("recipe", "recipe_name", "resume", "dry_run", "show_config", "find_batch_size", "as_json")
+
+
+def run_file_of(context: click.Context, recipe: Recipe) -> str:
+    """The file that ``--config`` reads, of the command that is running: its model, its options and the recipe."""
+    from ilmconvert.finetune.run_file import run_file
+
+    sections: dict[str, dict[str, Any]] = {}
+    fields = settings_of(Recipe)
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if parameter.expose_value and name not in fields and name not in _NOT_OF_THE_RUN:
+            heading = getattr(parameter, "section", "Run")
+            long = next((opt for opt in parameter.opts if opt.startswith("--")), name)
+            sections.setdefault(heading, {})[long.lstrip("-")] = context.params.get(name)
+    return run_file(sections, recipe)
 
 
 _METAVARS = {int: "N", float: "X", str: "NAME"}

@@ -26,14 +26,15 @@ def print_table(
 
 
 def print_facts(title: str, rows: Iterable[tuple[str, str | None]]) -> None:
-    """A label and a text in every row, without those that have none."""
+    """A label and a text in every row, without those that have none. Brackets are text, no markup of rich."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, show_header=False)
+    table = Table(title=escape(title), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for label, text in rows:
         if text is not None:
-            table.add_row(label, text)
+            table.add_row(escape(label), escape(text))
     Console().print(table)

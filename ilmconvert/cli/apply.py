@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
+from ilmconvert.cli._common import beside, check_output, model_arg_option, output_options, print_json, progress
 
 
 @click.command()
@@ -16,9 +16,16 @@ from ilmconvert.cli._common import beside, check_output, output_options, print_j
 @click.option(
     "--weights", metavar="default|FILE", help="Weights of the source model.  [default: those that the delta names]"
 )
+@model_arg_option("the source")
 @output_options("DELTA without .delta")
 def apply(
-    delta: Path, source: str | None, weights: str | None, output: Path | None, force: bool, as_json: bool
+    delta: Path,
+    source: str | None,
+    weights: str | None,
+    model_args: dict[str, Any],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Make a checkpoint from DELTA and your own copy of its source model; any other model is refused.
 
@@ -44,7 +51,8 @@ def apply(
         found, _ = read_delta(delta)
         header = {**found.metadata.to_dict(), "spec": found.base.to_dict() if found.base else None}
         say("looking for the source model")
-        base = find_base(OpenedCheckpoint(delta, nn.Identity(), header, ""), source=source, weights=weights)
+        opened = OpenedCheckpoint(delta, nn.Identity(), header, "")
+        base = find_base(opened, source=source, weights=weights, model_args=model_args)
         model = apply_delta(base.model, delta)
         say(f"writing {output}")
         save(model, output)

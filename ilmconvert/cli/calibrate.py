@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
+from ilmconvert.cli._common import beside, check_output, model_arg_option, output_options, print_json, progress
 from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, help="A folder of images (labels aren't used) or a timm dataset's name.")
 @click.option("--source", metavar="MODEL|FILE", help="What was converted.  [default: what the checkpoint says]")
 @click.option("--weights", metavar="FILE|default", help="Weights of the source.  [default: what the checkpoint says]")
+@model_arg_option("the source")
 @click.option(
     "--images", type=click.IntRange(min=4), default=64, show_default=True, metavar="N", help="Largest number of images."
 )
@@ -41,6 +42,7 @@ def calibrate(
     data: str,
     source: str | None,
     weights: str | None,
+    model_args: dict[str, Any],
     holdout: float,
     constants_only: bool,
     output: Path | None,
@@ -55,28 +57,41 @@ def calibrate(
       ilmconvert calibrate resnet50-ln.safetensors --data images
       ilmconvert calibrate resnet50-ln.safetensors --data images --images 256 -o fitted.safetensors
     """
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+
+    checkpoint = checkpoint_file(checkpoint)
     output = output or beside(checkpoint, "-calibrated.safetensors")
     check_output(output, force)
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save
-    from ilmconvert.data.transforms import image_batches
+    from ilmconvert.data.trained_images import described
+    from ilmconvert.data.transforms import image_batches, transform_config, transform_text
     from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
     from ilmconvert.evaluation.verify.source_model import find_source_model
 
     with progress() as say:
         say(f"loading {checkpoint}")
         opened = open_checkpoint(checkpoint)
-        original = find_source_model(opened, source=source, weights=weights)
+        original = find_source_model(opened, source=source, weights=weights, model_args=model_args)
         say("reading images")
+        config = transform_config(opened.model, choice["input_size"])
         batches = image_batches(opened.model, data, **choice)
         say("fitting layer after layer")
-        found = fit(opened.model, batches, source=original.model, meta=not constants_only, holdout=holdout)
+        found = fit(
+            opened.model,
+            batches,
+            source=original.model,
+            meta=not constants_only,
+            holdout=holdout,
+            progress=lambda done, total, what: say(f"fitting the {what}: {done} of {total} layers", often=True),
+        )
         save(opened.model, output)
     if as_json:
         summary = {"checkpoint": str(checkpoint), "output": str(output), "source": original.description}
-        print_json({**summary, "data": data, **found.to_dict()})
+        print_json({**summary, "data": data, "input": described(config), **found.to_dict()})
         return
     _print(found, original.description)
+    click.echo(f"Images of {transform_text(config)}")
     click.echo(f"Wrote {output}")
 
 

@@ -52,16 +52,21 @@ def collapse(
       ilmconvert collapse run/best.safetensors --data images
       ilmconvert collapse run/best.safetensors --data images --tolerance 1e-2 --json
     """
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+
+    checkpoint = checkpoint_file(checkpoint)
     output = output or beside(checkpoint, "-plain.safetensors")
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save
-    from ilmconvert.data.transforms import image_batches
+    from ilmconvert.data.trained_images import described
+    from ilmconvert.data.transforms import image_batches, transform_config, transform_text
     from ilmconvert.export.stock_timm import timm_arguments
 
     with progress() as say:
         say(f"loading {checkpoint}")
         model = load(checkpoint)
+        config = None if data is None else transform_config(model, choice["input_size"])
         batches = None if data is None else image_batches(model, data, **choice)
         say("measuring every layer")
         found = collapsed(model, batches, tolerance=tolerance)
@@ -69,6 +74,7 @@ def collapse(
     summary: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "output": str(output),
+        "input": None if config is None else described(config),
         "layers": [vars(layer) for layer in found.layers],
         "largest_deviation": found.deviation,
         "tolerance": tolerance,
@@ -88,4 +94,6 @@ def collapse(
     if found.score is not None:
         agreement = "" if found.score.agreement is None else f"; same class on {share(found.score.agreement)} of images"
         click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")
+    if config is not None:
+        click.echo(f"Images of {transform_text(config)}")
     click.echo(f"Wrote {output}")

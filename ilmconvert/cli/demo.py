@@ -36,6 +36,7 @@ def demo(to: str, as_json: bool) -> None:
         print_json(result.to_dict())
         return
     _print(result)
+    click.echo(f"Next: ilmconvert plan resnet50 --to {to}   # any model of `ilmconvert list`")
 
 
 def _print(result: DemoResult) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_arg_option, print_json, progress
+from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._table import print_facts
+from ilmconvert.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ilmconvert.evaluation.accuracy import Evaluation
+    from ilmconvert.data.open_data import Data
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
 
@@ -76,19 +75,23 @@ def evaluate(
     with progress() as say:
         say(f"loading {checkpoint}")
         model = _load(checkpoint, weights, model_args)
-        other = None if against is None else _load(against, against_weights, model_args)
+        other = None if against is None else _load_other(against, against_weights, model_args)
         say(f"opening {data}")
-        from ilmconvert.data.transforms import evaluation_images
+        from ilmconvert.data.trained_images import described
+        from ilmconvert.data.transforms import evaluation_images, transform_config, transform_text
 
+        config = transform_config(model, input_size)
         found, images = evaluation_images(model, data, input_size=input_size, **which)
+        _check_classes(found, model)
         part = "all images" if found.val is None else "validation images"
         if against is None and not (found.labelled or found.val is not None):
             raise click.UsageError("without labels there is only the comparison with another model: add --against")
 
         def show(done: int, total: int | None) -> None:
-            say(f"{done} of {total} images" if total else f"{done} images")
+            say(f"{done} of {total} images" if total else f"{done} images", often=True)
 
         from ilmconvert.evaluation.accuracy import evaluate as measure
+        from ilmconvert.report.facts import evaluation_facts as rows
 
         result = measure(
             model,
@@ -101,44 +104,45 @@ def evaluate(
             progress=show,
         )
     if as_json:
-        print_json({"model": checkpoint, "against": against, "data": data, "images": part, **result.to_dict()})
+        facts = {"model": checkpoint, "against": against, "data": data, "images": part, "input": described(config)}
+        print_json({**facts, **result.to_dict()})
     else:
-        print_facts(f"{checkpoint} on {data} ({part})", rows(result, against))
+        print_facts(f"{checkpoint} on {data} ({part})", [("input", transform_text(config)), *rows(result, against)])
+
+
+def _check_classes(found: Data, model: nn.Module) -> None:
+    """Refuse data of other classes than the head's, and warn of those that are called otherwise."""
+    from ilmconvert.data.folders import some
+    from ilmconvert.data.open_data import check_head
+    from ilmconvert.data.trained_images import trained_classes
+    from ilmconvert.models.head import number_of_classes
+
+    classes = number_of_classes(model)
+    if classes is not None and classes > 1:  # what has fewer outputs is refused as no classifier
+        cure = (
+            "give a checkpoint that was fine-tuned on these classes, or compare without labels: --unlabelled --against"
+        )
+        check_head(found, classes, cure)
+    ours, theirs = trained_classes(model), found.class_names
+    if ours and theirs and ours != theirs:
+        warn(f"the classes of the data ({some(theirs)}) count as those that the network was trained on ({some(ours)})")
 
 
 def _load(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
-    """A checkpoint file, the best checkpoint of a run folder, or a model by name."""
-    from ilmconvert.finetune.networks import BEST, open_model
-    from ilmconvert.models.create import create_model
+    """A checkpoint, of a file or folder, or a model by name."""
+    from ilmconvert.finetune.networks import open_model
 
-    path = Path(name)
-    if path.is_dir() and not (path / BEST).is_file():
-        raise click.UsageError(f"the folder {name} has no {BEST}; give a run folder of ilmconvert finetune or a file")
-    if arguments and not path.exists():
-        return create_model(name, weights=weights, **arguments)
-    return open_model(name, weights)[1]
+    return open_model(name, weights, arguments)[1]
+
+
+def _load_other(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return _load(name, weights, arguments)
+    except ModelError as error:
+        raise ModelError(str(error).replace("--weights", "--against-weights")) from error
 
 
 def _device() -> str:
     import torch
 
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-
-
-def rows(result: Evaluation, against: str | None) -> list[tuple[str, str | None]]:
-    """What the table shows: a label and a text each, None where it wasn't measured."""
-    from ilmconvert.report.text import share
-
-    percent = partial(share, digits=2)
-    return [
-        ("images", f"{result.count}" + ("" if result.labelled == result.count else f", {result.labelled} labelled")),
-        ("top-1", percent(result.top1, result.top1_interval)),
-        ("top-5", percent(result.top5)),
-        ("loss", None if result.loss is None else f"{result.loss:.4f} nats"),
-        ("calibration error", percent(result.calibration_error)),
-        ("not finite", f"{result.not_finite} images" if result.not_finite else None),
-        (f"same class as {against}", percent(result.agreement, result.agreement_interval)),
-        (f"top-1 of {against}", percent(result.against_top1)),
-        ("difference", percent(result.difference, result.difference_interval, sign="+")),
-        ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
-    ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, print_json, progress
+from ilmconvert.cli._common import beside, model_arg_option, print_json, progress
 from ilmconvert.cli._formats import check_place, check_push, default_place, push_options, write, written
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ RUNTIMES = ("onnx", "pt2")
 @click.option(
     "--weights", metavar="default|FILE", help="Weights of the source model.  [default: those that FILE names]"
 )
+@model_arg_option("the source model")
 @push_options
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -68,6 +69,9 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
       ilmconvert export resnet50-ilm_gn.safetensors --format hub -o resnet50-ilm_gn
     """
     check_push(kind, options["push"], options["private"])
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+
+    file = checkpoint_file(file)
     if kind in RUNTIMES:
         summary, text = _for_runtime(file, kind, output or beside(file, f".{kind}"), force, **options)
     else:
@@ -90,6 +94,7 @@ def _for_people(
     *,
     source: str | None,
     weights: str | None,
+    model_args: dict[str, Any],
     push: str | None,
     private: bool,
     static: bool,
@@ -106,23 +111,25 @@ def _for_people(
 
         opened = open_checkpoint(file)
         say("looking for the source")
-        base = _base(opened, kind, source, weights)
+        base = _base(opened, kind, source, weights, model_args)
         summary = write(opened.model, output, kind, base, say, push=push, private=private)
     return {**summary, "measured": kind == "hub" and base is not None}, written(summary)
 
 
-def _base(opened: OpenedCheckpoint, kind: str, source: str | None, weights: str | None) -> nn.Module | None:
+def _base(
+    opened: OpenedCheckpoint, kind: str, source: str | None, weights: str | None, model_args: dict[str, Any]
+) -> nn.Module | None:
     """The source: for a delta there must be one; a card does without, and of a trained network compares nothing."""
     from ilmconvert.errors import ILMConvertError
     from ilmconvert.evaluation.verify.source_model import find_base, find_source_model
 
     if kind == "delta":
-        return find_base(opened, source=source, weights=weights).model
-    given = source is not None or weights is not None
+        return find_base(opened, source=source, weights=weights, model_args=model_args).model
+    given = source is not None or weights is not None or bool(model_args)
     if opened.fine_tuned and not given:
         return None
     try:
-        found = find_source_model(opened, source=source, weights=weights)
+        found = find_source_model(opened, source=source, weights=weights, model_args=model_args)
     except ILMConvertError:
         if given:
             raise
@@ -142,8 +149,8 @@ def _for_runtime(
     **others: Any,
 ) -> tuple[dict[str, Any], str]:
     """An ONNX file or torch.export archive: the summary, also as text."""
-    if others["source"] is not None or others["weights"] is not None:
-        raise click.UsageError("--source and --weights are for hub and delta; leave them out")
+    if others["source"] is not None or others["weights"] is not None or others["model_args"]:
+        raise click.UsageError("--source, --weights and --model-arg are for hub and delta; leave them out")
     if static and dynamic_size:
         raise click.UsageError("--static fixes what --dynamic-size leaves open; leave one of them out")
     if output.exists() and not force:
@@ -158,15 +165,22 @@ def _for_runtime(
         write_program(model, output, format=kind, dynamic=not static, dynamic_size=dynamic_size, size=size)
         say("comparing with the model")
         error = _error_in_runtime(model, output, kind, size)
+    traced = _traced_shape(model, size)
     shape = "fixed shape" if static else f"dynamic batch{', height and width' if dynamic_size else ''}"
-    text = f"Wrote {output} ({shape})\n"
+    text = f"Wrote {output} ({shape}; traced with {traced})\n"
     text += (
         "Not compared with the model, since onnxruntime isn't installed"
         if error is None
         else f"Error against the model: {error:.1e}"
     )
     summary = {"output": str(output), "format": kind, "dynamic": not static, "dynamic_size": dynamic_size}
-    return {**summary, "relative_error": error}, text
+    return {**summary, "traced_with": traced, "relative_error": error}, text
+
+
+def _traced_shape(model: Any, size: int | None) -> str:
+    from ilmconvert.data.example_inputs import example_inputs
+
+    return " x ".join(map(str, example_inputs(model, batch_size=2, size=size)[0].shape))
 
 
 def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> float | None:

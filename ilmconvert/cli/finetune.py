@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert._constants import INITS
-from ilmconvert.cli._common import print_json, warn
+from ilmconvert.cli._common import model_args, print_json, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result
-from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, section_option
+from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, run_file_of, section_option
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 
 if TYPE_CHECKING:
@@ -46,10 +48,11 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     metavar="NAME|FILE.yaml",
     help="norm, full, distill, anneal, freeze-then-full, or a file. Every field is an option below, too.",
 )
+@section_option(_RUN, "--recipe-name", metavar="NAME", help="Name of the recipe in reports.  [default: the recipe's]")
 @section_option(_RUN, "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @section_option(_RUN, "--resume", is_flag=True, help="Continue the run in DIR, exactly where it stopped.")
 @section_option(_RUN, "--dry-run", is_flag=True, help="Build everything, show what would be run, write nothing.")
-@section_option(_RUN, "--show-config", is_flag=True, help="Print the recipe with all options as YAML, and exit.")
+@section_option(_RUN, "--show-config", is_flag=True, help="Print what would be run as YAML for --config, and exit.")
 @section_option(_RUN, "--find-batch-size", is_flag=True, help="Print the largest batch size that fits, and exit.")
 @section_option(
     _RUN, "--log-with", multiple=True, metavar="NAME", help="tensorboard, wandb or trackio. Repeatable; none: no log."
@@ -65,6 +68,15 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     show_default=True,
     metavar="default|none|FILE",
     help="Weights of a source model: the library's, random ones, or a file.",
+)
+@section_option(
+    _MODEL,
+    "--model-arg",
+    "model_args",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=model_args,
+    help="Argument for the constructor of a source model, as in in_chans=1; a JSON value. Repeatable.",
 )
 @section_option(
     _MODEL,
@@ -110,14 +122,15 @@ def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size:
     Examples:
       ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
       ilmconvert finetune resnet50-ilm_gn.safetensors --data photos --recipe distill --unlabelled -o run
-      ilmconvert finetune --config run.yaml resnet50 -o run
+      ilmconvert finetune resnet50 --data pets --num-classes 37 -o run --show-config > pets.yaml
+      ilmconvert finetune --config pets.yaml --epochs 20 -o longer
       accelerate launch -m ilmconvert finetune resnet50 --data pets --num-classes 37 -o run
     """
     if not _is_main():
         warnings.simplefilter("ignore")  # the main process says the same
     chosen = get_recipe(recipe, **overrides(options))
     if show_config:
-        click.echo(f"# learning rate of the optimizer: {chosen.learning_rate:g}\n{chosen.to_yaml()}", nl=False)
+        click.echo(run_file_of(click.get_current_context(), chosen), nl=False)
         return
     if model is None:
         raise click.UsageError("name a checkpoint or a model to fine-tune, such as resnet50")
@@ -133,6 +146,8 @@ def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size:
 def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
     from ilmconvert.finetune import finetune as run
 
+    if options["resume"]:
+        _check_resume(options["output"])
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
         warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
@@ -145,11 +160,13 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             num_classes=options["num_classes"],
             teacher=options["teacher"],
             weights=options["weights"],
+            model_args=options["model_args"],
             init=options["init"],
             resume=options["resume"],
             dry_run=options["dry_run"],
             baselines=tuple(dict.fromkeys(options["baselines"])),
             progress=progress,
+            run_file=run_file_of(click.get_current_context(), recipe),
             **_trackers(options["log_with"]),
         )
     if not _is_main():
@@ -159,7 +176,27 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
     elif options["dry_run"]:
         print_plan(result.summary)
     else:
-        print_result(result)
+        print_result(result, _next(options, data))
+
+
+def _next(options: dict[str, Any], data: Data) -> str:
+    """The command that measures the best checkpoint, on the same validation images where there are any."""
+    if not data.labelled or not Path(options["data"]).is_dir():
+        return shlex.join(["ilmconvert", "export", str(options["output"])])
+    words = ["ilmconvert", "evaluate", str(options["output"]), "--data", str(options["data"])]
+    if isinstance(options["val_split"], float):
+        words += ["--val-split", f"{options['val_split']:g}", "--seed", str(data.description["seed"])]
+    return shlex.join(words)
+
+
+def _check_resume(folder: Path) -> None:
+    """Refuse a folder that no run was ever started in, such as a misspelt one."""
+    if (folder / "config.yaml").exists() or (folder / ".lock").exists():  # the lock comes first
+        return
+    runs = [path.parent.name for path in folder.absolute().parent.glob("*/config.yaml")]
+    near = difflib.get_close_matches(folder.name, runs, n=1)
+    hint = f"did you mean {folder.parent / near[0]}?" if near else "name the folder of a run with -o"
+    raise click.UsageError(f"there is no run in {folder} to resume; {hint} (without --resume a new run starts there)")
 
 
 def _open_data(options: dict[str, Any], seed: int) -> Data:
@@ -203,7 +240,7 @@ def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> No
     from ilmconvert.finetune.devices import process
     from ilmconvert.finetune.networks import start
 
-    keys = ("num_classes", "weights", "init")
+    keys = ("num_classes", "weights", "model_args", "init")
     network = start(model, recipe, **{key: options[key] for key in keys}).network
     found = (
         find_batch_size(network, recipe, transform_config(network, recipe.input_size)["input_size"])

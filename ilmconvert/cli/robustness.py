@@ -72,7 +72,8 @@ def robustness(
         say(f"loading {checkpoint}")
         from ilmconvert.calibration.bound import bound
         from ilmconvert.checkpoint.save_load import load
-        from ilmconvert.data.transforms import unit_images
+        from ilmconvert.data.trained_images import described
+        from ilmconvert.data.transforms import transform_config, transform_text, unit_images
         from ilmconvert.evaluation.robustness import all_conditions, compare_networks, is_bounded, networks
 
         model = load(checkpoint)
@@ -83,20 +84,23 @@ def robustness(
                 raise click.UsageError(f"--limits: {error}") from error
         elif not is_bounded(model):
             raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
+        config = transform_config(model, input_size)
+        say(f"reading images of {data}")
         found, normalize = unit_images(model, data, at_most=images, input_size=input_size, seed=seed)
         conditions = all_conditions(severities or (1, 3, 5))
         rows = []
         for row in compare_networks(networks(model, normalize, found), found, normalize, conditions):
-            say(f"{row.condition.name} {row.condition.severity or ''}")
             rows.append(row)
+            say(f"condition {len({r.condition for r in rows})} of {len(conditions)}", often=True)
     if plot:
         from ilmconvert.evaluation.robustness_plot import plot_agreement
 
         plot_agreement(rows, Path(plot))
     if as_json:
-        print_json({"checkpoint": checkpoint, "data": data, "images": len(found), "rows": [_plain(r) for r in rows]})
+        facts = {"checkpoint": checkpoint, "data": data, "images": len(found), "input": described(config)}
+        print_json({**facts, "rows": [_plain(r) for r in rows]})
     else:
-        _print(rows, f"{checkpoint}: {len(found)} images of {data}")
+        _print(rows, f"{checkpoint}: {len(found)} images of {data}, {transform_text(config)}")
 
 
 def _plain(row: Agreement) -> dict[str, Any]:

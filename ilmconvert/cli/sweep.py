@@ -13,6 +13,7 @@ import click
 from ilmconvert._constants import exact_targets
 from ilmconvert.cli._exit import EXIT_FAILED
 from ilmconvert.cli._global import shows_progress
+from ilmconvert.cli._progress import progress as told
 from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ModelError
 
@@ -89,13 +90,19 @@ def sweep(
     if not names:
         raise ModelError(f"no model matches {pattern!r}; `ilmconvert list` shows the names")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shows_progress()) as progress:
+    bars = Progress(*columns, console=Console(stderr=True), disable=not shows_progress())
+    with told(enabled=not shows_progress()) as say, bars as progress:
         looking, running = progress.add_task("looking", total=None), progress.add_task("running", total=None)
 
         def on_line(line: Mapping[str, Any], done: int, total: int) -> None:
             if line["error"] is not None:
                 progress.console.print(f"{line['model']} ({line['to']}): {line['error']}", style="red", markup=False)
             progress.update(running, completed=done, total=total, description=line["model"])
+            say(f"{done} of {total} done, last {line['model']}", often=True)
+
+        def on_survey(done: int, total: int) -> None:
+            progress.update(looking, completed=done, total=total)
+            say(f"looked at {done} of {total} models", often=True)
 
         lines = run_sweep(
             names,
@@ -106,7 +113,7 @@ def sweep(
             max_parameters=MAX_PARAMETERS if max_parameters is None else max_parameters,
             one_per_family=one_per_family,
             retry=retry,
-            on_survey=lambda done, total: progress.update(looking, completed=done, total=total),
+            on_survey=on_survey,
             on_line=on_line,
         )
     failures = [line for line in lines if outcome(line) == "failed"]

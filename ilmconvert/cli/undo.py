@@ -28,6 +28,9 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
       ilmconvert undo resnet50-ilm_gn.safetensors
       ilmconvert undo run/best.safetensors --partial -o mixed.safetensors
     """
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+
+    checkpoint = checkpoint_file(checkpoint)
     output = output or beside(checkpoint, "-source.safetensors")
     check_output(output, force)
     from ilmconvert.checkpoint.safetensors_io import write

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
-from ilmconvert.cli._exit import EXIT_FAILED
+from ilmconvert.cli._exit import EXIT_FAILED, EXIT_NOT_COMPARED
 from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _SHARE = click.FloatRange(0, 1)
 _NOT_NEGATIVE = click.FloatRange(min=0)
-_WORST = 3
 
 
 @click.command()
@@ -70,6 +69,9 @@ _WORST = 3
 def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -> None:
     """Compare a converted CHECKPOINT with its source, and exit with 1 if it fails a criterion of its conversion.
 
+    Where the source isn't available the checkpoint is compared with what its own layers tell of it, and the exit code
+    is 3.
+
     \b
     Examples:
       ilmconvert verify resnet50-ilm_gn.safetensors --data photos --html report.html
@@ -88,7 +90,8 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
         _print(result)
         if html is not None:
             click.echo(f"Wrote {html}")
-    click.get_current_context().exit(EXIT_FAILED if result.failed else 0)
+    code = EXIT_FAILED if result.failed else EXIT_NOT_COMPARED if result.not_compared else 0
+    click.get_current_context().exit(code)
 
 
 def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
@@ -111,7 +114,7 @@ def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
             source,
             sample,
             layers=_layers(options["layers"]),
-            progress=lambda done: say(f"compared {done} of {sample.description}"),
+            progress=lambda done: say(f"compared {done} of {sample.description}", often=True),
             **{key: options[key] for key in ("max_error", "min_agreement", "max_kl", "min_ratio", "worst")},
         )
 
@@ -138,7 +141,9 @@ def _sample(opened: OpenedCheckpoint, options: dict[str, Any]) -> Sample:
 
 
 def _print(result: Verification) -> None:
-    print_facts(f"{result.checkpoint.path} against {result.source.description}", rows(result))
+    from ilmconvert.report.facts import verification_facts
+
+    print_facts(f"{result.checkpoint.path} against {result.source.description}", verification_facts(result))
     print_table(
         "Criteria",
         ("", "limit", "measured", ""),
@@ -148,43 +153,18 @@ def _print(result: Verification) -> None:
         ],
     )
     click.echo(result.statement)
-    click.echo(click.style(_VERDICTS[result.verdict], fg="red" if result.failed else None, bold=True))
+    click.echo(
+        click.style(
+            _VERDICTS[result.verdict],
+            fg="red" if result.failed else "yellow" if result.not_compared else None,
+            bold=True,
+        )
+    )
 
 
 _VERDICTS = {
     "passed": "PASSED",
     "failed": "FAILED",
+    "not compared": "NOT COMPARED with the original source: name it with --source MODEL and --weights FILE.",
     "not judged": "Measured, not judged: add --min-agreement or --max-error to judge it.",
 }
-
-
-def rows(result: Verification) -> list[tuple[str, str | None]]:
-    """What the table shows: a label and a text each, None where it wasn't measured."""
-    from ilmconvert.evaluation.layer_metrics import worst_layers
-    from ilmconvert.report.text import decibels, duration, share
-
-    found, cost = result.fidelity, result.fidelity.cost
-    worst, alone = worst_layers(found.layers, _WORST), worst_layers(found.layers, _WORST, alone=True)
-    made: list[tuple[str, str | None]] = [
-        ("compared on", result.sample.description),
-        ("top-1 agreement", share(found.top1_agreement, found.top1_interval)),
-        ("top-5 agreement", share(found.top5_agreement)),
-        ("KL divergence", None if found.kl is None else f"{found.kl:.2g} nats, largest {found.largest_kl:.2g}"),
-        ("error of the outputs", f"largest {found.largest_error:.2g}, mean {found.mean_error:.2g}"),
-        ("over the largest output", f"{found.relative_error:.2g}"),
-        ("accuracy, source", share(found.source_top1)),
-        ("accuracy, converted", share(found.converted_top1, found.converted_top1_interval)),
-        ("worst layers", ", ".join(f"{layer.name} {decibels(layer.snr)}" for layer in worst) or None),
-        ("worst by themselves", ", ".join(f"{layer.name} {decibels(layer.own_snr)}" for layer in alone) or None),
-        ("norms", f"{len(result.checkpoint.converted)} converted, {len(result.skipped)} stay"),
-    ]
-    if cost is not None:
-        made += [
-            ("parameters", f"{cost.source_parameters:,} before, {cost.converted_parameters:,} after"),
-            (
-                f"forward of {cost.batch_size}, {cost.device}",
-                f"{duration(cost.source_seconds)} before, {duration(cost.converted_seconds)} after "
-                f"({cost.time_ratio:.2f} times)",
-            ),
-        ]
-    return made

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.data.trained_images import trained_transform
 from ilmconvert.errors import ModelError
 from ilmconvert.surgery.conversion_info import noted
 
@@ -25,7 +26,8 @@ def example_inputs(
     Args:
         model: a timm or torchvision model, converted or not, or any module if ``size`` is the whole shape.
         batch_size: N.
-        size: an integer (square images), (H, W), or a whole shape without N. None: the model's own.
+        size: an integer (square images), (H, W), or a whole shape without N. None: the model's own, or that of the
+            images that it was fine-tuned on.
         seed: of the values; the global random state stays.
 
     Returns:
@@ -56,6 +58,9 @@ def example_inputs(
         return (uniform(*shape) * 2 - 1, uniform(*shape) * 2 - 1)
     if area == "video":
         return (normal(batch_size, 3, *_clip(model, size)),)
+    trained = trained_transform(model).get("input_size")
+    if size is None and trained is not None:
+        return (normal(batch_size, *trained),)
     channels, own = _timm_shape(model) if hasattr(model, "pretrained_cfg") else (3, _torchvision_size(model, area))
     return (normal(batch_size, channels, *_pair(size, own)),)
 

@@ -50,15 +50,16 @@ def _read_folder(
     folder: Path, unlabelled: bool, classes: tuple[str, ...] | None = None
 ) -> tuple[ImageDataset, tuple[str, ...] | None]:
     """The images of one split, labelled as ``classes`` are where they are given, and the classes."""
-    from timm.data import create_dataset
-    from timm.data.readers.reader_image_folder import find_images_and_targets
+    from timm.data import ImageDataset as TimmDataset
+
+    from ilmconvert.data.class_folders import ClassFolders, folder_of, images_of, natural_key
 
     labelled = not unlabelled and bool(subfolders(folder))
     if labelled:
         check_class_folders(folder)
-    found = find_images_and_targets(str(folder), types=EXTENSIONS)[1]
-    names = tuple(name for name in found if not name.startswith("."))
-    if not names:
+    files = images_of(folder, EXTENSIONS)
+    names = tuple(sorted({folder_of(file, folder) for file in files}, key=natural_key))
+    if not files:
         raise DataError(f"no images in {folder}; their names end in {', '.join(EXTENSIONS)}")
     if labelled and classes is not None:
         check_same_classes(classes, names, folder)
@@ -69,8 +70,8 @@ def _read_folder(
     elif labelled:
         check_classes(names, folder)
     class_map = {name: index for index, name in enumerate(names)}
-    types = ";".join(EXTENSIONS)
-    dataset = create_dataset("", root=str(folder), search_split=False, class_map=class_map, input_key=types)
+    reader = ClassFolders(folder, [(file, class_map[folder_of(file, folder)]) for file in files])
+    dataset = TimmDataset(str(folder), reader=reader)
     return ImageDataset(dataset, labelled=labelled), names if labelled else None
 
 
@@ -161,20 +162,18 @@ def split(
 
 #: Endings of files that count as images.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
-
 _SHOWN = 3
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], shown: int = _SHOWN) -> str:
     """The first few of some names.
 
     >>> some(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
     names = list(names)
-    rest = len(names) - _SHOWN
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:_SHOWN])} and {rest} more"
+    rest = len(names) - shown
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:shown])} and {rest} more"
 
 
 def is_image(path: Path) -> bool:

@@ -109,8 +109,13 @@ def check_readable(images: ImageDataset) -> None:
         images[i * len(images) // count]
 
 
-def check_head(data: Data, num_classes: int) -> None:
+def check_head(data: Data, num_classes: int, cure: str | None = None) -> None:
     """Refuse labelled data that don't have a class for every output of the head.
+
+    Args:
+        data: what was opened.
+        num_classes: outputs of the head.
+        cure: what to do; by default what there is to do before a training.
 
     Raises:
         DataError: fewer or more classes than outputs.
@@ -118,4 +123,5 @@ def check_head(data: Data, num_classes: int) -> None:
     if data.num_classes is not None and data.num_classes != num_classes:
         fewer = "fewer" if data.num_classes < num_classes else "more"
         counts = f"the data have {data.num_classes} classes, {fewer} than the {num_classes} outputs of the model's head"
-        raise DataError(f"{counts}; replace it with --num-classes {data.num_classes} (num_classes={data.num_classes})")
+        own = f"replace it with --num-classes {data.num_classes} (num_classes={data.num_classes})"
+        raise DataError(f"{counts}; {cure or own}")

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ilmconvert.data.dataset import Augmented, ImageDataset
 from ilmconvert.data.open_data import Data, open_data
+from ilmconvert.data.trained_images import trained_transform
 
 #: From an image in [0, 1], or a batch of them, to a model's input.
 Normalize = Callable[[Tensor], Tensor]
@@ -20,6 +21,8 @@ Normalize = Callable[[Tensor], Tensor]
 
 def transform_config(model: nn.Module, input_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
     """What ``timm.data.create_transform`` takes from the model: input size, interpolation, mean, deviation, crop.
+
+    Of a fine-tuned network they are those that it was trained with.
 
     Args:
         model: of timm, torchvision or any other kind.
@@ -29,13 +32,24 @@ def transform_config(model: nn.Module, input_size: int | None = None, crop_pct: 
     from timm.data import resolve_model_data_config
 
     config: dict[str, Any] = resolve_model_data_config(model)
+    if not hasattr(model, "pretrained_cfg"):
+        config["interpolation"] = "bilinear"  # torchvision's
+    config |= trained_transform(model)
     if input_size is not None:
         config["input_size"] = (config["input_size"][0], input_size, input_size)
     if crop_pct is not None:
         config["crop_pct"] = crop_pct
-    if not hasattr(model, "pretrained_cfg"):
-        config["interpolation"] = "bilinear"  # torchvision's
     return config
+
+
+def transform_text(config: dict[str, Any]) -> str:
+    """A :func:`transform_config` in words.
+
+    >>> transform_text({"input_size": (3, 96, 96), "mean": (0.5,), "std": (0.5,), "crop_pct": 0.9})
+    '3 x 96 x 96, crop 0.9, mean 0.5, std 0.5'
+    """
+    mean, std = (" ".join(f"{value:.3g}" for value in config[name]) for name in ("mean", "std"))
+    return f"{' x '.join(map(str, config['input_size']))}, crop {config['crop_pct']:.3g}, mean {mean}, std {std}"
 
 
 def create_transform(**settings: Any) -> Callable[[Any], Tensor]:

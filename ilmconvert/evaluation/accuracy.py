@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ilmconvert._constants import shown_by
 from ilmconvert.errors import EvaluationError
 from ilmconvert.evaluation.metrics import ClassificationMetrics, Interval
+from ilmconvert.evaluation.progress_bar import count_bar
 from ilmconvert.surgery.module_state import evaluating
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class Evaluation:
     difference: float | None = None
     difference_interval: Interval | None = None
 
+    _repr_html_ = shown_by("ilmconvert.report.notebook:evaluation")
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values (intervals as lists)."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -76,7 +80,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     accelerator: Accelerator | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Evaluation:
     """Run a classifier over images, in evaluation mode and without gradients.
 
@@ -91,7 +95,8 @@ def evaluate(
         batch_size, workers: for a dataset; a loader has its own.
         accelerator: of a distributed run. ``data`` is then a loader that it prepared; every process has to call, and
             gets the numbers of all images, none counted twice.
-        progress: called after each batch with the images done and their number, None where that isn't known.
+        progress: called after each batch with the images done and their number, None where that isn't known; True
+            shows a bar.
 
     Raises:
         EvaluationError: no image, a label that the model has no logit for, outputs that aren't logits, models with
@@ -107,7 +112,8 @@ def evaluate(
     loader = _loader(data, batch_size, workers, accelerator)
     total = len(loader.dataset) if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) else None
     metrics, clock, seen = ClassificationMetrics(), _Clock(where), 0
-    with evaluating(*(each.to(where) for each in (model, against) if each is not None)), torch.no_grad():
+    models = [each.to(where) for each in (model, against) if each is not None]
+    with count_bar(progress, "images") as told, evaluating(*models), torch.no_grad():
         for images, labels in loader:
             x, y = images.to(where, non_blocking=True), torch.as_tensor(labels).to(where)
             with context:
@@ -117,8 +123,8 @@ def evaluate(
             _check(logits, others, y)
             metrics.add(logits, others, y)
             seen += len(y)
-            if progress is not None:
-                progress(seen, total)
+            if told is not None:
+                told(seen, total)
     if not metrics.count:
         raise EvaluationError("there is no image to evaluate on; check the data")
     return Evaluation(**metrics.summary(), images_per_second=clock.rate(accelerator))
@@ -157,7 +163,13 @@ def _device(model: nn.Module, device: torch.device | str | None, accelerator: Ac
         where: torch.device = accelerator.device
         return where
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            reason = " ".join(str(error).split())[:200]
+            raise EvaluationError(
+                f"there is no device {str(device)!r} here ({reason}); use cpu, or leave it out"
+            ) from error
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.evaluation.latency import Cost, forward_cost
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, LayerSums, common_layers
 from ilmconvert.evaluation.output_metrics import OutputSums, split_batch
 from ilmconvert.evaluation.outputs import is_detector, run_stages
+from ilmconvert.evaluation.progress_bar import count_bar
 from ilmconvert.evaluation.worst_images import ImageFidelity
 from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.outputs import map_tensors, outputs
@@ -68,6 +70,8 @@ class Fidelity:
     thumbnails: tuple[Tensor | None, ...] = field(default=(), repr=False, compare=False)
     cost: Cost | None = None
 
+    _repr_html_ = shown_by("ilmconvert.report.notebook:fidelity")
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON has them, but for infinities and NaN."""
         plain = {key: value for key, value in vars(self).items() if key not in ("thumbnails", "layers", "images")}
@@ -90,7 +94,7 @@ def fidelity(
     layers: str | Sequence[str] = "norms",
     worst: int = 12,
     cost: bool = True,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> Fidelity:
     """Run a source and its conversion on the same images, in evaluation mode, and compare everything.
 
@@ -105,7 +109,7 @@ def fidelity(
             models are compared by their outputs only.
         worst: how many of the worst images to keep.
         cost: also time one forward pass of the first batch.
-        progress: called after each batch with the number of images done.
+        progress: called after each batch with the number of images done; True shows a bar.
 
     Raises:
         ModelError: no batch, outputs of different shapes, or layers that run in different orders.
@@ -122,7 +126,7 @@ def fidelity(
     sums, layer_sums = OutputSums(worst), LayerSums(converted)
     first: tuple[tuple[Any, ...], tuple[Any, ...], int] | None = None
     done = 0
-    with evaluating(source, converted), torch.no_grad():
+    with count_bar(progress, "images") as told, evaluating(source, converted), torch.no_grad():
         for batch in batches:
             inputs, labels = split_batch(batch)
             theirs, ours = _for(source, inputs), _for(converted, inputs)
@@ -134,8 +138,8 @@ def fidelity(
             sums.add(expected, found, labels, inputs[0])
             first = first or (theirs, ours, len(labels))
             done += len(labels)
-            if progress is not None:
-                progress(done)
+            if told is not None:
+                told(done)
     summary, images = sums.summary(), sums.images.results()
     measured = forward_cost(source, converted, *first[:2], batch_size=first[2]) if cost and first else None
     return Fidelity(

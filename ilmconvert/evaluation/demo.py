@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilmconvert._constants import exact_targets
+from ilmconvert._constants import exact_targets, shown_by
 from ilmconvert.data.sample_photographs import class_names, load_lite0, preprocess, sample_photographs
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.evaluation.difference import OutputComparison
@@ -46,6 +46,8 @@ class DemoResult:
     images: tuple[str, ...]
     whole: tuple[bool, ...]
     networks: tuple[Comparison, ...]
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:demo")
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain lists, dicts and numbers, ready for JSON."""

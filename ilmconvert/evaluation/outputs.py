@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.evaluation.difference import OutputComparison
 from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.outputs import outputs
@@ -33,6 +34,8 @@ class OutputDifference:
     largest_error: float
     relative_error: float
     top1_agreement: float | None
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:outputs")
 
 
 def output_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...]) -> OutputDifference:

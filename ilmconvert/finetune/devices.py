@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,20 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    LoggerType,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 
 from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.run_folder import RunFolder
+
+# Where the package isn't called as accelerate calls the tracker.
+_TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
 
 
 def process() -> PartialState:
@@ -92,8 +102,18 @@ def trackers(wanted: Sequence[str] | None) -> list[str]:
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for name in wanted:
         if name not in available:
-            raise FineTuneError(f"no tracker {name!r} here (there are: {', '.join(available) or 'none'}); install it")
+            raise FineTuneError(_no_tracker(name, available))
     return list(wanted)
+
+
+def _no_tracker(name: str, available: Sequence[str]) -> str:
+    """Install it, or write another name."""
+    known = [str(kind.value) for kind in LoggerType if kind != LoggerType.ALL]
+    if name in known:
+        return f"the tracker {name} isn't installed; pip install {_TRACKER_PACKAGES.get(name, name)}"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"installed are {', '.join(available) or 'none'}"
+    return f"unknown tracker {name!r}; {hint}"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from ilmconvert.errors import FineTuneError, RecipeError
 from ilmconvert.finetune.devices import on_device, process
 from ilmconvert.finetune.loaders import with_transforms
 from ilmconvert.finetune.networks import Start, open_teacher, start
+from ilmconvert.finetune.progress_bar import run_bar
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 from ilmconvert.finetune.result import Progress, Result
+from ilmconvert.finetune.run_file import run_file_of
 from ilmconvert.finetune.runs import Run, describe
 from ilmconvert.finetune.seeding import keep_random_state, seed_all
 from ilmconvert.models.head import number_of_classes
@@ -35,12 +37,14 @@ def finetune(
     val_split: float | str | None = None,
     teacher: nn.Module | str | Path | None = None,
     weights: str | Path = "default",
+    model_args: Mapping[str, Any] | None = None,
     resume: bool = False,
     dry_run: bool = False,
     init: str = "identity",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
     log_with: Sequence[str] | None = None,
     baselines: Sequence[str] = (),
+    run_file: str | None = None,
     **overrides: Any,
 ) -> Result:
     """Fine-tune a converted network, or convert one first; on whatever devices and processes accelerate finds.
@@ -57,31 +61,47 @@ def finetune(
         num_classes: replace the head by a new one of so many classes.
         val_split: see ``open_data``.
         teacher: as ``model``; its classes have to be the network's.
-        weights: of a model by name.
+        weights, model_args: of a model by name: its weights, and arguments for its constructor.
         resume: go on with the run in ``output``, exactly; start it if there is none; give its result if it is over.
         dry_run: do everything up to the first step, and write nothing.
         init: of a conversion.
-        progress: called on the main process after every batch.
+        progress: called on the main process after every batch; True shows a bar, and a line for every epoch.
         log_with: accelerate's trackers; None is TensorBoard where it is installed.
         baselines: names in ``ilmconvert.surgery.group_norm_baseline.BASELINES``: these run, too, in the same way, under
             OUTPUT/baselines.
+        run_file: the text of OUTPUT/run.yaml, which ``ilmconvert finetune --config`` reads; None: these arguments.
 
     Raises:
         ILMConvertError: something in the arguments doesn't fit; one line says what, and what to do.
     """
-    settings = on_device(get_recipe(recipe, **overrides), process().device.type)
+    asked = get_recipe(recipe, **overrides)
+    settings = on_device(asked, process().device.type)
     with keep_random_state():
         seed_all(settings.seed)
-        first = start(model, settings, num_classes=num_classes, weights=weights, init=init)
+        first = start(model, settings, num_classes=num_classes, weights=weights, init=init, model_args=model_args)
         _check_baselines(baselines, first)
         images = _open_data(data, settings, first.network, val_split)
         first = _with_teacher(first, teacher, settings, weights)
         config = describe(first, images, settings, init, own_teacher=teacher is not None)
         take_references(first.network, images, settings)
-        run = Run(first, images, settings, config, progress, log_with)
-        if dry_run:
-            return run.dry(Path(output))
-        return run.all(Path(output), baselines, resume)
+        if run_file is None:
+            run_file = run_file_of(
+                asked,
+                model=model,
+                data=data,
+                teacher=teacher,
+                output=output,
+                num_classes=num_classes,
+                weights=weights,
+                model_arg=dict(model_args or {}),
+                init=init,
+                val_split=val_split,
+                baseline=tuple(baselines),
+                log_with=log_with if log_with is None else (*log_with,) or ("none",),
+            )
+        with run_bar(progress) as told:
+            run = Run(first, images, settings, config, told, log_with, run_file)
+            return run.dry(Path(output)) if dry_run else run.all(Path(output), baselines, resume)
 
 
 def _check_baselines(names: Sequence[str], first: Start) -> None:
@@ -101,8 +121,9 @@ def _open_data(data: str | Path | Data, recipe: Recipe, network: nn.Module, val_
     if classes is not None:
         check_head(data, classes)
     check_recipe(data, recipe)
-    if isinstance(data.train[0][0], Tensor):
-        return data
+    first = data.train[0][0]
+    if isinstance(first, Tensor):
+        return replace(data, description={**data.description, "input_size": list(first.shape)})
     return with_transforms(data, recipe, network)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ilmconvert.data.dataset import Augmented, EpochSampler
 from ilmconvert.data.open_data import Data
+from ilmconvert.data.trained_images import described
 from ilmconvert.data.transforms import create_transform, for_evaluation, in_channels, transform_config
 from ilmconvert.errors import RecipeError
 
@@ -33,12 +34,22 @@ def with_transforms(data: Data, recipe: Recipe, model: nn.Module) -> Data:
     config = transform_config(model, recipe.input_size, recipe.crop_pct)
     train = Augmented(in_channels(data.train, config), _train_transform(config, recipe), recipe.seed)
     val = None if data.val is None else for_evaluation(data.val, config)
-    return replace(
-        data, train=train, val=val, description={**data.description, "input_size": list(config["input_size"])}
-    )
+    return replace(data, train=train, val=val, description={**data.description, **described(config)})
 
 
 def _train_transform(config: dict[str, Any], recipe: Recipe) -> Callable[[Any], Tensor]:
+    try:
+        return _augmenting(config, recipe)
+    except Exception as error:  # timm asserts, and converts what it doesn't expect
+        if recipe.auto_augment is None:
+            raise
+        raise RecipeError(
+            f"auto_augment {recipe.auto_augment!r} is no policy of timm; write one such as rand-m9-mstd0.5, "
+            "augmix-m5-w4-d2 or original"
+        ) from error
+
+
+def _augmenting(config: dict[str, Any], recipe: Recipe) -> Callable[[Any], Tensor]:
     return create_transform(
         **{key: config[key] for key in ("input_size", "interpolation", "mean", "std")},
         is_training=True,

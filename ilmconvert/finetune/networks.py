@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 from ilmconvert.checkpoint.save_load import load
 from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.recipe import Recipe
@@ -23,7 +25,6 @@ from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.replacement import replace_modules
 from ilmconvert.surgery.sources import find_source
 
-BEST = "best.safetensors"
 _RESTORING = ("restore_weight", "restore_bias")
 
 
@@ -50,11 +51,13 @@ class Start:
     compare_features: bool = False
 
 
-def open_model(model: nn.Module | str | Path, weights: str | Path = "default") -> tuple[str, nn.Module]:
+def open_model(
+    model: nn.Module | str | Path, weights: str | Path = "default", model_args: Mapping[str, Any] | None = None
+) -> tuple[str, nn.Module]:
     """A model and what it is called. A module is copied, so that the caller's stays as it is.
 
-    A path of a checkpoint or of a run folder (its ``best.safetensors``) is loaded; other strings are names, see
-    :func:`ilmconvert.models.create.create_model`, which ``weights`` is for.
+    A path of a checkpoint, of a run folder or of a folder of ``save_pretrained`` is loaded; other strings are names,
+    see :func:`ilmconvert.models.create.create_model`, which ``weights`` and ``model_args`` are for.
 
     Raises:
         ILMConvertError: there is no such model or file.
@@ -62,12 +65,10 @@ def open_model(model: nn.Module | str | Path, weights: str | Path = "default") -
     if isinstance(model, nn.Module):
         spec = infer_spec(model)
         return spec.architecture if spec else type(model).__name__, copy.deepcopy(model).eval()
-    path = Path(model)
-    if (path / BEST).is_file():
-        return str(model), load(path / BEST)
+    path = checkpoint_file(model)
     if path.suffix == ".safetensors" or path.is_file():
         return str(model), load(path)
-    return str(model), create_model(str(model), weights=weights)
+    return str(model), create_model(str(model), weights=weights, **model_args or {})
 
 
 def start(
@@ -77,13 +78,14 @@ def start(
     num_classes: int | None = None,
     weights: str | Path = "default",
     init: str = "identity",
+    model_args: Mapping[str, Any] | None = None,
 ) -> Start:
     """The network to train: converted if it isn't, and with a new head where ``num_classes`` is given.
 
     Raises:
         ILMConvertError: there is no such model, nothing to convert, or no head that can be replaced.
     """
-    name, network = open_model(model, weights)
+    name, network = open_model(model, weights, model_args)
     if num_classes is not None:
         replace_head(network, num_classes, recipe.seed)
     source = None

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ilmconvert._constants import shown_by
 from ilmconvert.errors import RecipeError
 from ilmconvert.finetune.field_checks import checked, describe, settings_of, unknown
 from ilmconvert.finetune.recipe_fields import Settings
@@ -27,6 +28,8 @@ class Recipe(Settings):
     >>> Recipe(batch_size=64, grad_accum=2).learning_rate
     0.05
     """
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:recipe")
 
     def __post_init__(self) -> None:
         for name, (_, about, hint) in settings_of(Recipe).items():
@@ -71,7 +74,7 @@ class Recipe(Settings):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """The recipe in a YAML file, see :meth:`from_dict`; also a run's ``config.yaml``.
+        """The recipe in a YAML file, see :meth:`from_dict`; also in a run's ``run.yaml`` or ``config.yaml``.
 
         Raises:
             RecipeError: no such file, no YAML, or not a recipe.
@@ -83,7 +86,9 @@ class Recipe(Settings):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise RecipeError(f"can't read the recipe {path}: {reason}") from error
-        if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
+        if isinstance(content, dict) and isinstance(content.get("finetune"), dict):
+            content = _fields_of_run(content["finetune"])
+        elif isinstance(content, dict) and isinstance(content.get("recipe"), dict):
             content = content["recipe"]
         if not isinstance(content, dict):
             raise RecipeError(f"{path} holds no recipe; it is a list of lines such as 'epochs: 10'")
@@ -113,6 +118,22 @@ def get_recipe(recipe: str | Path | Recipe, **overrides: Any) -> Recipe:
             raise unknown("recipe", str(recipe), [*RECIPES, "or a .yaml file"])
         recipe = Recipe.from_yaml(path)
     return _changed(recipe, overrides)
+
+
+def _fields_of_run(options: Mapping[Any, Any]) -> dict[str, Any]:
+    """Of a run's options those that are a recipe's."""
+    known = settings_of(Recipe)
+    aliases = {
+        alias.lstrip("-").replace("-", "_"): name for name, (_, about, _) in known.items() for alias in about.also
+    }
+    named = {str(key).replace("-", "_"): value for key, value in options.items()}
+    found = {aliases.get(key, key): value for key, value in named.items() if aliases.get(key, key) in known}
+    for key, field in (("recipe", "base"), ("recipe_name", "name")):
+        if key in named:
+            found[field] = named[key]
+    if "base" in found:
+        found.setdefault("name", found["base"])
+    return found
 
 
 def _changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

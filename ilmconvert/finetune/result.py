@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ilmconvert._constants import shown_by
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -51,3 +53,5 @@ class Result:
     best_epoch: int | None
     metrics: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:result")

@@ -60,6 +60,7 @@ class RunFolder:
     path: Path
     main: bool
     config: Path
+    run_file: Path
     metrics: Path
     best: Path
     last: Path
@@ -71,6 +72,7 @@ class RunFolder:
         self.path = Path(path)
         self.main = main
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
+        self.run_file = self.path / "run.yaml"
         self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
         self.summary = self.path / "summary.json"
         self.states, self.logs = self.path / "state", self.path / "logs"
@@ -105,8 +107,8 @@ class RunFolder:
         if self.main:
             remove_leftovers(self.path)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Start the folder; ``config`` holds JSON values."""
+    def write_config(self, config: Mapping[str, Any], run_file: str | None = None) -> None:
+        """Start the folder; ``config`` holds JSON values, ``run_file`` the options that repeat the run."""
         import yaml
 
         if self.main and not self.config.exists():
@@ -114,6 +116,8 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FineTuneError(f"can't make {self.path}: {error.strerror}; name another folder") from error
+            if run_file is not None:
+                self._write(self.run_file, run_file)
             content = {**config, "versions": versions()}
             self._write(self.config, yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
 

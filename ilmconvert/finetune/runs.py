@@ -18,6 +18,7 @@ from ilmconvert.finetune.networks import Start
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_folder import FINISHED, RUNNING, RunFolder, versions
+from ilmconvert.finetune.run_log import say_start
 from ilmconvert.finetune.trainer import Trainer
 from ilmconvert.models.head import number_of_classes
 from ilmconvert.surgery.group_norm_baseline import baseline
@@ -36,6 +37,7 @@ class Run:
         recipe: for the run and its baselines.
         config: what is written down, see :func:`ilmconvert.finetune.runs.describe`.
         progress, log_with: as in ``finetune``.
+        run_file: what repeats the run, see :func:`ilmconvert.finetune.run_file.run_file`.
     """
 
     first: Start
@@ -44,6 +46,7 @@ class Run:
     config: Mapping[str, Any]
     progress: Callable[[Progress], None] | None
     log_with: Sequence[str] | None
+    run_file: str
 
     def dry(self, output: Path) -> Result:
         """Everything up to the first step, without writing."""
@@ -79,9 +82,11 @@ class Run:
 
     def _train(self, name: str, folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
         folder.clear()
-        folder.write_config(self._config(name))
+        folder.write_config(self._config(name), None if name else self.run_file)
         before = folder.read_summary().get("before")
         resumed = trainer.resume()
+        if trainer.accelerator.is_main_process:
+            say_start(name, self.first.name, self.recipe, trainer.batches, trainer.position.step, trainer.accelerator)
         if before is None and not resumed:
             before = self._before(name, trainer)
         folder.write_summary({"status": RUNNING, "before": before})

@@ -36,6 +36,7 @@ class Position:
         seen: batches done in all.
         step: optimizer steps done in all.
         best: the best value so far of what decides about it; None before the first.
+        best_loss: the validation loss then, which decides between equal values; None where there is none.
         best_epoch: when that was, from 1.
         stale: evaluations since then.
         seconds: spent on training.
@@ -48,6 +49,7 @@ class Position:
     seen: int = 0
     step: int = 0
     best: float | None = None
+    best_loss: float | None = None
     best_epoch: int | None = None
     stale: int = 0
     seconds: float = 0.0

@@ -18,6 +18,7 @@ from ilmconvert.finetune.meter import Meter, means
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Progress
 from ilmconvert.finetune.run_folder import RunFolder
+from ilmconvert.finetune.run_log import EpochLog
 from ilmconvert.finetune.state import Position, StateFolder
 
 
@@ -84,9 +85,12 @@ class Trainer:
             FineTuneError: the loss isn't finite any more, or something can't be written.
         """
         self.folder.write_metrics(self.position.rows)
+        log = EpochLog(self._name, self.position.epoch, self.recipe.epochs)
         while self.position.epoch < self.recipe.epochs and not self._out_of_patience():
             self._train_epoch()
-            self._finish_epoch(provenance)
+            best = self._finish_epoch(provenance)
+            if self.accelerator.is_main_process:
+                log.say(self.position.rows[-1], best=best and self.val_loader is not None)
 
     def evaluate(self, against: nn.Module | None = None, model: nn.Module | None = None) -> Evaluation | None:
         """``model`` (by default the network as it would be kept) on the validation images; None without any."""
@@ -151,8 +155,11 @@ class Trainer:
             position.sums = self.meter.gathered()
             self.states.save(position, self.learner.ema)
 
-    def _finish_epoch(self, provenance: Mapping[str, Any]) -> None:
-        """Validate, write down, keep the checkpoints, and save the state; in this order, so that all can be redone."""
+    def _finish_epoch(self, provenance: Mapping[str, Any]) -> bool:
+        """Validate, write down, keep the checkpoints, and save the state; in this order, so that all can be redone.
+
+        Returns whether this epoch is the best so far.
+        """
         position = self.position
         loss, top1 = means(self.meter.gathered(), position.step)
         position.epoch, position.batch, position.sums = position.epoch + 1, 0, []
@@ -169,6 +176,7 @@ class Trainer:
         self.accelerator.log({k: v for k, v in position.rows[-1].items() if v is not None}, step=position.step)
         self.meter.reset()
         self.states.save(position, self.learner.ema)
+        return best
 
     def _judge(self, evaluated: Evaluation | None) -> bool:
         """Whether this is the best so far: never before the path is gone, always without validation."""
@@ -181,10 +189,11 @@ class Trainer:
         if evaluated is None:
             return False
         value = _value(evaluated)
-        if position.best is not None and value <= position.best:
+        if position.best is not None and not _is_better(value, evaluated.loss, position.best, position.best_loss):
             position.stale += 1
             return False
-        position.best, position.best_epoch, position.stale = value, position.epoch, 0
+        position.best, position.best_loss = value, evaluated.loss
+        position.best_epoch, position.stale = position.epoch, 0
         return True
 
     def _out_of_patience(self) -> bool:
@@ -201,6 +210,13 @@ def _value(evaluated: Evaluation) -> float:
         if value is not None:
             return value
     return 0.0
+
+
+def _is_better(value: float, loss: float | None, best: float, best_loss: float | None) -> bool:
+    """Whether a value is more than the best, or as much with a lower validation loss."""
+    if value != best or loss is None or best_loss is None:
+        return value > best
+    return loss < best_loss
 
 
 def row(

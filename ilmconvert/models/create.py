@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ilmconvert.errors import ModelError
+from ilmconvert.errors import ModelError, WeightsError
 from ilmconvert.models.load_weights import LoadedWeights, load_into
 from ilmconvert.models.names import LIBRARIES, list_models, unknown, zoo
 from ilmconvert.models.spec import ModelSpec, json_args, label_built
-from ilmconvert.models.weight_files import read_weight_file, sha256
+from ilmconvert.models.weight_files import read_weight_file, refuse_path, sha256
 from ilmconvert.surgery.conversion_info import note, noted
 
 __all__ = ["ModelSpec", "create_model", "infer_spec", "list_models", "parse_name"]
@@ -29,7 +29,7 @@ def parse_name(name: str) -> ModelSpec:
     Hugging Face hub and in a folder with ``config.json``; their settings are copied into the spec.
 
     Raises:
-        ModelError: there is no such model (the message holds names that are near).
+        ModelError: there is no such model (the message holds names that are near), or the name is that of a file.
 
     >>> parse_name("torchvision/resnet18")
     ModelSpec(library='torchvision', architecture='resnet18', model_args={})
@@ -38,15 +38,18 @@ def parse_name(name: str) -> ModelSpec:
 
     if ":" in name:
         if name.partition(":")[0] not in HUB_SOURCES:
+            refuse_path(name)
             raise ModelError(f"{name!r} isn't a model name; names with a colon start with hf-hub: or local-dir:")
         return ModelSpec("timm", *_with_json_args(timm_zoo.resolve_hub(name)))
     library, slash, bare = name.partition("/")
     if slash and library not in LIBRARIES:
+        refuse_path(name)
         raise ModelError(f"{unknown(name)} (for a model on the hub write hf-hub:{name}, for a folder local-dir:{name})")
     for candidate in (library,) if slash else LIBRARIES:
         library_zoo, architecture = zoo(candidate), bare if slash else name
         if library_zoo.is_known(architecture):
             return ModelSpec(candidate, library_zoo.canonical(architecture))
+    refuse_path(name)
     raise ModelError(unknown(name))
 
 
@@ -78,7 +81,12 @@ def create_model(name: str, *, weights: str | Path = "default", **model_args: An
     if weights == "none":
         model, provenance = spec.build(), {"weights": "none"}
     elif weights == "default":
-        model, found_args, provenance = library.build_pretrained(name, spec.architecture, dict(model_args))
+        try:
+            model, found_args, provenance = library.build_pretrained(name, spec.architecture, dict(model_args))
+        except WeightsError as error:
+            if isinstance(error.__cause__, TypeError):  # of the constructor, not of the weights
+                raise ModelError(spec.cannot_build(error.__cause__)) from error
+            raise
         found = ModelSpec(spec.library, spec.architecture, {**spec.model_args, **json_args(found_args)})
         model = label_built(model, found)
     else:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ilmconvert.errors import ModelError
+from ilmconvert._constants import shown_by
+from ilmconvert.errors import MisfitError, ModelError
 from ilmconvert.models.match_names import Match, match, some, strip_wrappers
 from ilmconvert.models.misfit import differences
 from ilmconvert.models.state_dict_search import AVERAGED
@@ -43,6 +44,8 @@ class LoadedWeights:
     left_out: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     other_entries: tuple[str, ...] = ()
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:weights")
 
     def __str__(self) -> str:
         averaged = " (averaged weights)" if self.is_averaged else ""
@@ -145,7 +148,7 @@ def load_into(
         )
     state = strip_wrappers(file.candidates[entry])
     if not (_fits_by_its_own_rules(model, state) or translate(state)):
-        raise ModelError(_misfit(model, file, best, own, others))
+        raise _misfit(model, file, best, own, others)
     return LoadedWeights(file.path, entry, file.progress, unread=file.unread, other_entries=others)
 
 
@@ -170,6 +173,9 @@ def _fits_by_its_own_rules(model: nn.Module, state: Mapping[str, Tensor]) -> boo
     return True
 
 
-def _misfit(model: nn.Module, file: WeightFile, best: Match, own: Mapping[str, Tensor], others: tuple[str, ...]) -> str:
-    text = f"{file.path} doesn't fit the model: {differences(best, model, own)}"
-    return f"{text}; other weights in it: {file.choices(list(others[:2]))}" if others else text
+def _misfit(
+    model: nn.Module, file: WeightFile, best: Match, own: Mapping[str, Tensor], others: tuple[str, ...]
+) -> MisfitError:
+    what, arguments = differences(best, model, own)
+    more = f"; other weights in it: {file.choices(list(others[:2]))}" if others else ""
+    return MisfitError(f"{file.path} doesn't fit the model: {what}{more}", arguments)

@@ -13,8 +13,8 @@ from ilmconvert.models.spec import ModelSpec
 from ilmconvert.surgery.conversion_info import noted
 
 
-def differences(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> str:
-    """What doesn't fit, in one line, with the arguments that would make it fit where these can be told."""
+def differences(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+    """What doesn't fit, in one line, and the arguments that would make it fit where these can be told."""
     shapes = [f"{key} {tuple(found.tensors[key].shape)} instead of {tuple(own[key].shape)}" for key in found.wrong]
     kinds = {"missing": found.missing, "unexpected": found.unexpected, "of another shape": shapes}
     text = "; ".join(f"{len(keys)} {kind} ({some(keys)})" for kind, keys in kinds.items() if keys)
@@ -22,7 +22,7 @@ def differences(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> st
     if arguments:
         options = " ".join(f"--model-arg {key}={value}" for key, value in arguments.items())
         text += f"; build the model with {' and '.join(arguments)} as in the file ({options})"
-    return text
+    return text, arguments
 
 
 def _arguments(found: Match, model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, int]:

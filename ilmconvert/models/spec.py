@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ilmconvert.errors import ModelError
+from ilmconvert.models.argument_names import argument_hint
 from ilmconvert.models.names import LIBRARIES, unknown, zoo
 from ilmconvert.models.skip_init import skip_init
 from ilmconvert.surgery.conversion_info import note, noted
@@ -105,6 +106,7 @@ class ModelSpec:
         shown = {key: value for key, value in self.model_args.items() if key != "pretrained_cfg"}
         args = ", ".join(f"{key[:_LONGEST_NAME]}={reprlib.repr(value)}" for key, value in shown.items())
         reason = " ".join(str(error)[:1000].split()) or type(error).__name__
+        reason += argument_hint(error, self.library)
         return f"{self.library} can't build {self.architecture}{f' with {args}' if args else ''}: {reason}"
 
 

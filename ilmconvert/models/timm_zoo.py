@@ -15,7 +15,7 @@ import timm.models
 from torch import Tensor, nn
 
 from ilmconvert._constants import ENTRYPOINT
-from ilmconvert.errors import ModelError
+from ilmconvert.errors import ModelError, WeightsError
 from ilmconvert.models.weight_files import WEIGHTS_CURE
 from ilmconvert.surgery.conversion_info import noted
 
@@ -71,14 +71,14 @@ def build_pretrained(
     else:
         target, cfg = architecture, timm.models.get_pretrained_cfg(architecture)
         if cfg is None or not cfg.has_weights:
-            raise ModelError(f"there are no default weights of {architecture}; {WEIGHTS_CURE}")
+            raise WeightsError(f"there are no default weights of {architecture}", WEIGHTS_CURE)
         provenance = {"weights": "default", **_origin(cfg)}
         overlay = _offline_overlay(architecture, cfg)
     try:
         model = timm.create_model(target, pretrained=True, pretrained_cfg_overlay=overlay or None, **args)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"can't get the default weights of {name}: {reason} - {WEIGHTS_CURE}") from error
+        raise WeightsError(f"can't get the default weights of {name}: {reason}", WEIGHTS_CURE) from error
     # A published conversion tells where its base is from.
     return model, {}, dict(noted(model).provenance) or provenance
 
@@ -159,7 +159,7 @@ def _offline_overlay(architecture: str, cfg: timm.models.PretrainedCfg) -> dict[
     for file in files:
         if cached := _cached(repository, file, revision or None):
             return {"file": str(cached), "custom_load": cfg.custom_load}
-    raise ModelError(f"no network to download the default weights of {architecture}; {WEIGHTS_CURE}")
+    raise WeightsError(f"no network to download the default weights of {architecture}", WEIGHTS_CURE)
 
 
 def _reachable_source(name: str) -> str:

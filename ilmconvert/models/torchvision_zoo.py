@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ilmconvert.errors import ModelError
+from ilmconvert.errors import WeightsError
 from ilmconvert.models.weight_files import WEIGHTS_CURE
 
 #: A stored argument of our own: detection models with pretrained weights have FrozenBatchNorm2d, for which their
@@ -51,17 +51,17 @@ def build_pretrained(
     """The model with its default weights, arguments that the weights bring along, and where the weights are from."""
     weights = next(iter(torchvision.models.get_model_weights(architecture)), None)
     if weights is None:
-        raise ModelError(f"there are no default weights of {name}; {WEIGHTS_CURE}")
+        raise WeightsError(f"there are no default weights of {name}", WEIGHTS_CURE)
     weights = type(weights)["DEFAULT"]
     builder = torchvision.models.get_model_builder(architecture)
     try:
         model: nn.Module = builder(weights=weights, **args)
     except OSError as error:  # urllib's errors are OSErrors
         reason = " ".join(str(error).split())
-        raise ModelError(f"no network to download the default weights of {name} ({reason}); {WEIGHTS_CURE}") from error
+        raise WeightsError(f"no network to download the default weights of {name} ({reason})", WEIGHTS_CURE) from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"can't get the default weights of {name}: {reason} - {WEIGHTS_CURE}") from error
+        raise WeightsError(f"can't get the default weights of {name}: {reason}", WEIGHTS_CURE) from error
     origin = {"weights": "default", "name": str(weights), "url": weights.url}
     return model, _found_args(model, args), origin
 

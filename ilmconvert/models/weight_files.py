@@ -102,13 +102,54 @@ def split_place(place: str | Path) -> tuple[Path, str | None]:
     return (Path(path), entry) if separator and not Path(place).exists() else (Path(place), None)
 
 
+def refuse_path(name: str) -> None:
+    """Say what to do with a file or folder that stands in the place of a model's name; nothing where there is none.
+
+    Raises:
+        ModelError: there is one.
+    """
+    path, _ = split_place(name)
+    if name and path.is_dir():
+        if (path / "config.json").is_file() and not _is_converted(path / "model.safetensors"):
+            raise ModelError(
+                f"{name} is a folder, not a model's name; of a model in timm's layout write local-dir:{name}"
+            )
+        found = [file for file in ("model.safetensors", "best.safetensors") if _is_converted(path / file)]
+        if found:
+            raise ModelError(f"{path / found[0]} is converted already; ilmconvert inspect {name} shows what it holds")
+        raise ModelError(f"{name} is a folder that holds no checkpoint; give a model's name, or a checkpoint's file")
+    if path.is_file():
+        if _is_converted(path):
+            raise ModelError(f"{path} is converted already; ilmconvert inspect {path} shows what it holds")
+        raise ModelError(
+            f"{path} is a file, not a model's name; if it holds weights, name the model that they are of: "
+            f"ilmconvert MODEL --weights {name}"
+        )
+
+
+def _is_converted(path: Path) -> bool:
+    """Whether a file is a checkpoint that this package wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(key.startswith("ilmconvert") for key in file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             if any(key.startswith("ilmconvert") for key in file.metadata() or {}):
-                raise ModelError(f"{path} is a converted checkpoint already; read it with ilmconvert.load")
+                raise ModelError(
+                    f"{path} is a converted checkpoint, not weights of a source; ilmconvert inspect {path} shows what "
+                    "it holds, and ilmconvert.load reads it"
+                )
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is cut short or damaged; copy or download it again ({error})") from error

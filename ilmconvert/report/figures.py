@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, worst_layers
-from ilmconvert.report.axes import Frame, dot, path, segment, text, ticks
+from ilmconvert.report.axes import WIDTH, Frame, dot, path, segment, text, ticks
 from ilmconvert.report.text import decibels
 
 ROUNDING_DECIBELS = (100.0, 140.0)
 _FAR_FROM_ROUNDING = 60.0
 _LETTER = 7.0
-_ROW = 34
+_ROW, _NARROW_ROW = 34, 54
+_NARROW = 400
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Share:
     kind: str
 
 
-def layers_figure(layers: Sequence[LayerFidelity]) -> Markup:
+def layers_figure(layers: Sequence[LayerFidelity], *, narrow: bool = False) -> Markup:
     """Signal-to-error ratios over the layers in execution order; equal outputs lie on the upper edge."""
     values = [v for layer in layers for v in (layer.snr, layer.own_snr) if v is not None and math.isfinite(v)]
     near = shows_rounding(layers)
     marks = ticks(min(0.0, *values, 0.0), max([ROUNDING_DECIBELS[1] if near else 10.0, *values]), 6)
-    frame = Frame((0.5, len(layers) + 0.5), (marks[0], marks[-1]))
+    frame = Frame((0.5, len(layers) + 0.5), (marks[0], marks[-1]), width=_NARROW if narrow else WIDTH)
     content = (
         (_rounding(frame) if near else Markup())
         + frame.grid(marks, lambda tick: f"{tick:.0f} dB")
@@ -76,7 +77,7 @@ def curves_figure(
     marks = ticks(0.0 if from_zero else low, high, 4)
     last = max(x for x, _ in points)
     first = min(x for x, _ in points)
-    frame = Frame((min(first, last - 1), last), (marks[0], marks[-1]), width=470, height=280)
+    frame = Frame((min(first, last - 1), last), (marks[0], marks[-1]), width=400, height=250)
     epochs = [tick for tick in ticks(first, last, 6) if tick == int(tick) and first <= tick <= last] or [last]
     content = frame.grid(marks, value_text) + frame.below([(e, f"{e:.0f}") for e in epochs], "epoch")
     for name, line in series.items():
@@ -87,19 +88,24 @@ def curves_figure(
     return frame.svg(content, f"{label} over the epochs", ends)
 
 
-def shares_figure(rows: Sequence[Share], label: str) -> Markup:
-    """Shares as points with their intervals, one row each."""
+def shares_figure(rows: Sequence[Share], label: str, *, narrow: bool = False) -> Markup:
+    """Shares as points with their intervals, one row each; labels stand above their rows where it is ``narrow``."""
     ends = [end for row in rows for end in (row.value, *(row.interval or ()))]
-    marks = ticks(max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02), 6)
+    marks = ticks(max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02), 3 if narrow else 6)
     marks = [mark for mark in marks if 0 <= mark <= 1]
-    frame = Frame((marks[0], marks[-1]), (0, 1), height=58 + _ROW * len(rows), left=312, right=40)
+    row_height = _NARROW_ROW if narrow else _ROW
+    size = {"width": _NARROW, "left": 26, "right": 34} if narrow else {"left": 312, "right": 40}
+    frame = Frame((marks[0], marks[-1]), (0, 1), height=58 + row_height * len(rows), **size)
     content = Markup()
     for mark in marks:
         content += segment("grid", frame.x(mark), 8, frame.x(mark), frame.height - 44)
     content += frame.below([(mark, f"{100 * mark:.4g} %") for mark in marks], label)
     for i, row in enumerate(rows):
-        y = 8 + _ROW * (i + 0.5)
-        content += text(frame.left - 14, y + 4, row.label, "label end")
+        y = 8 + row_height * (i + (0.72 if narrow else 0.5))
+        if narrow:
+            content += text(frame.left - 12, y - 16, row.label, "label halo start")
+        else:
+            content += text(frame.left - 14, y + 4, row.label, "label end")
         if row.interval is not None:
             content += segment(f"interval {row.kind}", frame.x(row.interval[0]), y, frame.x(row.interval[1]), y)
         content += dot(frame.x(row.value), y, f"dot {row.kind}", f"{row.label}: {100 * row.value:.1f} %", 5)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilmconvert._constants import shown_by
 from ilmconvert.errors import ReportError
+from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Run:
     summary: Mapping[str, Any]
     rows: Sequence[Mapping[str, float | None]]
     baselines: tuple[Run, ...] = ()
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:run")
 
     @property
     def finished(self) -> bool:
@@ -113,6 +117,19 @@ def arms(run: Run) -> list[Arm]:
     """
     source = (run.summary.get("before") or {}).get("against_top1")
     return [_arm(each, source) for each in (run, *run.baselines)]
+
+
+def label(name: str, run: Run) -> str:
+    """What a network is called in tables."""
+    if name:
+        return BASELINES.get(name, name)
+    target = str(run.config.get("recipe", {}).get("to", "ilm_norm")).upper().replace("_", "-")
+    return target if converted_here(run) else "converted checkpoint"
+
+
+def converted_here(run: Run) -> bool:
+    """Whether the run started from a model whose norms were replaced first, not from a converted checkpoint."""
+    return bool(run.config.get("model", {}).get("converted_here"))
 
 
 def _arm(run: Run, source: float | None) -> Arm:

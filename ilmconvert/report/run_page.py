@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from ilmconvert.report.figures import Share, curves_figure, shares_figure
 from ilmconvert.report.pages import write_page
-from ilmconvert.report.run import Arm, Run, arms
-from ilmconvert.report.text import NONE, TIMES, duration, share, small
+from ilmconvert.report.run import Arm, Run, arms, converted_here, label
+from ilmconvert.report.run_tables import arms_table, epochs_table, heading, starts_measured, what_is_compared
+from ilmconvert.report.text import TIMES, duration, share, small
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 _RECIPE = (
@@ -38,11 +39,14 @@ def write_run(run: Run, path: str | Path) -> Path:
         path,
         run=run,
         title=run.summary.get("model") or run.config.get("model", {}).get("name", "a network"),
-        converted_here=_converted_here(run),
+        converted_here=converted_here(run),
         recipe=run.config.get("recipe", {}).get("name", ""),
         cards=_cards(run, table),
-        arms=table,
-        labels={arm.name: label(arm.name, run) for arm in table},
+        heading=heading(table),
+        about=what_is_compared(run, table),
+        table=arms_table(run, table),
+        epochs=epochs_table(run),
+        from_epoch_0=starts_measured(run),
         shares=_shares(run, table),
         curves=[figure for spec in _CURVES if (figure := _curve(run, *spec)) is not None],
         legend=[(label(each.name, run), _kind(i)) for i, each in enumerate((run, *run.baselines))],
@@ -50,18 +54,6 @@ def write_run(run: Run, path: str | Path) -> Path:
         recipe_facts=_recipe_facts(run),
         facts=_facts(run),
     )
-
-
-def label(name: str, run: Run) -> str:
-    """What a network is called in tables."""
-    if name:
-        return BASELINES.get(name, name)
-    target = str(run.config.get("recipe", {}).get("to", "ilm_norm")).upper().replace("_", "-")
-    return target if _converted_here(run) else "converted checkpoint"
-
-
-def _converted_here(run: Run) -> bool:
-    return bool(run.config.get("model", {}).get("converted_here"))
 
 
 def _kind(index: int) -> str:
@@ -77,7 +69,7 @@ def _cards(run: Run, table: Sequence[Arm]) -> list[tuple[str, str, str]]:
     agreement, other = before.get("agreement"), before.get("against") or "source"
     if own.start is not None:
         more = "" if agreement is None else f"{share(agreement)} the same class as the {other}"
-        place = "Right after the conversion" if _converted_here(run) else "At the start"
+        place = "Right after the conversion" if converted_here(run) else "At the start"
         cards.append((place, share(own.start) or "", more))
     elif agreement is not None:
         cards.append((f"At the start: same class as the {other}", share(agreement) or "", "before training"))
@@ -101,7 +93,8 @@ def _cards(run: Run, table: Sequence[Arm]) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _shares(run: Run, table: Sequence[Arm]) -> Markup | None:
+def _shares(run: Run, table: Sequence[Arm]) -> tuple[Markup, Markup] | None:
+    """The intervals, drawn for a wide page and for a narrow one."""
     rows = [
         Share(label(arm.name, run), arm.end, arm.end_interval, _kind(i))
         for i, arm in enumerate(table)
@@ -109,7 +102,8 @@ def _shares(run: Run, table: Sequence[Arm]) -> Markup | None:
     ]
     if table[0].source is not None:
         rows.insert(0, Share("the source, before", table[0].source, None, "source"))
-    return shares_figure(rows, "top-1 accuracy on validation images") if len(rows) > 1 else None
+    title = "top-1 accuracy on validation images"
+    return (shares_figure(rows, title), shares_figure(rows, title, narrow=True)) if len(rows) > 1 else None
 
 
 def _curve(run: Run, title: str, column: str, train: str | None, percent: bool) -> tuple[str, Markup] | None:
@@ -126,7 +120,7 @@ def _curve(run: Run, title: str, column: str, train: str | None, percent: bool) 
                 points.insert(0, (0.0, each.start))
             if points:
                 series[text], kinds[text] = points, kind
-    if label(run.name, run) not in series:
+    if not series or (label(run.name, run) not in series and column != "val_loss"):
         return None
     show: Callable[[float], str] = (lambda y: f"{100 * y:.4g} %") if percent else (lambda y: f"{y:.3g}")
     return title, curves_figure(series, kinds, title, show, from_zero=percent)
@@ -152,7 +146,7 @@ def _notes(run: Run) -> list[str]:
         notes.append("There are no validation images, so that nothing here tells how well the network does on others.")
     if run.finished and not run.baselines:
         cure = f"--baseline runs one ({', '.join(BASELINES)})"
-        if not _converted_here(run):
+        if not converted_here(run):
             cure += ", but of a model that still has its BatchNorm: name that instead of the checkpoint"
         notes.append(f"No baseline was run, so that this doesn't tell what other ways would have given: {cure}.")
     elif run.baselines:
@@ -163,7 +157,7 @@ def _notes(run: Run) -> list[str]:
 def _recipe_facts(run: Run) -> list[tuple[str, str]]:
     recipe = run.config.get("recipe", {})
     hidden = {"lr_base"} if recipe.get("lr") is not None else set[str]()
-    if not _converted_here(run):
+    if not converted_here(run):
         hidden |= {"to", "restore_bound"}
     empty = (None, "none", "no", 0.0)
     kept = [key for key in _RECIPE if key not in hidden and (key == "seed" or recipe.get(key) not in empty)]
@@ -174,7 +168,7 @@ def _recipe_facts(run: Run) -> list[tuple[str, str]]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     config = run.config
     data, model = config.get("data", {}), config.get("model", {})
-    shape = f" {TIMES} ".join(map(str, data.get("input_size") or ())) or NONE
+    shape = f" {TIMES} ".join(map(str, data.get("input_size") or ())) or None
     versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
     classes = data.get("classes")
     rows: list[tuple[str, Any]] = [

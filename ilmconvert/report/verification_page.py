@@ -29,7 +29,9 @@ def write_verification(result: Verification, path: str | Path) -> Path:
         v=result,
         target=str(result.checkpoint.header["settings"].get("to", "ILM Norm")).upper().replace("_", "-"),
         cards=_cards(result),
-        figure=layers_figure(result.fidelity.layers) if result.fidelity.layers else None,
+        figures=[layers_figure(result.fidelity.layers, narrow=narrow) for narrow in (False, True)]
+        if result.fidelity.layers
+        else None,
         rounding=shows_rounding(result.fidelity.layers),
         images=images,
         thumbnails=any(image["url"] for image in images),

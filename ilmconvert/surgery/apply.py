@@ -17,6 +17,7 @@ from ilmconvert.surgery.left_behind import warn_left_behind
 from ilmconvert.surgery.plan import Plan, norm_like, plan, seen
 from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED
 from ilmconvert.surgery.precision import warn_of_lost_digits
+from ilmconvert.surgery.refuse_wrapped import refuse_other
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
@@ -101,6 +102,7 @@ def convert(
         "reduction": reduction,
         "restore_bound": restore_bound,
     }
+    refuse_other(model)
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
     found = noted(model)

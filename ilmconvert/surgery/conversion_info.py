@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of
 
 # On the root of a model; whatever copies or pickles the module takes it along.
@@ -43,6 +44,8 @@ class ConversionInfo:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     spec: SourceSpec | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:conversion")
 
     @property
     def to(self) -> str | None:

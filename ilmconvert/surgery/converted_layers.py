@@ -13,6 +13,7 @@ from torch import nn
 from ilmconvert.errors import ConversionError
 from ilmconvert.surgery.layer_config import LayerConfig
 from ilmconvert.surgery.new_layers import adopt
+from ilmconvert.surgery.refuse_wrapped import refuse_other
 from ilmconvert.surgery.replacement import replaced
 from ilmconvert.surgery.source_state import SourceState, accept_source_state, source_state_of
 from ilmconvert.surgery.sources import find_source
@@ -69,6 +70,7 @@ class ConvertedLayer:
 
 def layers_of(model: nn.Module) -> tuple[ConvertedLayer, ...]:
     """Every layer that a conversion made, in the model's own order."""
+    refuse_other(model)
     names: dict[int, list[str]] = {}
     configs: dict[int, LayerConfig] = {}
     for name, module in model.named_modules(remove_duplicate=False):

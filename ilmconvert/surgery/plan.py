@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ilmconvert._constants import shown_by
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import refuse_wrapped
 from ilmconvert.surgery.plan_entry import PlanEntry, decide, loose
@@ -31,6 +32,8 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     unmatched: tuple[str, ...] = ()
     modules: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+
+    _repr_html_ = shown_by("ilmconvert.report.notebook:plan")
 
     def __iter__(self) -> Iterator[PlanEntry]:
         return iter(self.entries)

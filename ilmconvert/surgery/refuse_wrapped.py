@@ -19,8 +19,18 @@ _BY_CLASS_NAME = {
 }
 
 
+def refuse_other(model: object) -> None:
+    """Raise a ConversionError for what is no module, such as a model's name."""
+    if isinstance(model, str):
+        call = f"ilmconvert.models.create.create_model({model!r})"
+        raise ConversionError(f"{model!r} is a name, and a torch.nn.Module is needed: {call} builds one")
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"a torch.nn.Module is needed, not an object of type {type(model).__name__}")
+
+
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise a ConversionError if ``model`` or a part of it is wrapped, compiled or scripted."""
+    """Raise a ConversionError if ``model`` or a part of it is wrapped, compiled or scripted, or is no module."""
+    refuse_other(model)
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         wrapper = _wrapper(tuple((base.__module__, base.__name__) for base in type(module).__mro__))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from itertools import chain
@@ -23,6 +28,7 @@ from safetensors.torch import save_file
 import ilmconvert
 from ilmconvert.cli import finetune as module
 from ilmconvert.cli import main
+from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._exit import EXIT_INTERRUPTED
 from ilmconvert.cli._finetune_view import bar, numbers
 from ilmconvert.data.open_data import open_data
@@ -92,7 +98,10 @@ def test_a_run_and_what_it_prints() -> None:
     assert result.exit_code == 0, result.stderr
     assert "of 2" in result.stdout
     assert "the head is new" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Wrote {Path('run/best.safetensors')}"
+    *_, wrote, then = result.stdout.splitlines()
+    assert wrote == f"Wrote {Path('run/best.safetensors')}"
+    followed = CliRunner().invoke(main, shlex.split(then.removeprefix("Next: ilmconvert ")))
+    assert followed.exit_code == 0, followed.output
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["recipe"]["lr"] == 1e-3
     assert config["recipe"]["input_size"] == 48
@@ -195,20 +204,78 @@ def test_without_validation_images() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_show_config_is_a_recipe_file(name: str) -> None:
-    result = run("--show-config", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none")
+def test_show_config_is_read_back(name: str) -> None:
+    options = ["test_resnet", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none"]
+    options += ["--model-arg", "in_chans=3", "--model-arg", "act_layer=silu"]
+    options += ["--data", "a: b", "--val-split", "0.25", "--log-with", "none", "--unlabelled", "-o", "run..."]
+    result = run("--show-config", *options)
+    assert result.exit_code == 0, result.stderr
     Path("mine.yaml").write_text(result.stdout)
-    assert get_recipe("mine.yaml") == get_recipe(name, lr_base=0.01, patience=3, clip_grad=None)
-    assert "learning rate of the optimizer: 0.00125" in result.stdout
-    assert run("--show-config", "--recipe", "mine.yaml").stdout == result.stdout
+    expected = get_recipe(name, lr_base=0.01, patience=3, clip_grad=None)
+    assert get_recipe("mine.yaml") == expected
+    assert f"learning rate of the optimizer: {expected.learning_rate:g}" in result.stdout
+    assert run("--show-config", "--config", "mine.yaml").stdout == result.stdout
+    shown = yaml.safe_load(result.stdout)["finetune"]
+    assert (shown["model"], shown["data"], shown["output"]) == ("test_resnet", "a: b", "run...")
+    assert shown["model-arg"] == ["in_chans=3", 'act_layer="silu"']
+    assert (shown["val-split"], shown["log-with"], shown["unlabelled"]) == (0.25, ["none"], True)
+    for flag in ("resume", "json", "dry-run", "show-config", "find-batch-size", "quiet", "config"):
+        assert flag not in shown
 
 
-def test_options_win_over_the_file() -> None:
+def test_options_win_over_a_recipe_file_and_its_name_stays() -> None:
     Path("mine.yaml").write_text("base: anneal\npatience: 5\nscale: [0.1, 1]\namp: bf16\nhflip: 0\n")
     options = ["--patience", "none", "--scale", "0.2", "0.3", "--amp", "no", "--no-aug", "--torchcompile"]
-    shown = yaml.safe_load(run("--show-config", "--recipe", "mine.yaml", *options).stdout)
+    text = run("--show-config", "--recipe", "mine.yaml", *options).stdout
+    shown = yaml.safe_load(text)["finetune"]
     assert (shown["patience"], shown["scale"], shown["amp"], shown["hflip"]) == (None, [0.2, 0.3], "no", 0)
-    assert (shown["no_aug"], shown["compile"], shown["anneal"]) == (True, True, "cosine")
+    assert (shown["no-aug"], shown["compile"], shown["anneal"]) == (True, True, "cosine")
+    assert shown["recipe-name"] == "mine"
+    Path("mine.yaml").unlink()  # the file of the run stands for itself
+    Path("run.yaml").write_text(text)
+    assert run("--show-config", "--config", "run.yaml").stdout == text
+    assert get_recipe("run.yaml").name == "mine"
+
+
+def test_a_run_is_repeated_by_the_file_in_its_folder() -> None:
+    first = start("-o", "run", "--json", "--no-aug")
+    kept = Path("run/run.yaml").read_text()
+    args = [
+        "test_resnet",
+        "--weights",
+        "trained.safetensors",
+        "--data",
+        "data",
+        "--num-classes",
+        "2",
+        "--no-aug",
+        *SMALL,
+    ]
+    assert run(*args, "-o", "run", "--show-config").stdout == kept
+    assert "holds a run already" in fails("--config", "run/run.yaml")
+    assert json.loads(run("--config", "run/run.yaml", "--resume", "--json").stdout) == json.loads(first.stdout)
+    assert run("--config", "run/run.yaml", "-o", "again").exit_code == 0
+    assert Path("again/last.safetensors").read_bytes() == Path("run/last.safetensors").read_bytes()
+    config = yaml.safe_load(Path("again/config.yaml").read_text())
+    assert config == yaml.safe_load(Path("run/config.yaml").read_text())
+    assert get_recipe("run/run.yaml").to_dict() | {"amp": "no"} == config["recipe"]
+
+
+def test_inspect_shows_a_run_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert start("-o", "run", "--seed", "3").exit_code == 0
+    shown = CliRunner().invoke(main, ["inspect", "run/last.safetensors"]).stdout
+    rows = {
+        cells[0]: cells[1]
+        for line in shown.splitlines()
+        if len(cells := [c.strip() for c in line.split("│")[1:-1]]) == 2
+    }
+    changed = "batch_size 4, epochs 2, input_size 48, lr 0.001, seed 3, workers 0"
+    assert rows["fine-tuned with"].replace("amp no, ", "") == f"recipe full: {changed}"
+    assert rows["trained on: classes"] == "blue, red"
+    assert rows["trained on: input_size"] == "3 48 48"
+    assert (rows["trained to: epoch"], rows["trained to: step"]) == ("2", "6")
+    assert not set("{}'[]") & set(shown)
 
 
 def test_every_field_is_an_option_in_a_section() -> None:
@@ -309,19 +376,113 @@ def test_launchers(launcher: list[str], processes: int) -> None:
     assert result.stderr.count("never trained") == 1
 
 
-def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    with bar() as update:
-        assert update is None
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with bar() as update:
-        assert update is not None
-        update(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0))
-    with bar(enabled=False) as update:
-        assert update is None
+def test_numbers_of_the_bar() -> None:
     assert numbers(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0)) == (
         "loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left"
     )
     assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, None, None)) == ""
+
+
+EPOCH = (
+    r"epoch (\d)/2: loss [\d.]+, top-1 [\d.]+ %, val loss [\d.]+, val top-1 [\d.]+ %( \(best\))?, "
+    r"\d+ img/s(, 0:\d\d:\d\d left)?"
+)
+
+
+def test_off_a_terminal_an_epoch_is_a_line() -> None:
+    result = start("-o", "run", "--json", "--baseline", "frozen-bn")
+    json.loads(result.stdout)
+    begin, one, two, other, *rest = result.stderr.splitlines()
+    assert begin == "test_resnet, recipe full: 2 epochs of 3 batches of 4 images on cpu"
+    assert other == f"frozen-bn: {begin}"
+    for number, lines in enumerate(((one, rest[0]), (two, rest[1])), start=1):
+        for name, line in zip(("", "frozen-bn: "), lines, strict=True):
+            found = re.fullmatch(name + EPOCH, line)
+            assert found, line
+            assert found[1] == str(number)
+            assert (found[3] is None) == (number == 2), "after the last epoch no time is left"
+    assert len(rest) == 2
+    with Path("run/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, line in zip(rows, (one, two), strict=True):
+        assert f"loss {float(row['train_loss']):.3f}," in line
+        assert f"val top-1 {100 * float(row['val_top1']):.1f} %" in line
+
+
+def test_quiet_runs_say_nothing_on_the_way() -> None:
+    assert start("-o", "run", "--quiet").stderr == ""
+
+
+def test_a_resumed_run_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ilmconvert.finetune.trainer import Trainer
+
+    finish = Trainer._finish_epoch
+
+    def stop(self: Trainer, provenance: Any) -> bool:
+        if self.position.epoch == 1:
+            raise KeyboardInterrupt
+        return finish(self, provenance)
+
+    monkeypatch.setattr(Trainer, "_finish_epoch", stop)
+    assert start("-o", "run").exit_code == EXIT_INTERRUPTED
+    monkeypatch.setattr(Trainer, "_finish_epoch", finish)
+    begin, epoch = start("-o", "run", "--resume").stderr.splitlines()
+    assert begin.endswith("on cpu; goes on after step 3")
+    assert epoch.startswith("epoch 2/2: ")
+
+
+class Terminal(io.TextIOWrapper):
+    """Keeps what a terminal would show; with a buffer below it, as the real stderr."""
+
+    def __init__(self) -> None:
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding="utf-8", write_through=True)
+
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self) -> list[str]:
+        lines, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.bytes.getvalue().decode()):
+            if part == "\n":
+                row, column = row + 1, 0
+                lines += [""] * (row + 1 - len(lines))
+            elif part == "\r":
+                column = 0
+            elif part.startswith("\x1b"):
+                row -= int(part[2:-1] or 1) if part.endswith("A") else 0
+                lines[row] = "" if part.endswith("K") else lines[row]
+            else:
+                old = lines[row].ljust(column)
+                lines[row] = old[:column] + part + old[column + len(part) :]
+                column += len(part)
+        return [line.rstrip() for line in lines]
+
+
+def test_on_a_terminal_finished_epochs_stay_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr", terminal)
+    logger = logging.getLogger("ilmconvert.finetune.run_log")
+    with library_warnings(), bar() as update:
+        assert update is not None
+        for epoch in (1, 2):
+            for step in (1, 2, 3):
+                update(Progress("", epoch, 2, 3 * epoch - 3 + step, 6, 0.5, 0.25, 0.1, 12.0, 61.0))
+            logger.info("epoch %d/2: all is well", epoch)
+    shown = terminal.screen()
+    assert shown[:2] == ["epoch 1/2: all is well", "epoch 2/2: all is well"]
+    assert shown[2].startswith("epoch 2/2 ")
+    assert shown[2].endswith("loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left")
+    assert set(shown[3:]) == {""}
+
+
+def test_there_is_no_bar_off_a_terminal() -> None:
+    with bar() as update:
+        assert update is None
+    with bar(enabled=False) as update:
+        assert update is None
 
 
 def test_the_run_ends_with_ilm_norms() -> None:

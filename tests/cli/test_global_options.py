@@ -15,11 +15,13 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from ilmconvert.cli import COMMANDS, main
 from ilmconvert.cli._exit import EXIT_CODES, EXIT_INTERRUPTED, EXIT_PIPE
+from ilmconvert.finetune.recipe import get_recipe
 from tests.cli.commands import fails, run
 
 PROGRAM = [sys.executable, "-m", "ilmconvert"]
@@ -39,7 +41,7 @@ def examples(of: click.Command) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_examples_that_parse(name: str) -> None:
-    Path("run.yaml").write_text("finetune: {data: pets}")
+    Path("pets.yaml").write_text("finetune: {data: pets}")
     lines = examples(command(name))
     assert lines
     for words in lines:
@@ -237,11 +239,79 @@ def test_a_missing_file_is_one_line() -> None:
     assert "can't read no.yaml: No such file" in fails("plan", "test_resnet", "--config", "no.yaml")
 
 
-def test_fields_of_a_recipe_belong_into_a_recipe() -> None:
-    Path("run.yaml").write_text("finetune: {data: pets, batch-size: 8}")
-    assert "write it into a recipe file" in fails("--config", "run.yaml", "finetune", "test_resnet")
-    Path("run.yaml").write_text("finetune: {recipe: distill, show-config: true}")
-    assert "distill" in run("finetune", "--config", "run.yaml").stdout
+def recipe_of(text: str, *args: str) -> dict[str, Any]:
+    shown = configured(text, "finetune", *args, "--show-config")
+    assert shown.exit_code == 0, shown.stderr
+    found: dict[str, Any] = yaml.safe_load(shown.stdout)["finetune"]
+    return found
+
+
+def test_a_run_is_one_file_of_options_and_fields() -> None:
+    text = """
+    finetune:
+      model: test_resnet
+      data: pets
+      recipe: distill
+      epochs: 3
+      batch_size: 8
+      lr: 1e-3
+      kd-temperature: 4
+      clip-grad: null
+      amp: no
+      scale: [0.5, 1]
+      no-aug: true
+      baseline: [train-bn]
+    """
+    found = recipe_of(text)
+    expected = get_recipe(
+        "distill",
+        epochs=3,
+        batch_size=8,
+        lr=1e-3,
+        temperature=4.0,
+        clip_grad=None,
+        amp="no",
+        scale=(0.5, 1),
+        no_aug=True,
+    )
+    assert {key.replace("-", "_"): found[key] for key in found}.items() >= {
+        **{key: value for key, value in expected.to_dict().items() if key != "name"},
+        "model": "test_resnet",
+        "data": "pets",
+        "recipe": "distill",
+        "baseline": ["train-bn"],
+    }.items()
+    found = recipe_of(text, "resnet18", "--epochs", "5", "--clip-grad", "1", "--aug", "--baseline", "frozen-bn")
+    assert (found["model"], found["epochs"], found["batch-size"]) == ("resnet18", 5, 8)
+    assert (found["clip-grad"], found["no-aug"], found["baseline"]) == (1.0, False, ["frozen-bn"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("finetune: {epoch: 3}", "finetune has no option 'epoch'; did you mean epochs?"),
+        ("finetune: {batchsize: 3}", "finetune has no option 'batchsize'; did you mean batch-size?"),
+        ("finetune: {weight_decy: 3}", "finetune has no option 'weight_decy'; did you mean weight-decay?"),
+        ("finetune: {modle: resnet50}", "finetune has no option 'modle'; did you mean model?"),
+        ("finetune: {epochs: 0}", "run.yaml: finetune: epochs has to be at least 1, not 0"),
+        ("finetune: {epochs: many}", "run.yaml: finetune: epochs has to be a whole number, not 'many'"),
+        ("finetune: {epochs: null}", "epochs has to be a whole number"),
+        ("finetune: {no-aug: 3}", "no-aug takes true or false"),
+        ("finetune: {scale: 3}", "scale takes a list"),
+        ("finetune: {sched: [cosine]}", "sched takes one value"),
+        ("finetune: {temperature: 2, kd-temperature: 3}", "twice"),
+        ("finetune: {batch-size: 2, batch_size: 3}", "twice"),
+        ("epochs: 3", "there is no command 'epochs'; write epochs below finetune:"),
+        ("finetun: {epochs: 3}", "there is no command 'finetun'; did you mean finetune?"),
+    ],
+)
+def test_a_wrong_file_of_a_run_is_one_line(text: str, message: str) -> None:
+    Path("run.yaml").write_text(text)
+    assert message in fails("finetune", "--config", "run.yaml")
+
+
+def test_arguments_come_from_the_file_too() -> None:
+    assert json.loads(configured("plan: {model: test_resnet, json: true}", "plan").stdout)["model"] == "test_resnet"
 
 
 # --- exit codes ---
@@ -281,7 +351,8 @@ def test_control_c_leaves_no_file(folder: Path) -> None:
         signal.signal(signal.SIGINT, before)
     with process:
         assert process.stderr is not None
-        assert "never trained" in process.stderr.readline(), "the model is built, and its conversion begins"
+        lines = iter(process.stderr.readline, "")
+        assert any("never trained" in line for line in lines), "the model is built, and its conversion begins"
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == EXIT_INTERRUPTED, errors

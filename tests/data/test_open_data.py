@@ -434,3 +434,12 @@ def test_labels_that_arent_numbers() -> None:
     source = [(Image.new("RGB", (4, 4)), "cat")]
     with pytest.raises(DataError, match="the label of number 0 is 'cat'"):
         ImageDataset(source)[0]
+
+
+def test_the_class_of_a_nested_image_is_the_first_folder(tmp_path: Path) -> None:
+    for place in ("cat/a", "cat/b/deep", "dog/a", "dog", "cat/.hidden"):
+        draw(tmp_path / place, 2)
+    data = open_data(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert labels(data.train) == [0] * 4 + [1] * 4
+    assert not any(".hidden" in name for name in files(data.train))

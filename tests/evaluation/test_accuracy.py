@@ -365,7 +365,7 @@ def test_command_on_unlabelled_images(checkpoint: Path, images: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["images", "--data", "images"], "has no best.safetensors"),
+        (["images", "--data", "images"], "images is a folder that holds no checkpoint"),
         (["none.safetensors", "--data", "images"], "none.safetensors doesn't exist"),
         (["converted.safetensors", "--data", "nowhere"], "nowhere"),
         (["test_resnet", "--weights", "none", "--model-arg", "num_classes=1", "--data", "images"], "not logits"),

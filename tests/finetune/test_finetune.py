@@ -18,10 +18,12 @@ from torch import Tensor, nn
 import ilmconvert
 from ilmconvert.data.open_data import Data
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.evaluation.accuracy import Evaluation
 from ilmconvert.finetune import FineTuneError, Progress, Recipe, find_batch_size
 from ilmconvert.finetune.anneal import without_restoring
 from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trainable, start
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
+from ilmconvert.finetune.trainer import Trainer
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.converted_layers import layers_of
 from tests.finetune.finetune_jobs import CLASSES, SIZE, bars, image, network, run
@@ -55,7 +57,7 @@ def test_a_run_learns_and_leaves_a_folder(tmp_path: Path) -> None:
     assert seen[-2].eta is not None
     assert seen[-2].eta > 0
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"config.yaml", "metrics.csv", "best.safetensors", "last.safetensors", "summary.json"}
+    expected = {"config.yaml", "run.yaml", "metrics.csv", "best.safetensors", "last.safetensors", "summary.json"}
     assert files == expected | {"state", ".lock"}
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["recipe"]["lr"] == 0.003
@@ -245,7 +247,7 @@ def test_with_a_new_head_features_are_distilled(tmp_path: Path) -> None:
         ({"num_classes": None}, "--num-classes 4"),
         ({"num_classes": 1}, "at least 2"),
         ({"baselines": ["fresh"]}, "unknown baseline 'fresh'"),
-        ({"log_with": ["nowhere"]}, "no tracker 'nowhere'"),
+        ({"log_with": ["nowhere"]}, "unknown tracker 'nowhere'"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -419,3 +421,16 @@ def test_norm_parameters_of_a_baseline_are_its_norms() -> None:
     model = network()
     assert {name for name, _ in norm_parameters(model)} == {"weight", "bias"}
     assert image(0, 0).size == (SIZE, SIZE)
+
+
+def test_equal_epochs_go_to_the_lower_validation_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.2, 0.3, 0.1])
+    values = iter([1.0, 1.0, 1.0, 0.9])
+
+    def evaluate(self: Trainer, against: Any = None, model: Any = None) -> Evaluation:
+        return Evaluation(4, 4, next(values), None, None, next(losses), None, None)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    result = run(tmp_path / "run", epochs=4)
+    assert result.best_epoch == 2
+    assert result.metrics["val_loss"] == 0.2

@@ -27,10 +27,12 @@ from ilmconvert.report import ReportError, read_run, write_run
 from ilmconvert.report.axes import ticks
 from ilmconvert.report.figures import Share, curves_figure, layers_figure, shares_figure
 from ilmconvert.report.run import arms
+from ilmconvert.report.text import NONE
 from tests.helpers import CHROMIUM, save_trained
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 LIGHT, DARK = (0xFB, 0xFA, 0xF8), (0x15, 0x17, 0x1B)
+AMBER, GREEN = (0xB8, 0x69, 0x1F), (0x2E, 0x7D, 0x57)
 
 
 class Page(HTMLParser):
@@ -171,10 +173,12 @@ def test_the_page_of_a_verification() -> None:
     layers = json.loads(
         run("verify", "exact.safetensors", "--json", "--random-batches", "1", "--input-size", "48").stdout
     )["layers"]
-    (figure,) = svgs(page)
-    dots = [e for e in figure.iter() if e.tag.endswith("circle")]
-    assert len(dots) == 2 * len(layers)
-    assert {(e[0].text or "").split(":")[0] for e in dots} == {layer["name"] for layer in layers}
+    for figure in svgs(page):  # of a wide page and of a narrow one
+        dots = [e for e in figure.iter() if e.tag.endswith("circle")]
+        assert len(dots) == 2 * len(layers)
+        assert {(e[0].text or "").split(":")[0] for e in dots} == {layer["name"] for layer in layers}
+    widths = [float(figure.attrib["viewBox"].split()[2]) for figure in svgs(page)]
+    assert widths == [960, 400]
 
 
 def test_the_page_says_what_it_cannot_show() -> None:
@@ -260,8 +264,10 @@ def test_the_page_of_a_run() -> None:
     assert page.is_self_contained()
     for text in ("Before, right after, after", "90.0 %", "+5.0 points", "One run each", "ILM-GN", "5.0 %", "cat, dog"):
         assert text in page.text
-    shares, accuracy, loss = svgs(page)
-    assert len([e for e in shares.iter() if "interval" in e.attrib.get("class", "")]) == 3
+    assert "Epoch 0 is the network right after" in page.text
+    wide, narrow, accuracy, loss = svgs(page)
+    for shares in (wide, narrow):
+        assert len([e for e in shares.iter() if "interval" in e.attrib.get("class", "")]) == 3
     titles = [e[0].text or "" for e in accuracy.iter() if e.tag.endswith("circle")]
     # the network right after its norms were replaced stands at epoch 0
     assert "GroupNorm(32), gamma and beta copied, epoch 0: 5 %" in titles
@@ -274,6 +280,46 @@ def test_the_page_goes_into_the_run_folder(tmp_path: Path) -> None:
     assert run("report", "mine", "--html").exit_code == 0
     assert Page(Path("mine/report.html")).is_self_contained()
     assert run("report", "mine").exit_code == 0
+
+
+def tables(page: Page) -> list[list[list[str]]]:
+    """The texts of every table: its rows, the headings first."""
+    rows = [re.findall(r"<tr.*?</tr>", table, re.S) for table in re.findall(r"<table.*?</table>", page.source, re.S)]
+    cells = r"<t[hd][^>]*>(.*?)</t[hd]>"
+    return [[[re.sub("<.*?>", " ", cell).strip() for cell in re.findall(cells, row)] for row in each] for each in rows]
+
+
+def test_a_new_head_leaves_no_columns_of_dashes_and_no_epoch_0(tmp_path: Path) -> None:
+    make_run(tmp_path / "new", before=False)
+    page = Page(write_run(read_run("new"), "new.html"))
+    networks, epochs = tables(page)
+    assert networks[0] == ["Network", "After", "Loss", "Best epoch"]
+    assert networks[1] == ["ILM-GN", "90.0 % 76.9 to 96.0", "0.4", "3 of 3"]
+    assert epochs[0] == ["Epoch", "Training loss", "Validation loss", "Top-1", "Learning rate"]
+    assert "Epoch 0" not in page.text
+    assert "Right after" not in page.text
+    assert "right after" not in page.text
+    assert "After fine-tuning" in page.text
+    shown = " ".join(run("report", "new").stdout.split())
+    assert "right after" not in shown
+    assert "before training" in shown
+
+
+@pytest.mark.parametrize("how", [{}, {"before": False}, {"validated": False, "before": False}, {"finished": False}])
+def test_no_column_is_empty(how: dict[str, bool], tmp_path: Path) -> None:
+    make_run(tmp_path / "some", **how)
+    for table in tables(Page(write_run(read_run("some"), "some.html"))):
+        assert len({len(row) for row in table}) == 1
+        for heading, *cells in zip(*table, strict=True):
+            assert set(cells) - {NONE, ""}, heading
+
+
+def test_a_page_without_validation_images_shows_the_training_loss(tmp_path: Path) -> None:
+    make_run(tmp_path / "blind", validated=False, before=False)
+    page = Page(write_run(read_run("blind"), "blind.html"))
+    (loss,) = svgs(page)
+    assert len([e for e in loss.iter() if e.tag.endswith("circle")]) == 3
+    assert "Nothing was measured on validation images." in page.text
 
 
 @pytest.mark.parametrize(
@@ -361,6 +407,23 @@ def test_a_browser_shows_it_in_light_and_dark(kind: str, tmp_path: Path) -> None
         # nothing lies outside the page's width
         assert (shot[:, -3:] == np.array(ground)).all()
         assert not re.search(r"CONSOLE|Refused|net::ERR", log), log
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [400, 500])
+def test_the_points_of_the_intervals_are_in_sight(width: int, tmp_path: Path) -> None:
+    page = write_run(read_run("run"), tmp_path / "page.html")
+    # the curves and their legend have the same colours, and the cards fill a narrow window
+    text = re.sub('class="(legend|pair|cards)"', "hidden", page.read_text())
+    page.write_text(text.replace("<style>", "<style>[hidden] { display: none !important; }"))
+    frame = tmp_path / "frame.html"  # a window of Chromium is at least 500 wide
+    frame.write_text(f'<body style="margin:0"><iframe src="page.html" style="width:{width}px;height:1500px;border:0">')
+    shot, _ = screenshot(frame, tmp_path / "shot.png", 1)
+    for colour in (AMBER, GREEN):
+        rows, columns = np.nonzero((shot == np.array(colour)).all(axis=2))
+        assert len(rows) > 25  # most of a disc of radius 4
+        assert np.ptp(rows) < 14
+        assert columns.max() < width
 
 
 def screenshot(page: Path, out: Path, scheme: int) -> tuple[np.ndarray[Any, Any], str]:

@@ -12,7 +12,7 @@ from ilmconvert.evaluation.layer_metrics import worst_layers
 from ilmconvert.evaluation.tolerances import BOUNDED_AGREEMENT, EXACT_AGREEMENT, EXACT_RATIO, ROUNDING
 from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 
-PASSED, FAILED, NOT_JUDGED = "passed", "failed", "not judged"
+PASSED, FAILED, NOT_JUDGED, NOT_COMPARED = "passed", "failed", "not judged", "not compared"
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,14 @@ def _all_are(name: str, exceptions: Sequence[str]) -> Check:
     return Check(name, text, "all", not exceptions)
 
 
-def verdict(criteria: Criteria, checks: Sequence[Check]) -> str:
-    """ "passed" or "failed"; "not judged" where the criteria set no limit on what is computed."""
+def verdict(criteria: Criteria, checks: Sequence[Check], *, has_source: bool = True) -> str:
+    """What the checks come to.
+
+    "passed" or "failed"; "not judged" where the criteria set no limit on what is computed; "not compared" where the
+    checks passed without the source (``has_source``), against one that the checkpoint itself tells.
+    """
     if not all(check.passed for check in checks):
         return FAILED
+    if not has_source:
+        return NOT_COMPARED
     return PASSED if criteria.limits else NOT_JUDGED

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Subset
 
 from ilmconvert.data.dataset import ImageDataset
 from ilmconvert.data.example_inputs import example_inputs
-from ilmconvert.data.transforms import evaluation_images
+from ilmconvert.data.trained_images import trained_classes, trained_transform
+from ilmconvert.data.transforms import evaluation_images, transform_config, transform_text
 from ilmconvert.models.head import number_of_classes
 
 RANDOM_CAVEAT = (
@@ -53,7 +54,9 @@ def random_sample(
     (True, 1)
     """
     made = (example_inputs(model, batch_size=batch_size, size=size, seed=seed + i) for i in range(batches))
-    text = f"{batches * batch_size} random inputs, seed {seed}"
+    trained = trained_transform(model).get("input_size")
+    sides = (size, size) if size else trained[1:] if trained else None
+    text = f"{batches * batch_size} random inputs{f' of {sides[0]} x {sides[1]}' if sides else ''}, seed {seed}"
     return Sample(made, text, random=True, class_names=class_names(model), caveats=(RANDOM_CAVEAT,))
 
 
@@ -92,7 +95,7 @@ def folder_sample(
     part = "" if data.val is None else " (validation part)"
     return Sample(
         DataLoader(Subset(ready, chosen), batch_size, num_workers=workers),
-        f"{wanted} {which} of {source}{part}",
+        f"{wanted} {which} of {source}{part}, {transform_text(transform_config(model, input_size))}",
         names=[_short(items.name(i), source) for i in chosen],
         class_names=(data.class_names or ()) if fits else class_names(model),
         caveats=tuple(caveats),
@@ -100,7 +103,9 @@ def folder_sample(
 
 
 def class_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the logits of a model with the classes of ImageNet; empty for others."""
+    """Names of the logits of a fine-tuned model, or of one with the classes of ImageNet; empty for others."""
+    if names := trained_classes(model):
+        return names
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(model) if hasattr(model, "pretrained_cfg") else None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 from ilmconvert.checkpoint.save_load import load, read_header
 from ilmconvert.models.weight_files import sha256
 from ilmconvert.surgery import plan
@@ -107,10 +108,13 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(path: str | Path, into: nn.Module | None = None) -> OpenedCheckpoint:
-    """Read a checkpoint; ``into`` is the source of a custom model (not from timm or torchvision), and stays as it is.
+    """Read a checkpoint, or the one in the folder of a run or of ``save_pretrained``.
+
+    ``into`` is the source of a custom model (not from timm or torchvision), and stays as it is.
 
     Raises:
         CheckpointError: see :func:`ilmconvert.load`.
     """
-    model = load(path) if into is None else load(path, into=copy.deepcopy(into))
-    return OpenedCheckpoint(Path(path), model, read_header(path), sha256(path))
+    file = checkpoint_file(path)
+    model = load(file) if into is None else load(file, into=copy.deepcopy(into))
+    return OpenedCheckpoint(file, model, read_header(file), sha256(file))

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ilmconvert.errors import ILMConvertError, ModelError
+from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+from ilmconvert.checkpoint.save_load import load
+from ilmconvert.errors import ILMConvertError, MisfitError, ModelError, WeightsError
 from ilmconvert.evaluation.layer_metrics import converted_names
 from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 from ilmconvert.evaluation.verify.reconstruct_source import reconstruct_source
 from ilmconvert.models.create import create_model
+from ilmconvert.models.head import number_of_classes
 from ilmconvert.models.weight_files import SEPARATOR, sha256
 
 CURE = "give the source with --source MODEL and --weights FILE"
@@ -59,12 +62,16 @@ def find_source_model(
     """
     if isinstance(source, nn.Module):
         return SourceModel(source, "given", type(source).__name__)
-    if source is not None or weights is not None:
-        return _given(checkpoint, source, weights, dict(model_args or {}))
+    if source is not None or weights is not None or model_args:
+        given = _given(checkpoint, source, weights, dict(model_args or {}))
+        ours, theirs = number_of_classes(checkpoint.model), number_of_classes(given.model)
+        if checkpoint.fine_tuned and ours != theirs:
+            raise ModelError(_other_head(checkpoint, theirs))
+        return given
     try:
         found = _rebuilt(checkpoint)
     except ILMConvertError as error:
-        return _reconstructed(checkpoint, str(error))
+        return _reconstructed(checkpoint, _reason(error))
     changed = differing_tensors(found.model, checkpoint.model)
     if changed and not checkpoint.fine_tuned:
         what = f"{len(changed)} tensors outside the norms aren't the library's, first {changed[0]}"
@@ -73,7 +80,11 @@ def find_source_model(
 
 
 def find_base(
-    checkpoint: OpenedCheckpoint, *, source: str | Path | nn.Module | None = None, weights: str | Path | None = None
+    checkpoint: OpenedCheckpoint,
+    *,
+    source: str | Path | nn.Module | None = None,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> SourceModel:
     """The source that is given, else the one that the file names; its tensors are for the caller to check.
 
@@ -88,12 +99,17 @@ def find_base(
         checkpoint = replace(checkpoint, header={**checkpoint.header, "spec": {**spec, "model_args": args}})
     if isinstance(source, nn.Module):
         return SourceModel(source, "given", type(source).__name__)
-    if source is not None or weights is not None:
-        return _given(checkpoint, source, weights, {})
+    if source is not None or weights is not None or model_args:
+        return _given(checkpoint, source, weights, dict(model_args or {}))
     try:
         return _rebuilt(checkpoint)
     except ILMConvertError as error:
-        raise ModelError(f"can't build the source of {checkpoint.path}: {error}; {CURE}") from error
+        raise ModelError(f"can't build the source of {checkpoint.path}: {_reason(error)}; {CURE}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong; the cure of missing weights, random ones, is none here."""
+    return error.reason if isinstance(error, WeightsError) else str(error)
 
 
 def differing_tensors(source: nn.Module, converted: nn.Module) -> list[str]:
@@ -118,9 +134,11 @@ def _given(
     checkpoint: OpenedCheckpoint, source: str | Path | None, weights: str | Path | None, model_args: dict[str, Any]
 ) -> SourceModel:
     spec = checkpoint.header["spec"]
-    if source is not None and Path(source).is_file():
-        from ilmconvert.checkpoint.save_load import load
-
+    if str(weights) == "none":
+        raise ModelError(
+            "random weights are no source to compare with; name the file that was converted (--weights FILE)"
+        )
+    if source is not None and checkpoint_file(source).is_file():
         return SourceModel(load(source), "given", f"the checkpoint {source}")
     if source is None:
         if spec is None:
@@ -130,8 +148,23 @@ def _given(
         name = str(source)
     if spec is not None and (source is None or _same_architecture(name, spec)):
         model_args = {**spec["model_args"], **model_args}
-    model = create_model(name, weights=weights or "default", **model_args)
+    try:
+        model = create_model(name, weights=weights or "default", **model_args)
+    except WeightsError as error:
+        raise ModelError(f"{error.reason}; name a file of the source's weights (--weights FILE)") from error
+    except MisfitError as error:
+        if checkpoint.fine_tuned and "num_classes" in error.arguments:
+            raise ModelError(_other_head(checkpoint, error.arguments["num_classes"])) from error
+        raise
     return SourceModel(model.eval(), "given", f"{name}, weights: {weights or 'default'}")
+
+
+def _other_head(checkpoint: OpenedCheckpoint, classes: object) -> str:
+    return (
+        f"{checkpoint.path} got a new head of {number_of_classes(checkpoint.model)} classes after its conversion, and "
+        f"the source has {classes}: there are no outputs to compare; measure the checkpoint by itself, with ilmconvert "
+        f"evaluate {checkpoint.path} --data DATA"
+    )
 
 
 def _same_architecture(name: str, spec: Mapping[str, Any]) -> bool:

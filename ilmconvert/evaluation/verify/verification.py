@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ilmconvert._constants import __version__
+from ilmconvert._constants import __version__, shown_by
 from ilmconvert.evaluation.compare import Fidelity, fidelity
-from ilmconvert.evaluation.verify.criteria import FAILED, Check, Criteria, criteria_of, judge, verdict
+from ilmconvert.evaluation.verify.criteria import FAILED, NOT_COMPARED, Check, Criteria, criteria_of, judge, verdict
 from ilmconvert.evaluation.verify.initial_values import differing_initial_values
 from ilmconvert.evaluation.verify.inputs import Sample
 from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint, Skipped
@@ -25,7 +25,7 @@ class Verification:
         checkpoint, source, sample: what was compared, with what, on which images.
         fidelity: the measurement.
         criteria, checks: what is asked of this checkpoint, and what was found, limit by limit.
-        verdict: "passed", "failed" or "not judged".
+        verdict: "passed", "failed", "not judged" or, of a reconstructed source, "not compared".
         changed: tensors outside the norms that aren't the source's; None for a reconstructed source.
         skipped: norms that stayed, and why.
         caveats: what this comparison can't show.
@@ -44,10 +44,17 @@ class Verification:
     caveats: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
 
+    _repr_html_ = shown_by("ilmconvert.report.notebook:verification")
+
     @property
     def failed(self) -> bool:
         """Whether a limit isn't met."""
         return self.verdict == FAILED
+
+    @property
+    def not_compared(self) -> bool:
+        """Whether nothing was compared with the original source, since that wasn't available."""
+        return self.verdict == NOT_COMPARED
 
     @property
     def statement(self) -> str:
@@ -105,7 +112,7 @@ def verify(
     min_ratio: float | None = None,
     layers: str | Sequence[str] = "norms",
     worst: int = 12,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> Verification:
     """Compare a checkpoint with its source on a sample, and judge it.
 
@@ -133,7 +140,7 @@ def verify(
         fidelity=found,
         criteria=criteria,
         checks=checks,
-        verdict=verdict(criteria, checks),
+        verdict=verdict(criteria, checks, has_source=source.kind != "reconstructed"),
         changed=changed,
         skipped=tuple(checkpoint.skipped),
         caveats=(*source.caveats, *sample.caveats),

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ilmconvert._constants import TARGETS
 from ilmconvert.checkpoint.metadata import Metadata
+from ilmconvert.data.folders import some
 from ilmconvert.surgery.ilm_norm_target import ILMNormConfig
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def card_of(config: Mapping[str, Any], metadata: Metadata, name: str, measured: 
         hub_id=registered.get("hf_hub_id"),
         plan=_plan(metadata),
         measured=measured,
+        label_names=config.get("label_names", []),
+        folder=name.removeprefix("local-dir:"),
+        classes_text=f" ({some(config['label_names'])})" if config.get("label_names") else "",
     )
     return text
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ilmconvert._constants import ENTRYPOINT
 from ilmconvert.checkpoint.metadata import Metadata
+from ilmconvert.data.trained_images import described, trained_classes, trained_transform
 from ilmconvert.errors import CheckpointError
 from ilmconvert.models.timm_zoo import SOURCE_FIELDS
 
@@ -54,12 +55,26 @@ def config_of(model: nn.Module, metadata: Metadata) -> dict[str, Any]:
     config["architecture"] = ENTRYPOINT
     config["pretrained_cfg"]["tag"] = changed_tag(model, metadata)
     _correct(config, in_chans=args.get("in_chans"))
+    _as_trained(config, model)
     config["ilmconvert"] = {
         "version": metadata.ilmconvert,
         "settings": metadata.settings,
         "provenance": metadata.provenance,
     }
     return config
+
+
+def _as_trained(config: dict[str, Any], model: nn.Module) -> None:
+    """Size, normalisation and class names of the images that a fine-tuned network was trained on."""
+    known, names = trained_transform(model), trained_classes(model)
+    if known:
+        cfg = config["pretrained_cfg"]
+        for key in ("test_input_size", "test_crop_pct"):
+            cfg.pop(key, None)
+        cfg.update(described(known))
+    if names and len(names) == config["num_classes"]:
+        config["label_names"] = list(names)
+        config.pop("label_descriptions", None)
 
 
 def changed_tag(model: nn.Module, metadata: Metadata) -> str:
