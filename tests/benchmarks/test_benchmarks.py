@@ -49,6 +49,7 @@ def test_layer_times_every_shape_and_format(tmp_path: Path) -> None:
     assert saved["saved"] >= 1 * 64 * 16 * 4 / 2**20
 
 
+@pytest.mark.slow
 def test_model_times_networks_conversion_and_import(tmp_path: Path) -> None:
     tables = run_quick("model", tmp_path)
     assert {"Inference, eager, float32", "Training step, eager, float32", "Import"} <= tables.keys()

@@ -150,6 +150,7 @@ def test_settings_tell_runs_apart(other: dict[str, object]) -> None:
     assert Task(**usual).settings() != Task(**{**usual, **other}).settings()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_benchmark_trains_once_and_prints_its_tables(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.finetune", "--quick", "--seeds", "1", "--sets", "digits"]
     command += ["--arms", "ilm_ln norm", "--jobs", "1", "--out", str(tmp_path)]

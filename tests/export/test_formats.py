@@ -57,6 +57,7 @@ def test_folding_keeps_the_function(model: object, kind: type) -> None:
     assert sum(isinstance(m, ILMNorm) for m in original.modules()) == 13
 
 
+@pytest.mark.slow
 def test_pt2_with_any_batch_and_size(tmp_path: Path) -> None:
     model = disturb(network("test_resnet"))
     path = export(model, tmp_path / "m.pt2", format="pt2", dynamic_size=True)
@@ -71,7 +72,7 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("dynamic_size", [False, True])
+@pytest.mark.parametrize("dynamic_size", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_onnx_in_onnxruntime(tmp_path: Path, dynamic_size: bool) -> None:
     model = disturb(network("test_resnet"))
     session = session_of(export(model, tmp_path / "m.onnx", dynamic_size=dynamic_size, size=64))
@@ -115,7 +116,7 @@ def test_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(file), "--format", "pt2", "--size", "64"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "m.pt2").exists()
-    assert "(dynamic batch)" in result.output
+    assert "(dynamic batch; traced with 2 x 3 x 64 x 64)" in result.output
     assert "Error against the model: " in result.output
     again = CliRunner().invoke(main, ["export", str(file), "--format", "pt2"])
     assert again.exit_code == 2

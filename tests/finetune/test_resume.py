@@ -31,7 +31,7 @@ def states(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "state").glob("step-*"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_the_same(tmp_path: Path, processes: int) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finish(launch(undisturbed, processes, model_args=DROPOUT, **SETTINGS))

@@ -39,7 +39,14 @@ def source() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"restore_bound": 2.0}, {"to": "ilm_ln", "restore_bound": 2.0}, {"to": "ilm_in"}]
+    "settings",
+    [
+        {},
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ({"restore_bound": 2.0}, {"to": "ilm_ln", "restore_bound": 2.0}, {"to": "ilm_in"})
+        ),
+    ],
 )
 def test_twice_the_recommended_rate_trains(tmp_path: Path, settings: dict[str, Any]) -> None:
     data = Data(colours(60, 0), colours(60, 1), num_classes=CLASSES)  # type: ignore[arg-type]

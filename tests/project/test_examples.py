@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-SLOW = {"transfer_batch_size_2"}  # four runs even when it is quick
+SLOW = {"transfer_batch_size_2", "distill_unlabelled", "dp_opacus"}  # several runs even when they are quick
 NUMBER = re.compile(r"\d+(\.\d+)?")
 # What a quick run has to print as the header does, number by number: it doesn't depend on how long training is.
 KEPT = {
