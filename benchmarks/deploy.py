@@ -126,7 +126,7 @@ def small_maps(repeats: int) -> Table:
         for shape in SMALL_MAPS:
             x = torch.randn(shape)
             found = {k: m.eval() for k, m in layers(shape[1], "channels_last", False).items()}
-            times = interleaved({k: inference(found[k], x, "cpu") for k in (ILM, GROUP)}, repeats)
+            times = interleaved({k: inference(found[k], x) for k in (ILM, GROUP)}, repeats)
             own = times[ILM].median
             row = {"shape": str(shape), "another process": "busy" if beside else "none", "ms": own * 1e3}
             table.rows.append({**row, f"to {GROUP}": own / times[GROUP].median})

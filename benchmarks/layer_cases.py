@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reference_layer import AuthorsLayer
-from benchmarks.timing import finish
 from ilmconvert.nn import ILMNorm
 
 Shape = tuple[int, ...]
@@ -50,23 +49,20 @@ def layers(channels: int, memory_format: str, all_groups: bool) -> dict[str, nn.
     return found
 
 
-def inference(layer: nn.Module, x: Tensor, device: str) -> Callable[[], Tensor]:
+def inference(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     def turn() -> Tensor:
         with torch.no_grad():
             y: Tensor = layer(x)
-        finish(device)
         return y
 
     return turn
 
 
-def training(layer: nn.Module, x: Tensor, grad: Tensor, device: str) -> Callable[[], Tensor]:
+def training(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], Tensor]:
     leaves = [x.detach().requires_grad_(), *(p for p in layer.parameters() if p.requires_grad)]
 
     def turn() -> Tensor:
-        gradients = torch.autograd.grad(layer(leaves[0]), leaves, grad)
-        finish(device)
-        return gradients[0]
+        return torch.autograd.grad(layer(leaves[0]), leaves, grad)[0]
 
     return turn
 

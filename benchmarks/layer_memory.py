@@ -55,7 +55,7 @@ def peak_bytes(name: str, shape: Shape, memory_format: str, dtype: str, device: 
 def training_step(name: str, shape: Shape, memory_format: str, dtype: str, device: str) -> Callable[[], Tensor]:
     layer = layers(shape[1], memory_format, False)[name].to(device, DTYPES[dtype])
     x, grad = (make_input(shape, memory_format, dtype, device) for _ in range(2))
-    return training(layer, x, grad, device)
+    return training(layer, x, grad)
 
 
 def print_peak(name: str, shape: str, memory_format: str, dtype: str) -> None:
