@@ -97,7 +97,8 @@ def ilm_norm(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
     restoring = (restore_weight, restore_bias, ref_mean, ref_std)
-    if any(t is None for t in restoring) != all(t is None for t in restoring):
+    missing = (restore_weight is None) + (restore_bias is None) + (ref_mean is None) + (ref_std is None)
+    if missing not in (0, 4):
         raise ValueError("give restore_weight, restore_bias, ref_mean and ref_std together, or none of them")
     tensors = Tensors(weight, bias, encoder, weight_decoder, bias_decoder, *restoring)
     with no_autocast(x.device.type):

@@ -46,15 +46,25 @@ def fused(x: Tensor, t: Tensors, s: Settings, activation: str = "none") -> Tenso
     """:func:`ilmconvert.nn.ilm_norm` for checked arguments that :func:`can_fuse`."""
     kernels = triton_kernels(x, s)
     if kernels is not None:
-        x = kernels.in_order(x)
-    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, *t)):
-        function = _Fused if kernels is None else _FusedByTriton
-        result: Tensor = function.apply(s, activation, x, *t)
-    elif kernels is None:
-        result = eager_forward(x, t, s)[0]
+        with kernels.on_device_of(x):
+            return _fused_by_triton(kernels, kernels.in_order(x), t, s, activation)
+    if _wants_gradient(x, t):
+        y: Tensor = _Fused.apply(s, activation, x, *t)
     else:
-        result = kernels.forward(x, t, s, activation)[0]
-    return result if kernels is not None else ACTIVATIONS[activation](result)
+        y = eager_forward(x, t, s)[0]
+    return ACTIVATIONS[activation](y)
+
+
+def _fused_by_triton(kernels: ModuleType, x: Tensor, t: Tensors, s: Settings, activation: str) -> Tensor:
+    if _wants_gradient(x, t):
+        y: Tensor = _FusedByTriton.apply(s, activation, x, *t)
+    else:
+        y = kernels.forward(x, t, s, activation)[0]
+    return y
+
+
+def _wants_gradient(x: Tensor, t: Tensors) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in t))
 
 
 def triton_kernels(x: Tensor, s: Settings) -> ModuleType | None:
@@ -108,7 +118,7 @@ class _FusedByTriton(torch.autograd.Function):
 
         y, stats = triton_launch.forward(x, Tensors(*tensors), s, activation)
         ctx.settings, ctx.activation = s, activation
-        ctx.save_for_backward(x, *_unversioned(tensors), *stats)
+        ctx.save_for_backward(x, *_unversioned(tensors), stats)
         result: Tensor = y
         return result
 
@@ -116,14 +126,13 @@ class _FusedByTriton(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from ilmconvert.nn.kernels import triton_launch
 
-        x, *saved = ctx.saved_tensors
-        count = len(Tensors._fields)
-        t, stats = Tensors(*saved[:count]), triton_launch.Saved(*saved[count:])
+        x, *tensors, stats = ctx.saved_tensors
+        t = Tensors(*tensors)
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             return None, None, *_differentiable_backward(grad, x, t, ctx.settings, needs, ctx.activation)
-        grads = triton_launch.backward(grad, x, t, ctx.settings, stats, needs, ctx.activation)
-        return None, None, *grads
+        with triton_launch.on_device_of(x):
+            return None, None, *triton_launch.backward(grad, x, t, ctx.settings, stats, needs, ctx.activation)
 
 
 def _unversioned(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

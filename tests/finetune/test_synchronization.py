@@ -141,6 +141,7 @@ def test_the_run_writes_down_what_it_took(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("settings", STEPS_ON_A_GPU.values(), ids=STEPS_ON_A_GPU)
 def test_a_step_on_a_gpu_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]

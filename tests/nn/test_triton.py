@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -12,7 +12,8 @@ import torch
 pytest.importorskip("triton", minversion="3.3")
 
 from ilmconvert import ILMNorm
-from tests.nn.triton_jobs import Case, compare, compile_all
+from ilmconvert.nn.kernels import triton_launch
+from tests.nn.triton_jobs import Case, build, compare, compile_all
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 FORWARD, BACKWARD = 3, 5
@@ -89,13 +90,50 @@ def test_interpreted_kernels_compute_the_formula(interpreter: ProcessPoolExecuto
         Case((8, 2048, 7, 7), 32, 16),
         Case((2, 64, 112, 112), 1, 16, BRAIN, channels_last=True, activation="silu"),
         Case((2, 512, 14, 14), 512, 16, HALF, bound=2.0, activation="hardswish"),
+        Case((1, 1, 1, 1), 1, 1),  # sizes of one are compiled in
     ],
-    ids=["deep", "wide", "half"],
+    ids=["deep", "wide", "half", "one element"],
 )
 def test_kernels_compile_without_spills(compiler: ProcessPoolExecutor, arch: int, case: Case) -> None:
     found = compiler.submit(compile_all, case, arch).result()
     assert len(found) == FORWARD + BACKWARD
     assert all(spilt == 0 for _, spilt in found.values()), found
+
+
+class _Kernel:
+    """Stands for a kernel of Triton: finds a compiled one and starts it."""
+
+    __name__ = "a_kernel"
+    arg_names = ("x", "n", "BLOCK", "FLAG")
+
+    def __init__(self) -> None:
+        self.found: list[tuple[object, ...]] = []
+        self.started: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., _Kernel]:
+        def start(*args: object, **constants: object) -> _Kernel:
+            (self.found if constants else self.started).append((grid, *args))
+            return self
+
+        return start
+
+
+def test_a_kernel_is_looked_for_once_under_a_plan() -> None:
+    """What Triton compiles for is the plan's key; pointers that don't lie at multiples of 16 bytes are looked at."""
+    x, tensors, settings = build(Case((2, 32, 5, 6), 8, 16))
+    plan = triton_launch.make_plan(x, tensors, settings, "none")
+    assert plan.ready is None  # not on a GPU
+    kernel = _Kernel()
+    for ready in (None, {}):
+        for _ in range(3):
+            triton_launch.launch(plan._replace(ready=ready), kernel, (4, 2), x, 7, BLOCK=16, FLAG=True, num_warps=4)
+    assert [grid for grid, *_ in kernel.found] == [(4, 2)] * 4
+    assert kernel.started == [((4, 2, 1), x, 7, 16, True)] * 2
+    aligned = triton_launch.kind_of(tensors)
+    assert aligned is not None
+    assert aligned != triton_launch.kind_of(tensors.to(torch.float16))
+    assert aligned != triton_launch.kind_of(tensors._replace(weight=None))
+    assert triton_launch.kind_of((x, torch.randn(9)[1:])) is None
 
 
 @pytest.mark.gpu

@@ -2,6 +2,9 @@
 
 ``x`` is (N, C, P), its last two dimensions in any order, by the strides ``sc`` of a channel and ``sp`` of a position.
 All arithmetic is float32. Constants in capitals are compiled in. Names are those of :func:`ilmconvert.nn.ilm_norm`.
+
+``stats`` holds what belongs to samples, one after the other: mu and sigma (N, G), the meta-network's m, v, gate and
+offset (N, K), and its codes of v and m (N, R).
 """
 
 from __future__ import annotations
@@ -26,17 +29,22 @@ def deviation(value, ref, std, bound, BOUND: tl.constexpr):
 
 
 @triton.jit
-def channel_coefficients(n, c, mask, t, stats, bound, C, G, K, FLAGS: tl.constexpr):
+def of_keys(stats, N, G, K, i: tl.constexpr):
+    """Where the i-th of m, v, gate and offset starts; the codes follow as the fifth."""
+    return stats + 2 * N * G + i * N * K
+
+
+@triton.jit
+def channel_coefficients(n, c, mask, t, stats, bound, N, C, G, K, FLAGS: tl.constexpr):
     """Of sample n and channels c: scale and shift, mu and sigma, and how scale's parts follow both statistics."""
     AFFINE: tl.constexpr = FLAGS[0]
     META: tl.constexpr = FLAGS[1]
     RESTORE: tl.constexpr = FLAGS[2]
     BOUND: tl.constexpr = FLAGS[3]
     weight, bias, restore_weight, restore_bias, ref_mean, ref_std = t
-    mu_ptr, sigma_ptr, gate_ptr, offset_ptr = stats
     g = c // (C // G)
-    mu = tl.load(mu_ptr + n * G + g, mask=mask, other=0.0)
-    sigma = tl.load(sigma_ptr + n * G + g, mask=mask, other=1.0)
+    mu = tl.load(stats + n * G + g, mask=mask, other=0.0)
+    sigma = tl.load(stats + (N + n) * G + g, mask=mask, other=1.0)
     omega, beta = mu * 0.0 + 1.0, mu * 0.0
     if AFFINE:
         omega = tl.load(weight + c, mask=mask, other=0.0).to(tl.float32)
@@ -57,8 +65,8 @@ def channel_coefficients(n, c, mask, t, stats, bound, C, G, K, FLAGS: tl.constex
             omega, beta = omega - rw, beta - bias_gain * mean
     if META:
         k = c // (C // K)
-        omega += tl.load(gate_ptr + n * K + k, mask=mask, other=0.0)
-        beta += tl.load(offset_ptr + n * K + k, mask=mask, other=0.0)
+        omega += tl.load(of_keys(stats, N, G, K, 2) + n * K + k, mask=mask, other=0.0)
+        beta += tl.load(of_keys(stats, N, G, K, 3) + n * K + k, mask=mask, other=0.0)
     if RESTORE and not BOUND:
         scale = gain + tl.div_rn(omega, sigma)
         shift = beta + mu * (bias_gain - scale)
