@@ -92,11 +92,22 @@ def _one_turn(candidate: Callable[[], object], calls: int, device: str) -> float
     return elapsed / calls
 
 
-def captured(turn: Callable[[], object]) -> Callable[[], object]:
+@dataclass(frozen=True)
+class Captured:
     """``turn`` as a CUDA graph: its kernels, started by one call.
 
-    Gradients that ``turn`` accumulates have to be set to None before, as for any capture.
+    What ``turn`` refers to, an optimizer's state for one, is at fixed places of the device's memory, and is kept for as
+    long as the graph. Gradients that it accumulates have to be set to None in it, as for any capture.
     """
+
+    turn: Callable[[], object]
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def captured(turn: Callable[[], object]) -> Captured:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -106,7 +117,7 @@ def captured(turn: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         turn()
-    return graph.replay
+    return Captured(turn, graph)
 
 
 def finish(device: str) -> None:

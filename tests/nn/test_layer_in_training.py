@@ -107,7 +107,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_cuda_computes_what_the_cpu_computes(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+def test_cuda_computes_what_the_cpu_computes(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the convolutions' ten bits of mantissa
     model = network().float()
     x = torch.randn(2, 3, 17, 17).contiguous(memory_format=memory_format)
     model(x).square().mean().backward()

@@ -13,7 +13,7 @@ pytest.importorskip("triton", minversion="3.3")
 
 from ilmconvert import ILMNorm
 from ilmconvert.nn.kernels import triton_launch
-from tests.nn.triton_jobs import Case, build, compare, compile_all
+from tests.nn.triton_jobs import COMPILED, Case, build, compare, compile_all
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 FORWARD, BACKWARD = 3, 5
@@ -84,16 +84,7 @@ def test_interpreted_kernels_compute_the_formula(interpreter: ProcessPoolExecuto
 
 # ptxas's registers and spills are in docs/speed.md; 255 is all there are.
 @pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case((8, 2048, 7, 7), 32, 16),
-        Case((2, 64, 112, 112), 1, 16, BRAIN, channels_last=True, activation="silu"),
-        Case((2, 512, 14, 14), 512, 16, HALF, bound=2.0, activation="hardswish"),
-        Case((1, 1, 1, 1), 1, 1),  # sizes of one are compiled in
-    ],
-    ids=["deep", "wide", "half", "one element"],
-)
+@pytest.mark.parametrize("case", COMPILED.values(), ids=COMPILED)
 def test_kernels_compile_without_spills(compiler: ProcessPoolExecutor, arch: int, case: Case) -> None:
     found = compiler.submit(compile_all, case, arch).result()
     assert len(found) == FORWARD + BACKWARD

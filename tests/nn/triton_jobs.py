@@ -1,4 +1,7 @@
-"""What the tests of the Triton kernels ask of a process of its own, where Triton interprets or compiles."""
+"""What the tests of the Triton kernels ask of a process of its own, where Triton interprets or compiles.
+
+``python -m tests.nn.triton_jobs`` prints the registers of each kernel, compiled for two generations of GPUs.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,14 @@ class Case(NamedTuple):
     offset: float = 1.0
     activation: str = "none"
     meta: bool = True
+
+
+COMPILED = {
+    "deep": Case((8, 2048, 7, 7), 32, 16),
+    "wide": Case((2, 64, 112, 112), 1, 16, torch.bfloat16, channels_last=True, activation="silu"),
+    "half": Case((2, 512, 14, 14), 512, 16, torch.float16, bound=2.0, activation="hardswish"),
+    "one element": Case((1, 1, 1, 1), 1, 1),  # sizes of one are compiled in
+}
 
 
 def build(case: Case) -> tuple[Tensor, Tensors, Settings]:
@@ -174,3 +185,16 @@ def _assembled(ptx: str) -> tuple[int, int]:
     assert registers is not None
     assert spills is not None
     return int(registers[1]), int(spills[1])
+
+
+def main() -> None:
+    print("| kernel | registers, sm_80 | registers, sm_90 |\n|---|---|---|")
+    found = {arch: [compile_all(COMPILED[name], arch) for name in ("deep", "wide", "half")] for arch in (80, 90)}
+    assert not any(spilt for cases in found.values() for case in cases for _, spilt in case.values())
+    for kernel in found[80][0]:
+        cells = (", ".join(str(case[kernel][0]) for case in cases) for cases in found.values())
+        print(f"| {kernel} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
