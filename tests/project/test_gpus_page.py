@@ -30,14 +30,14 @@ def command(start: str) -> list[str]:
     return shlex.split(line)
 
 
-def test_the_checks_that_are_named_are_there_and_said_not_to_have_run() -> None:
+def test_the_checks_that_are_named_are_there_and_what_ran_is_said_of_each() -> None:
     rows = re.findall(r"^\| (?!\||-)(.+?) \| (.+?) \| (.+?) \|$", PAGE, re.MULTILINE)
     places = {place for _, _, cell in rows for place in re.findall(r"`(tests/\w+)`", cell)}
     assert places == {"tests/nn", "tests/finetune"}
     for place in places:
         assert any("@pytest.mark.gpu" in path.read_text() for path in (ROOT / place).glob("test_*.py"))
-    assert all("not run" in cell for _, _, cell in rows[1:])
-    assert "**No time and\nno accuracy on this site was measured on a GPU**" in PAGE
+    assert len(rows) == 6
+    assert all(any(said in cell for said in ("not run", "passed", "not seen to pass")) for _, _, cell in rows[1:])
 
 
 def test_one_more_process_changes_no_rate() -> None:
