@@ -36,8 +36,8 @@ def test_the_checks_that_are_named_are_there_and_what_ran_is_said_of_each() -> N
     assert places == {"tests/nn", "tests/finetune"}
     for place in places:
         assert any("@pytest.mark.gpu" in path.read_text() for path in (ROOT / place).glob("test_*.py"))
-    assert len(rows) == 6
-    assert all(any(said in cell for said in ("not run", "passed", "not seen to pass")) for _, _, cell in rows[1:])
+    assert len(rows) == 5
+    assert all(any(said in cell for said in ("not run", "passed", "not seen to pass")) for _, _, cell in rows)
 
 
 def test_one_more_process_changes_no_rate() -> None:
