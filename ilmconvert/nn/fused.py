@@ -71,9 +71,9 @@ def triton_kernels(x: Tensor, s: Settings) -> ModuleType | None:
     """The module of the Triton kernels where they are there and take ``x``."""
     if not x.is_cuda or not _has_triton() or not _is_recent(x.get_device()):
         return None
-    from ilmconvert.nn.kernels import triton_launch
+    from ilmconvert.nn.kernels import triton_launch, triton_schedule
 
-    return triton_launch if triton_launch.suits(x, s) else None
+    return triton_launch if triton_schedule.suits(x, s) else None
 
 
 @cache

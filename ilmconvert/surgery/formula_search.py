@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ilmconvert.nn.group_sizes import divisors
 from ilmconvert.surgery import formulas
+from ilmconvert.surgery.difference import relative_difference
 from ilmconvert.surgery.probe import Probe
 from ilmconvert.surgery.probe_layout import assignments, input_shapes, vectors_of
 
@@ -211,7 +212,7 @@ class Search:
             if act is None:
                 return None
             pairs = [(act(z), y) for z, y in pairs]
-        if any(formulas.relative_error(z, y) > self.precision.output for z, y in pairs):
+        if not all(relative_difference([y], [z]) <= self.precision.output for z, y in pairs):
             return None
         if not self.acts:
             return Formula(**{**vars(formula), "stock_act": act})
@@ -226,7 +227,7 @@ class Search:
             act = None if name is None else self.acts[name]
             with torch.no_grad():
                 right = [(z if act is None else act(z.to(self.probe.dtype)).double(), y) for z, y in pairs]
-            if all(formulas.relative_error(z, y) <= self.precision.output for z, y in right):
+            if all(relative_difference([y], [z]) <= self.precision.output for z, y in right):
                 return Formula(**{**vars(formula), "act": name})
         return None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
+
+from ilmconvert.surgery.difference import relative_difference
 
 Values = Mapping[str, Tensor]
 
@@ -96,12 +97,4 @@ def find_activation(z: Tensor, y: Tensor, tolerance: float) -> nn.Module | None:
         nn.LeakyReLU(float(f"{slope:.4g}")),
         nn.Softplus(),
     ]
-    return next((act for act in candidates if relative_error(act(z), y) <= tolerance), None)
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest value of ``b``; infinity where either isn't finite."""
-    difference, scale = (a - b).abs().max().item(), b.abs().max().item()
-    if not difference < torch.inf:
-        return torch.inf
-    return difference / scale if scale else (0.0 if difference == 0 else torch.inf)
+    return next((act for act in candidates if relative_difference([y], [act(z)]) <= tolerance), None)

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", minversion="3.3")
 
 from ilmconvert import ILMNorm
-from ilmconvert.nn.kernels import triton_launch
+from ilmconvert.nn.kernels import triton_launch, triton_schedule
 from tests.nn.triton_jobs import COMPILED, Case, build, compare, compile_all
 
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -109,22 +109,22 @@ class _Kernel:
         return start
 
 
-def test_a_kernel_is_looked_for_once_under_a_plan() -> None:
-    """What Triton compiles for is the plan's key; pointers that don't lie at multiples of 16 bytes are looked at."""
+def test_a_kernel_is_looked_for_once_under_a_schedule() -> None:
+    """What Triton compiles for is what the schedule is kept by, but for tensors that lie at odd addresses."""
     x, tensors, settings = build(Case((2, 32, 5, 6), 8, 16))
-    plan = triton_launch.make_plan(x, tensors, settings, "none")
-    assert plan.ready is None  # not on a GPU
+    schedule = triton_schedule.schedule_of(x, tensors, settings, "none")
+    assert schedule.ready is None  # not on a GPU
     kernel = _Kernel()
     for ready in (None, {}):
         for _ in range(3):
-            triton_launch.launch(plan._replace(ready=ready), kernel, (4, 2), x, 7, BLOCK=16, FLAG=True, num_warps=4)
+            triton_launch.launch(schedule._replace(ready=ready), kernel, (4, 2), x, 7, BLOCK=16, FLAG=True, num_warps=4)
     assert [grid for grid, *_ in kernel.found] == [(4, 2)] * 4
     assert kernel.started == [((4, 2, 1), x, 7, 16, True)] * 2
-    aligned = triton_launch.kind_of(tensors)
+    aligned = triton_schedule.compiled_for(tensors)
     assert aligned is not None
-    assert aligned != triton_launch.kind_of(tensors.to(torch.float16))
-    assert aligned != triton_launch.kind_of(tensors._replace(weight=None))
-    assert triton_launch.kind_of((x, torch.randn(9)[1:])) is None
+    assert aligned != triton_schedule.compiled_for(tensors.to(torch.float16))
+    assert aligned != triton_schedule.compiled_for(tensors._replace(weight=None))
+    assert triton_schedule.compiled_for((x, torch.randn(9)[1:])) is None
 
 
 @pytest.mark.gpu

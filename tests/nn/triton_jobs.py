@@ -86,9 +86,9 @@ def counted() -> Iterator[list[str]]:
     names: list[str] = []
     plain = triton_launch.launch
 
-    def launch(plan: Any, kernel: Any, *args: Any, **constants: Any) -> None:
+    def launch(schedule: Any, kernel: Any, *args: Any, **constants: Any) -> None:
         names.append(kernel.__name__)
-        plain(plan, kernel, *args, **constants)
+        plain(schedule, kernel, *args, **constants)
 
     triton_launch.launch = launch
     try:
