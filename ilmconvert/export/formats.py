@@ -15,7 +15,8 @@ from torch import nn
 from ilmconvert.checkpoint.atomic_write import write_atomically
 from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.errors import ExportError
-from ilmconvert.export.inference_form import inference_form
+from ilmconvert.export.inference_form import InferenceNorm, inference_form
+from ilmconvert.export.onnx_norm import translations
 
 FORMATS = ("onnx", "pt2")
 _AXES = {0: "batch", 2: "height", 3: "width"}
@@ -87,12 +88,15 @@ def _trace_onnx(model: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, .
     # Before the slow part; torch itself says it afterwards, and in several lines.
     if importlib.util.find_spec("onnxscript") is None:
         raise ExportError("ONNX needs an extra: pip install 'ilmconvert[export]'")
+    for module in model.modules():
+        if isinstance(module, InferenceNorm):
+            module.as_one = True
     program = _trace(model, example, shapes)
     with warnings.catch_warnings():
         # The exporter warns of its own use of torch's deprecated interfaces.
         warnings.simplefilter("ignore")
         try:
-            found: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+            found: Any = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations())
         except Exception as e:
             raise ExportError(_message(e, shapes)) from e
     _name(found.model.graph, shapes)

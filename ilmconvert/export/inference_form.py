@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.export.fold import WithoutMeta, fold
+from ilmconvert.export.onnx_norm import inference_norm
 from ilmconvert.nn import ILMNorm, ILMNormAct
 from ilmconvert.nn.arguments import Settings, Tensors
 from ilmconvert.nn.autocast import no_autocast
@@ -40,7 +41,13 @@ def inference_form(model: nn.Module) -> nn.Module:
 
 
 class InferenceNorm(nn.Module):
-    """What :func:`ilmconvert.nn.inference.infer` needs of a layer."""
+    """What :func:`ilmconvert.nn.inference.infer` needs of a layer.
+
+    Attributes:
+        as_one: be a single operation, :func:`ilmconvert.export.onnx_norm.inference_norm`, for the exporter to ONNX.
+    """
+
+    as_one = False
 
     @torch.no_grad()
     def __init__(self, layer: ILMNorm | WithoutMeta) -> None:
@@ -61,8 +68,12 @@ class InferenceNorm(nn.Module):
         single = self.input_dims is not None and x.dim() == self.input_dims - 1
         x = x.unsqueeze(0) if single else x
         constants = InferenceConstants(*(getattr(self, name) for name in InferenceConstants._fields))
+        s = self.settings
         with no_autocast(x.device.type):
-            y = infer(x, constants, self.settings)
+            if self.as_one:
+                y: Tensor = inference_norm(x, *constants, s.num_groups, s.num_key_groups, s.eps)
+            else:
+                y = infer(x, constants, s)
         return y.squeeze(0) if single else y
 
 

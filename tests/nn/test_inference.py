@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ilmconvert import ILMNorm
 from ilmconvert.export.inference_form import InferenceNorm, inference_form
 from tests.helpers import relative_error
-
-# (channels, groups, key group size), and the most ONNX nodes of such a layer. In the last one neither partition
-# refines the other.
-PARTITIONS = {
-    "groups finer": ((64, 32, 16), 24),
-    "the same": ((64, 4, 16), 22),
-    "key groups finer": ((128, 2, 16), 25),
-    "instance": ((32, 32, 8), 24),
-    "layer": ((64, 1, 16), 25),
-    "neither": ((96, 32, 16), 28),
-}
-
-
-def trained(channels: int, groups: int, key_group_size: int, **settings: Any) -> ILMNorm:
-    torch.manual_seed(0)
-    layer = ILMNorm(channels, groups, key_group_size=key_group_size, **{"restore": True, **settings})
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-        if layer.ref_std is not None and layer.ref_mean is not None:
-            layer.ref_std.uniform_(0.5, 2)
-            layer.ref_mean.normal_()
-    return layer.eval()
-
-
-def instances(channels: int, *, mean: float = 0.0, positions: tuple[int, ...] = (5, 6)) -> Tensor:
-    """Channels of their own means and scales, about ``mean``."""
-    generator = torch.Generator().manual_seed(1)
-    size = (3, channels, *(1 for _ in positions))
-    scale = 0.5 + torch.rand(size, generator=generator)
-    offset = torch.randn(size, generator=generator)
-    return mean + offset + scale * torch.randn((3, channels, *positions), generator=generator)
-
-
-def to_onnx(module: nn.Module, x: Tensor) -> Any:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return torch.onnx.export(module, (x,), dynamo=True, verbose=False).model_proto
-
-
-def run(proto: Any, x: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+from tests.nn.inference_cases import PARTITIONS, instances, run, to_onnx, trained
 
 
 @pytest.mark.parametrize("settings", [{}, {"restore": False}, {"restore": False, "affine": False}, {"affine": False}])
