@@ -247,6 +247,19 @@ def test_help_names_every_command(args: list[str]) -> None:
         assert text in result.stdout
 
 
+@pytest.mark.parametrize("args", [["--help"], ["plan", "-h"], ["-h"]])
+def test_help_has_its_names_whatever_context_asks_first(args: list[str]) -> None:
+    code = (
+        "import click; from ilmconvert.cli import main\n"
+        "context = click.Context(main)\n"
+        "[command.get_help(context) for command in (main, main.get_command(context, 'plan'))]\n"
+        f"main({args})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-h, --help" in done.stdout
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"main {ilmconvert.__version__}\n"
 
