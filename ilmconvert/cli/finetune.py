@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert._constants import INITS
-from ilmconvert.cli._common import model_args, print_json, warn
+from ilmconvert.cli._common import model_args, print_json, progress, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result
@@ -151,7 +151,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
         warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
-    with _can_be_resumed(options["dry_run"]), bar(_is_main() and not options["as_json"]) as progress:
+    with _can_be_resumed(options["dry_run"]), bar(_is_main() and not options["as_json"]) as told:
         result = run(
             model,
             data,
@@ -165,7 +165,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             resume=options["resume"],
             dry_run=options["dry_run"],
             baselines=tuple(dict.fromkeys(options["baselines"])),
-            progress=progress,
+            progress=told,
             run_file=run_file_of(click.get_current_context(), recipe),
             **_trackers(options["log_with"]),
         )
@@ -192,6 +192,10 @@ def _next(options: dict[str, Any], data: Data) -> str:
 def _check_resume(folder: Path) -> None:
     """Refuse a folder that no run was ever started in, such as a misspelt one."""
     if (folder / "config.yaml").exists() or (folder / ".lock").exists():  # the lock comes first
+        return
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:  # the same words start the run and go on with it
+        if _is_main():
+            warn(f"there is no run in {folder} to resume, so one starts there")
         return
     runs = [path.parent.name for path in folder.absolute().parent.glob("*/config.yaml")]
     near = difflib.get_close_matches(folder.name, runs, n=1)
@@ -241,10 +245,10 @@ def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> No
     from ilmconvert.finetune.networks import start
 
     keys = ("num_classes", "weights", "model_args", "init")
-    network = start(model, recipe, **{key: options[key] for key in keys}).network
-    found = (
-        find_batch_size(network, recipe, transform_config(network, recipe.input_size)["input_size"])
-        * process().num_processes
-    )
+    with progress(_is_main()) as say:
+        say(f"loading {model}")
+        network = start(model, recipe, **{key: options[key] for key in keys}).network
+        shape = transform_config(network, recipe.input_size)["input_size"]
+        found = find_batch_size(network, recipe, shape, progress=say) * process().num_processes
     if _is_main():
         print_json({"batch_size": found}) if options["as_json"] else click.echo(f"--batch-size {found}")

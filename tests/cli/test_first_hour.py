@@ -326,3 +326,17 @@ def test_a_missing_tracker_has_a_pip_line(data: Path, monkeypatch: pytest.Monkey
     common = ["finetune", "test_resnet", "--data", "data", "-o", "new", "--num-classes", "4", "--weights", "none"]
     assert "pip install wandb" in fails(*common, "--log-with", "wandb")
     assert "did you mean wandb?" in fails(*common, "--log-with", "wandbb")
+
+
+def test_a_launcher_that_restarts_may_resume_what_was_not_started_yet(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["finetune", "test_resnet", "--data", "data", "-o", "run", "--num-classes", "4", "--weights", "none"]
+    words += ["-b", "4", "-j", "0", "--input-size", "32", "--epochs", "1", "--log-with", "none", "--resume"]
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert "no run in run to resume" in fails(*words)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "there is no run in run to resume, so one starts there" in result.stderr
+    assert "so one starts there" not in run(*words).stderr
