@@ -31,6 +31,7 @@ RUN_OPTIONS = frozenset(
         "dataset_download",
         "input_key",
         "target_key",
+        "skip_corrupt",
     )
 )
 

@@ -40,6 +40,15 @@ def test_the_checks_that_are_named_are_there_and_said_not_to_have_run() -> None:
     assert "**No time and\nno accuracy on this site was measured on a GPU**" in PAGE
 
 
+def test_every_command_of_several_processes_starts_several() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "ilmconvert").rglob("*.py")]
+    lines = [line for page in pages for line in page.read_text().splitlines() if "accelerate launch" in line]
+    counting = [line for line in lines if "--num_processes" in line]
+    assert len(counting) >= 2
+    for line in counting:
+        assert "accelerate launch --multi_gpu --num_processes 2 " in line  # without it one process, and no word
+
+
 def test_one_more_process_changes_no_rate() -> None:
     one, two = command("ilmconvert"), command("accelerate launch")
     assert two[2:6] == ["--multi_gpu", "--num_processes", "2", "-m"]  # without the first word one process, on a CPU
