@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,6 +149,20 @@ def conversion_options(command: Command) -> Command:
     return command
 
 
+_SETTINGS = "to|init|num_groups|key_group_size|reduction|restore_bound"
+
+
+def in_options(message: object) -> str:
+    """What the library says of the settings of a conversion, with the names that they have here.
+
+    >>> in_options("restore_bound needs init='identity': other layers have no restoring path")
+    '--restore-bound needs --init identity: other layers have no restoring path'
+    """
+    text = re.sub(rf"\b({_SETTINGS})='?([\w.+-]+)'?", r"--\1 \2", str(message))
+    text = re.sub(r"\b(?<!--)(num_groups|key_group_size|restore_bound)\b", r"--\1", text)
+    return re.sub(r"--\w+", lambda found: found[0].replace("_", "-"), text)
+
+
 def given(**settings: Any) -> dict[str, Any]:
     """Arguments of ``ilmconvert.convert`` from those options that were given."""
     kept = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
@@ -188,14 +203,35 @@ def output_options(default: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def beside(path: Path, ending: str) -> Path:
+def beside(path: Path, ending: str, *, given: Path | None = None) -> Path:
     """The default output of a command: beside ``path``, under its name with another ending.
 
-    >>> str(beside(Path("run/best.safetensors"), "-plain.safetensors"))
+    A folder of ``save_pretrained`` is published whole, so that what is made of it goes beside the folder.
+
+    Args:
+        path: the checkpoint.
+        ending: in the place of its own.
+        given: what the command was given, if that may be the folder that holds the checkpoint.
+
+    >>> str(beside(Path("run/best.safetensors"), "-plain.safetensors", given=Path("run")))
     'run/best-plain.safetensors'
     """
-    named = path.absolute() if path.name == "" else path  # "." has no name
+    if given is not None and given != path:
+        from ilmconvert.checkpoint.safetensors_io import FOLDER_FILE
+
+        folder = given.absolute() if given.name == "" else given  # "." has no name
+        if path.name == FOLDER_FILE:
+            return folder.with_name(f"{folder.name}{ending}")
+    named = path.absolute() if path.name == "" else path
     return named.with_name(f"{named.stem}{ending}")
+
+
+def check_page(path: Path) -> None:
+    """Refuse a place for an HTML page that can't be written, or that holds something else; an older page may go."""
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {path.parent} to write {path.name} into; make it first")
+    if path.is_dir() or (path.exists() and path.suffix.lower() not in (".html", ".htm")):
+        raise click.UsageError(f"{path} exists already and is no page; name one that ends in .html with --html")
 
 
 def check_output(path: Path, force: bool) -> None:

@@ -62,8 +62,8 @@ def calibrate(
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
     opening = take_data_options(choice, data)
-    checkpoint = checkpoint_file(checkpoint)
-    output = output or beside(checkpoint, "-calibrated.safetensors")
+    given, checkpoint = checkpoint, checkpoint_file(checkpoint)
+    output = output or beside(checkpoint, "-calibrated.safetensors", given=given)
     check_output(output, force)
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save

@@ -57,8 +57,8 @@ def collapse(
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
     opening = take_data_options(choice, data)
-    checkpoint = checkpoint_file(checkpoint)
-    output = output or beside(checkpoint, "-plain.safetensors")
+    given, checkpoint = checkpoint, checkpoint_file(checkpoint)
+    output = output or beside(checkpoint, "-plain.safetensors", given=given)
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save

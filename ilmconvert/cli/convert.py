@@ -14,6 +14,7 @@ import click
 from ilmconvert.cli._common import (
     conversion_options,
     given,
+    in_options,
     model_argument,
     output_options,
     print_json,
@@ -138,7 +139,7 @@ def _convert(
         plan = surgery.plan(source, **settings)
         converted = surgery.convert(source, plan)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(in_options(error)) from error
     done = time.perf_counter()
     say("comparing with the source on random inputs")
     difference = compare(source, converted, plan)  # before a bound makes one that was asked for
@@ -187,6 +188,6 @@ def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]
     try:
         plan = surgery.plan(model, **settings)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(in_options(error)) from error
     if not plan.converted:
         surgery.convert(model, plan)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import print_json, warn
+from ilmconvert.cli._common import check_page, print_json, warn
 from ilmconvert.cli._finetune_view import print_run
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def report(run_dir: Path, html: str | None, as_json: bool) -> None:
         warn(f"the run in {run_dir} isn't finished; the best of {len(run.rows)} epochs is shown")
     target = None if html is None else Path(html) if html else run_dir / DEFAULT_NAME
     if target is not None:
+        check_page(target)
         from ilmconvert.report import write_run
 
         write_run(run, target)

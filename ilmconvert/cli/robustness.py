@@ -71,6 +71,10 @@ def robustness(
     """
     if plot and not Path(plot).absolute().parent.is_dir():
         raise click.UsageError(f"--plot: there is no folder {Path(plot).parent}")
+    if plot:
+        from ilmconvert.evaluation.robustness_plot import check_plot
+
+        check_plot(Path(plot))
     opening = take_data_options(options, data)
     with progress() as say:
         say(f"loading {checkpoint}")

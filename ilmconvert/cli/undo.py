@@ -30,8 +30,8 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
     """
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
-    checkpoint = checkpoint_file(checkpoint)
-    output = output or beside(checkpoint, "-source.safetensors")
+    given, checkpoint = checkpoint, checkpoint_file(checkpoint)
+    output = output or beside(checkpoint, "-source.safetensors", given=given)
     check_output(output, force)
     from ilmconvert.checkpoint.safetensors_io import write
     from ilmconvert.checkpoint.save_load import load, save

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
+from ilmconvert.cli._common import check_page, model_arg_option, print_json, progress, warn
 from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._exit import EXIT_FAILED, EXIT_NOT_COMPARED
 from ilmconvert.cli._table import print_facts, print_table
@@ -80,8 +80,8 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
       ilmconvert verify resnet50-ilm_gn.safetensors --data photos --html report.html
       ilmconvert verify resnet50-ilm_gn.safetensors --source resnet50 --layers all --json
     """
-    if html is not None and not html.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder {html.parent} to write {html.name} into; make it first")
+    if html is not None:
+        check_page(html)
     opening = take_data_options(options, options["data"])
     if options["unlabelled"] and options["data"] is None:
         raise click.UsageError("--unlabelled is about --data; add that, or leave it out")

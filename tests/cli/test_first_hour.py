@@ -270,7 +270,7 @@ def test_folders_stand_for_the_checkpoint_in_them(tuned: Path, data: Path, exact
         assert run("inspect", place).exit_code == 0
         assert run("export", place, "--format", "pt2").exit_code == 0
     assert Path("run/best.pt2").is_file()
-    assert Path("hub/model.pt2").is_file()
+    assert Path("hub.pt2").is_file()  # beside what is published as a whole
     evaluated = ["evaluate", "run", "--data", "data", "--against"]
     assert run(*evaluated, "run").exit_code == 0
     dry = run("finetune", "run", "--data", "data", "-o", "new", "-b", "4", "--dry-run", "-j", "0")
@@ -340,3 +340,20 @@ def test_a_launcher_that_restarts_may_resume_what_was_not_started_yet(
     assert result.exit_code == 0, result.output
     assert "there is no run in run to resume, so one starts there" in result.stderr
     assert "so one starts there" not in run(*words).stderr
+
+
+def test_a_bound_without_a_restoring_path_is_refused_by_finetune_too(data: Path) -> None:
+    words = ["finetune", "test_resnet", "--weights", "none", "--num-classes", "4", "--data", "data", "-o", "new"]
+    message = fails(*words, "--init", "moments", "--restore-bound", "2")
+    assert "--restore-bound" in message
+    assert "--init identity" in message
+    assert not Path("new").exists()
+
+
+def test_a_delta_names_the_command_that_reads_it(exact: Path) -> None:
+    assert run("export", "exact.safetensors", "--format", "delta").exit_code == 0
+    for command in ("inspect", "verify", "undo"):
+        cure = re.search(r"by ilmconvert (apply \S+)", fails(command, "exact.delta.safetensors"))
+        assert cure is not None
+    assert run(*cure[1].split(), "--force").exit_code == 0
+    assert "a whole checkpoint is used as it is" in fails("apply", "exact.safetensors", "-o", "other.safetensors")
