@@ -55,7 +55,7 @@ def numbers(now: Progress) -> str:
     parts = [
         None if now.loss is None else f"loss {now.loss:.3f}",
         None if now.top1 is None else f"top-1 {share(now.top1)}",
-        None if now.images_per_second is None else f"{now.images_per_second:.0f} img/s",
+        None if (speed := now.images_per_second) is None else f"{speed:.{0 if speed >= 10 else 1}f} img/s",
         None if now.eta is None else f"{duration(now.eta)} left",
     ]
     return "  ".join(part for part in parts if part)

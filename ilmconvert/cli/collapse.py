@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
+from ilmconvert.cli._common import print_json, progress
 from ilmconvert.cli._data_options import data_options, echo_left_out, open_images, take_data_options
+from ilmconvert.cli._outputs import beside, check_output, output_options
 
 
 @click.command()

@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import (
-    conversion_options,
-    given,
-    in_options,
-    model_argument,
-    output_options,
-    print_json,
-    progress,
-)
+from ilmconvert.cli._common import conversion_options, given, in_options, model_argument, print_json, progress
 from ilmconvert.cli._compare import compare
 from ilmconvert.cli._convert_view import facts, print_summary, warn_if_not_exact
 from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_place, push_options, write
+from ilmconvert.cli._outputs import output_options
 
 if TYPE_CHECKING:
     from torch import nn

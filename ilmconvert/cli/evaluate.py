@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
+from ilmconvert.cli._common import model_arg_option, print_json, progress, refuse_ignored, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._data_options import data_options, left_out, open_images, take_data_options
 from ilmconvert.cli._table import print_facts
@@ -75,6 +75,9 @@ def evaluate(
       ilmconvert evaluate resnet50-ilm_gn.safetensors --data photos --unlabelled --against resnet50
     """
     opening = take_data_options(which, data)
+    refuse_ignored(checkpoint, ["weights", *(["model_args"] if _is_checkpoint(against) else [])])
+    if _is_checkpoint(against):
+        refuse_ignored(against or checkpoint, ["against_weights"])
     with progress() as say:
         say(f"loading {checkpoint}")
         model = _load(checkpoint, weights, model_args)
@@ -112,6 +115,13 @@ def evaluate(
     else:
         shown = [("input", transform_text(config)), *left_out(found), *rows(result, against)]
         print_facts(f"{checkpoint} on {data} ({part})", shown)
+
+
+def _is_checkpoint(name: str | None) -> bool:
+    """Whether a network, if there is one, comes from a file and not by its name."""
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+
+    return name is None or checkpoint_file(name).is_file()
 
 
 def _check_classes(found: Data, model: nn.Module) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, model_arg_option, print_json, progress
+from ilmconvert.cli._common import model_arg_option, print_json, progress
 from ilmconvert.cli._formats import check_place, check_push, default_place, push_options, write, written
+from ilmconvert.cli._outputs import beside
 
 if TYPE_CHECKING:
     from torch import nn

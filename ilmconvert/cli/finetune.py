@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert._constants import INITS
-from ilmconvert.cli._common import model_args, print_json, progress, warn
+from ilmconvert.cli._common import model_args, print_json, progress, refuse_ignored, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._exit import Interrupted
@@ -146,6 +146,8 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
 
     if options["resume"]:
         _check_resume(options["output"])
+    settled = ["model_args", "init", "to", "restore_bound", *(["weights"] if options["teacher"] is None else [])]
+    refuse_ignored(model, settled)
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
         warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import check_page, print_json, warn
+from ilmconvert.cli._common import print_json, warn
 from ilmconvert.cli._finetune_view import print_run
+from ilmconvert.cli._outputs import check_page
 
 if TYPE_CHECKING:
     from ilmconvert.report import Run

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
+from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._outputs import beside, check_output, output_options
 
 if TYPE_CHECKING:
     from torch import nn

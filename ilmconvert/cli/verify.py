@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import check_page, model_arg_option, print_json, progress, warn
+from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
 from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._exit import EXIT_FAILED, EXIT_NOT_COMPARED
+from ilmconvert.cli._outputs import check_page
 from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:

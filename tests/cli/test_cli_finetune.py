@@ -397,12 +397,13 @@ def test_numbers_of_the_bar() -> None:
     assert numbers(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0)) == (
         "loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left"
     )
+    assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, 0.34, None)) == "0.3 img/s"
     assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, None, None)) == ""
 
 
 EPOCH = (
     r"epoch (\d)/2: loss [\d.]+, top-1 [\d.]+ %, val loss [\d.]+, val top-1 [\d.]+ %( \(best\))?, "
-    r"\d+ img/s(, 0:\d\d:\d\d left)?"
+    r"\d+(\.\d)? img/s(, 0:\d\d:\d\d left)?"
 )
 
 
@@ -417,7 +418,7 @@ def test_off_a_terminal_an_epoch_is_a_line() -> None:
             found = re.fullmatch(name + EPOCH, line)
             assert found, line
             assert found[1] == str(number)
-            assert (found[3] is None) == (number == 2), "after the last epoch no time is left"
+            assert (found[4] is None) == (number == 2), "after the last epoch no time is left"
     assert len(rest) == 2
     with Path("run/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

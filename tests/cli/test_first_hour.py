@@ -357,3 +357,13 @@ def test_a_delta_names_the_command_that_reads_it(exact: Path) -> None:
         assert cure is not None
     assert run(*cure[1].split(), "--force").exit_code == 0
     assert "a whole checkpoint is used as it is" in fails("apply", "exact.safetensors", "-o", "other.safetensors")
+
+
+@pytest.mark.parametrize("more", ["--to ilm_ln", "--init moments", "--model-arg in_chans=1", "--weights none"])
+def test_options_that_a_checkpoint_has_no_use_for_are_refused(more: str, tuned: Path, data: Path) -> None:
+    option = more.split()[0]
+    message = fails("finetune", "run", "--data", "data", "-o", "new", *more.split())
+    assert message.endswith(f"run is a checkpoint, whose model and weights are settled; leave out {option}")
+    if option in options_of("evaluate"):
+        assert message == fails("evaluate", "run", "--data", "data", *more.split())
+        assert run("evaluate", "run", "--data", "data").exit_code == 0
