@@ -22,6 +22,7 @@ from ilmconvert.data.trained_images import trained_classes, trained_transform
 from ilmconvert.data.transforms import transform_config
 from ilmconvert.errors import ConversionError
 from ilmconvert.models.create import create_model
+from ilmconvert.models.weight_files import sha256
 from tests.cli.commands import fails, options_of, run
 from tests.finetune.finetune_jobs import CLASSES, image
 from tests.helpers import ROOT, randomize_norms
@@ -168,6 +169,26 @@ def test_a_new_head_has_no_source_to_compare_with_and_the_cure_works(tuned: Path
     for more in ([], ["--model-arg", "num_classes=1000"]):
         message = fails("verify", "run", "--weights", str(trained), *more)
         assert "new head of 4 classes" in message
+    cure = message.partition("with ilmconvert ")[2].replace("DATA", "data")
+    assert run(*shlex.split(cure)).exit_code == 0
+
+
+@pytest.mark.parametrize("weights", ["trained.safetensors", "default"])
+def test_a_new_head_has_no_source_even_where_the_source_is_at_hand(
+    weights: str, trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_download(
+        name: str, architecture: str, args: dict[str, Any]
+    ) -> tuple[torch.nn.Module, dict[str, Any], Any]:
+        model = timm.create_model(architecture, **args)
+        return model, {}, {"weights": "default"}
+
+    monkeypatch.setattr("ilmconvert.models.timm_zoo.build_pretrained", without_download)
+    model = ilmconvert.convert(randomize_norms(create_model("test_resnet", weights="none", num_classes=CLASSES)))
+    provenance = {"weights": weights, "sha256": sha256(trained), "finetuned": {"data": DATA, "epoch": 1}}
+    ilmconvert.save(model, "tuned.safetensors", provenance=provenance)
+    message = fails("verify", "tuned.safetensors")
+    assert "new head of 4 classes after its conversion, and the source has 1000" in message
     cure = message.partition("with ilmconvert ")[2].replace("DATA", "data")
     assert run(*shlex.split(cure)).exit_code == 0
 
