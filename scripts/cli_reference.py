@@ -88,7 +88,7 @@ def _command(name: str, root: click.Context) -> str:
     command = main.get_command(root, name)
     assert command is not None
     context = click.Context(command, info_name=name, parent=root)
-    shared = {option.name for option in global_options()}
+    shared = {"help", *(option.name for option in global_options())}
     own = [p for p in command.params if isinstance(p, click.Option) and p.name not in shared]
     words = " ".join(a.make_metavar(context) for a in command.params if isinstance(a, click.Argument))
     parts = [f"## ilmconvert {name}\n", f"    ilmconvert {name} {words}".rstrip() + " [OPTIONS]\n", _help(command)]

@@ -49,7 +49,7 @@ def bound(model: nn.Module, limits: Sequence[float] = DEFAULT_RANGE) -> str:
     """
     name, layer = next(_restoring(model), (None, None))
     if name is None or layer is None:
-        raise ConversionError("there is no restoring path to bound; convert with init='identity'")
+        raise ConversionError("there is no restoring path to bound; convert with init='identity' (--init identity)")
     if limits is DEFAULT_RANGE:
         _check_centred(model)
     layer.restore_range = to_range(limits)
@@ -63,7 +63,7 @@ def _check_centred(model: nn.Module) -> None:
     if any(abs(m - _GREY) > _SPREAD for m in mean):
         raise ConversionError(
             f"this network takes images that aren't centred (mean {mean}), for which no range is known: take it "
-            "from images, by convert --robust --data DIR or calibrate_bound(model, batches)"
+            "from images, by ilmconvert MODEL --robust --data DIR or calibrate_bound(model, batches)"
         )
 
 

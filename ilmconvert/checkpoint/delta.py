@@ -149,7 +149,7 @@ def read_delta(path: str | os.PathLike[str]) -> tuple[Delta, dict[str, Tensor]]:
     """
     header, tensors = safetensors_io.read_all(path)
     if DELTA_KEY not in header:
-        raise CheckpointError(f"{path} isn't a delta; a whole checkpoint is read with ilmconvert.load")
+        raise CheckpointError(f"{path} isn't a delta; a whole checkpoint is used as it is")
     with save_load.damage(path):
         return Delta.from_json(header[DELTA_KEY]), tensors
 

@@ -133,7 +133,9 @@ def filled(source: nn.Module | ModelSpec, metadata: Metadata, tensors: Mapping[s
 
 def _metadata(header: Mapping[str, str] | None, path: str | os.PathLike[str]) -> Metadata:
     if f"{METADATA_KEY}_delta" in (header or {}):
-        raise CheckpointError(f"{path} is a delta: apply it to its base with ilmconvert.apply_delta(base, path)")
+        raise CheckpointError(
+            f"{path} is a delta: make a checkpoint of it by ilmconvert apply {path} (apply_delta in Python)"
+        )
     if METADATA_KEY not in (header or {}):
         raise CheckpointError(
             f"{path} wasn't written by ilmconvert; if it holds weights, name the model that they are of: "
@@ -149,7 +151,8 @@ def _spec(metadata: Metadata, path: str | os.PathLike[str]) -> ModelSpec:
 
     if metadata.spec is None:
         raise CheckpointError(
-            f"{path} holds a custom model (not from timm or torchvision); build it and use load(path, into=model)"
+            f"{path} holds a custom model (not from timm or torchvision); build it in Python and use "
+            "ilmconvert.load(path, into=model)"
         )
     with damage(path):
         return ModelSpec.from_dict(metadata.spec)

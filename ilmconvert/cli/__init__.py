@@ -36,7 +36,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     table=COMMANDS,
     epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<4} {text}" for code, text in EXIT_CODES.items()),
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
     options_metavar="",
     subcommand_metavar="MODEL [OPTIONS] | COMMAND ...",
 )

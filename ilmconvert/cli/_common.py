@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ilmconvert._constants import INITS, TARGETS
 from ilmconvert.cli._complete import models
@@ -148,6 +150,20 @@ def conversion_options(command: Command) -> Command:
     return command
 
 
+_SETTINGS = "to|init|num_groups|key_group_size|reduction|restore_bound"
+
+
+def in_options(message: object) -> str:
+    """What the library says of the settings of a conversion, with the names that they have here.
+
+    >>> in_options("restore_bound needs init='identity': other layers have no restoring path")
+    '--restore-bound needs --init identity: other layers have no restoring path'
+    """
+    text = re.sub(rf"\b({_SETTINGS})='?([\w.+-]+)'?", r"--\1 \2", str(message))
+    text = re.sub(r"\b(?<!--)(num_groups|key_group_size|restore_bound)\b", r"--\1", text)
+    return re.sub(r"--\w+", lambda found: found[0].replace("_", "-"), text)
+
+
 def given(**settings: Any) -> dict[str, Any]:
     """Arguments of ``ilmconvert.convert`` from those options that were given."""
     kept = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
@@ -166,48 +182,22 @@ def model_arg_option(whose: str) -> Callable[[Command], Command]:
     )
 
 
-def output_options(default: str) -> Callable[[Command], Command]:
-    """``-o``, ``--force`` and ``--json`` of a command that writes a checkpoint, by default one that is called so."""
+def refuse_ignored(place: str, names: Sequence[str]) -> None:
+    """Refuse options of a model by name, given on the command line, where ``place`` is a checkpoint.
 
-    def decorate(command: Command) -> Command:
-        options = [
-            click.option(
-                "-o",
-                "--output",
-                type=click.Path(path_type=Path),
-                metavar="OUT.safetensors",
-                help=f"Checkpoint to write.  [default: {default}.safetensors]",
-            ),
-            click.option("--force", is_flag=True, help="Replace an existing file."),
-            click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
-        ]
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def beside(path: Path, ending: str) -> Path:
-    """The default output of a command: beside ``path``, under its name with another ending.
-
-    >>> str(beside(Path("run/best.safetensors"), "-plain.safetensors"))
-    'run/best-plain.safetensors'
+    Args:
+        place: what the command was given.
+        names: parameters of the command that a checkpoint has no use for.
     """
-    named = path.absolute() if path.name == "" else path  # "." has no name
-    return named.with_name(f"{named.stem}{ending}")
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
-
-def check_output(path: Path, force: bool) -> None:
-    """Refuse a place that can't or mustn't be written, before the slow work."""
-    folder = path.parent
-    if path.suffix != ".safetensors":
-        raise click.UsageError(f"the output {path} has to end in .safetensors")
-    if path.is_dir():
-        raise click.UsageError(f"the output {path} is a folder; name a file in it")
-    if not folder.is_dir():
-        raise click.UsageError(f"there is no folder {folder} to write {path.name} into; make it first")
-    if not os.access(folder, os.W_OK):
-        raise click.UsageError(f"the folder {folder.absolute()} can't be written to; name another place with -o")
-    if path.exists() and not force:
-        raise click.UsageError(f"{path} exists already; replace it with --force or name another file with -o")
+    context = click.get_current_context()
+    given = [
+        next(opt for opt in parameter.opts if opt.startswith("--"))
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given and checkpoint_file(place).is_file():
+        raise click.UsageError(
+            f"{place} is a checkpoint, whose model and weights are settled; leave out {', '.join(given)}"
+        )

@@ -55,12 +55,14 @@ def _known(command: click.Command) -> dict[str, click.Parameter]:
 def _read(path: Path) -> Mapping[str, Any]:
     import yaml
 
+    from ilmconvert.finetune.read_yaml import read_yaml
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path)
     except OSError as error:
         raise click.UsageError(f"can't read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path} is no YAML file: {error}") from error
+        raise click.UsageError(f"{path} can't be read as YAML: {error}") from error
     if found is not None and not isinstance(found, Mapping):
         raise click.UsageError(f"{path} has to hold a section a command, as in verify: with options below it")
     return found or {}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
+    from ilmconvert.data.readable import unreadable_text
     from ilmconvert.report.text import share
 
     spec, layers, parameters, error = (summary[key] for key in ("spec", "layers", "parameters", "error"))
@@ -33,6 +34,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         low, high, radius = summary["bounded"]["limits"]
         limits = f"log contrast {low:+.2f} to {high:+.2f}, means within {radius:.2f}"
         rows.append((f"bounded: {summary['bounded']['layer']}", limits))
+        if summary["bounded"]["unreadable"]:
+            rows.append(("left out", unreadable_text(summary["bounded"]["unreadable"])))
     if summary["timm"] is not None:
         arguments = [f"{key}={value!r}" for key, value in summary["timm"].items() if key != "model_name"]
         call = ", ".join([repr(summary["timm"]["model_name"]), *arguments])

@@ -55,7 +55,7 @@ def numbers(now: Progress) -> str:
     parts = [
         None if now.loss is None else f"loss {now.loss:.3f}",
         None if now.top1 is None else f"top-1 {share(now.top1)}",
-        None if now.images_per_second is None else f"{now.images_per_second:.0f} img/s",
+        None if (speed := now.images_per_second) is None else f"{speed:.{0 if speed >= 10 else 1}f} img/s",
         None if now.eta is None else f"{duration(now.eta)} left",
     ]
     return "  ".join(part for part in parts if part)
@@ -63,9 +63,12 @@ def numbers(now: Progress) -> str:
 
 def print_result(result: Result, again: str | None = None) -> None:
     """What a run came to, what was written, and ``again``, the command to go on with."""
+    from ilmconvert.data.readable import unreadable_text
     from ilmconvert.report.run import read_run
 
     print_run(read_run(result.output))
+    if unreadable := result.summary.get("data", {}).get("unreadable"):
+        click.echo(f"Left out: {unreadable_text(unreadable)}")
     if result.summary["stopped_early"]:
         click.echo(f"Stopped after {result.summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
@@ -105,9 +108,12 @@ def print_run(run: Run) -> None:
 def print_plan(summary: Mapping[str, Any]) -> None:
     """What a dry run found: the length of the run, and what trains at which learning rate."""
     from ilmconvert.data.folders import some
+    from ilmconvert.data.readable import unreadable_text
 
     data, found = summary["data"], [("device", f"{summary['device']}, {summary['processes']} process(es)")]
     found.append(("images", f"{data.get('train')} to train, {data.get('val') or 'no'} to validate"))
+    if data.get("unreadable"):
+        found.append(("left out", unreadable_text(data["unreadable"])))
     if names := data.get("classes"):
         found.append(("classes", f"{len(names)}: {some(names, 8)}"))
     found.append(("length", f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch"))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import Command, check_output
+from ilmconvert.cli._common import Command
+from ilmconvert.cli._outputs import check_output
 
 if TYPE_CHECKING:
     from torch import nn

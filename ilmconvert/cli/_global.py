@@ -1,4 +1,4 @@
-"""Options that every command has, before or after its name: ``--quiet``, ``--verbose`` and ``--config``."""
+"""Options that every command has: ``--help``, and before or after its name ``--quiet``, ``--verbose``, ``--config``."""
 
 from __future__ import annotations
 
@@ -34,10 +34,28 @@ def shows_progress() -> bool:
 
 
 def with_global_options(command: CommandType) -> CommandType:
-    """The command with these options, once."""
+    """The command with these options and ``--help``, once."""
     if not any(parameter.name == "quiet" for parameter in command.params):
-        command.params.extend(global_options())
+        command.params.extend([*global_options(), help_option()])
     return command
+
+
+def help_option() -> click.Option:
+    """``-h`` and ``--help``. click would take the names from the first context and keep them for all others."""
+    return click.Option(
+        ["-h", "--help"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_help,
+        help="Show this message and exit.",
+    )
+
+
+def _show_help(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
 
 
 def global_options() -> list[click.Option]:

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._complete import models
 from ilmconvert.cli._exit import EXIT_INTERRUPTED, Interrupted, fail, one_line, quiet_broken_pipe
-from ilmconvert.cli._global import global_options, verbosity, with_global_options
+from ilmconvert.cli._global import verbosity, with_global_options
 from ilmconvert.errors import ILMConvertError
 
 DEFAULT_COMMAND = "convert"
@@ -32,7 +32,7 @@ class CommandGroup(click.Group):
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
-        self.params.extend(global_options())
+        with_global_options(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, model_arg_option, output_options, print_json, progress
+from ilmconvert.cli._common import model_arg_option, print_json, progress
+from ilmconvert.cli._outputs import beside, check_output, output_options
 
 
 @click.command()

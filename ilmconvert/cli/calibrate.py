@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, model_arg_option, output_options, print_json, progress
+from ilmconvert.cli._common import model_arg_option, print_json, progress
+from ilmconvert.cli._data_options import data_options, echo_left_out, open_images, take_data_options
+from ilmconvert.cli._outputs import beside, check_output, output_options
 from ilmconvert.cli._table import print_table
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="A folder of images (labels aren't used) or a timm dataset's name.")
+@data_options(labels=False)
 @click.option("--source", metavar="MODEL|FILE", help="What was converted.  [default: what the checkpoint says]")
 @click.option("--weights", metavar="FILE|default", help="Weights of the source.  [default: what the checkpoint says]")
 @model_arg_option("the source")
@@ -59,8 +62,9 @@ def calibrate(
     """
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
-    checkpoint = checkpoint_file(checkpoint)
-    output = output or beside(checkpoint, "-calibrated.safetensors")
+    opening = take_data_options(choice, data)
+    given, checkpoint = checkpoint, checkpoint_file(checkpoint)
+    output = output or beside(checkpoint, "-calibrated.safetensors", given=given)
     check_output(output, force)
     from ilmconvert.calibration import calibrate as fit
     from ilmconvert.checkpoint.save_load import save
@@ -75,7 +79,8 @@ def calibrate(
         original = find_source_model(opened, source=source, weights=weights, model_args=model_args)
         say("reading images")
         config = transform_config(opened.model, choice["input_size"])
-        batches = image_batches(opened.model, data, **choice)
+        images = open_images(data, opening, unlabelled=True, seed=choice["seed"])
+        batches = image_batches(opened.model, images, **choice)
         say("fitting layer after layer")
         found = fit(
             opened.model,
@@ -88,9 +93,11 @@ def calibrate(
         save(opened.model, output)
     if as_json:
         summary = {"checkpoint": str(checkpoint), "output": str(output), "source": original.description}
-        print_json({**summary, "data": data, "input": described(config), **found.to_dict()})
+        facts = {"data": data, "unreadable": images.unreadable, "input": described(config)}
+        print_json({**summary, **facts, **found.to_dict()})
         return
     _print(found, original.description)
+    echo_left_out(images)
     click.echo(f"Images of {transform_text(config)}")
     click.echo(f"Wrote {output}")
 

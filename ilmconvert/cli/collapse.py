@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
+from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._data_options import data_options, echo_left_out, open_images, take_data_options
+from ilmconvert.cli._outputs import beside, check_output, output_options
 
 
 @click.command()
@@ -15,6 +17,7 @@ from ilmconvert.cli._common import beside, check_output, output_options, print_j
 @click.option(
     "--data", metavar="DATA", help="Images to measure on; needed unless all decoders and restoring paths are zero."
 )
+@data_options(labels=False)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -54,8 +57,9 @@ def collapse(
     """
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
-    checkpoint = checkpoint_file(checkpoint)
-    output = output or beside(checkpoint, "-plain.safetensors")
+    opening = take_data_options(choice, data)
+    given, checkpoint = checkpoint, checkpoint_file(checkpoint)
+    output = output or beside(checkpoint, "-plain.safetensors", given=given)
     check_output(output, force)
     from ilmconvert.calibration.collapse import collapse as collapsed
     from ilmconvert.checkpoint.save_load import load, save
@@ -67,7 +71,8 @@ def collapse(
         say(f"loading {checkpoint}")
         model = load(checkpoint)
         config = None if data is None else transform_config(model, choice["input_size"])
-        batches = None if data is None else image_batches(model, data, **choice)
+        images = None if data is None else open_images(data, opening, unlabelled=True, seed=choice["seed"])
+        batches = None if images is None else image_batches(model, images, **choice)
         say("measuring every layer")
         found = collapsed(model, batches, tolerance=tolerance)
         save(found.model, output)
@@ -75,6 +80,7 @@ def collapse(
         "checkpoint": str(checkpoint),
         "output": str(output),
         "input": None if config is None else described(config),
+        "unreadable": [] if images is None else images.unreadable,
         "layers": [vars(layer) for layer in found.layers],
         "largest_deviation": found.deviation,
         "tolerance": tolerance,
@@ -94,6 +100,7 @@ def collapse(
     if found.score is not None:
         agreement = "" if found.score.agreement is None else f"; same class on {share(found.score.agreement)} of images"
         click.echo(f"Error of the outputs {found.score.error:.1e}{agreement}")
+    echo_left_out(images)
     if config is not None:
         click.echo(f"Images of {transform_text(config)}")
     click.echo(f"Wrote {output}")

@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import (
-    conversion_options,
-    given,
-    model_argument,
-    output_options,
-    print_json,
-    progress,
-)
+from ilmconvert.cli._common import conversion_options, given, in_options, model_argument, print_json, progress
 from ilmconvert.cli._compare import compare
 from ilmconvert.cli._convert_view import facts, print_summary, warn_if_not_exact
+from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._formats import FORMATS, check_place, check_push, default_place, push_options, write
+from ilmconvert.cli._outputs import output_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +53,7 @@ IMAGES = 200
     help="Bound the first norm layer, which makes the model more robust to weak and strong contrast.",
 )
 @click.option("--data", metavar="DATA", help="Unlabelled images that --robust calibrates the bound on.")
+@data_options(labels=False)
 @output_options("MODEL-TO")
 def convert(
     model: str,
@@ -86,6 +83,7 @@ def convert(
     output = output or default_place(f"{_file_stem(model)}-{settings['to']}", kind)
     check_place(output, kind, force)
     check_push(kind, push, private)
+    opening = take_data_options(settings, data)
     if data is not None and not robust:
         raise click.UsageError("--data is for the bound of --robust; add --robust, or leave --data out")
     if robust and not (settings["to"].startswith("ilm_") and settings["init"] in (None, "identity")):
@@ -93,7 +91,8 @@ def convert(
             "--robust bounds the restoring path, which only ilm_gn, ilm_ln and ilm_in with --init identity have"
         )
     with progress() as say:
-        source, converted, summary = _convert(model, weights, model_args, given(**settings), say, robust, data)
+        bound = partial(_bound, data=data, opening=opening, say=say) if robust else None
+        source, converted, summary = _convert(model, weights, model_args, given(**settings), say, bound)
         summary.update(write(converted, output, kind, source, say, push=push, private=private))
     if as_json:
         print_json(summary)
@@ -114,8 +113,7 @@ def _convert(
     model_args: dict[str, Any],
     settings: dict[str, Any],
     say: Callable[[str], None],
-    robust: bool,
-    data: str | None,
+    bound: Callable[[nn.Module], dict[str, Any]] | None,
 ) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """The source, the converted model, and what there is to tell."""
     from ilmconvert import surgery
@@ -134,11 +132,11 @@ def _convert(
         plan = surgery.plan(source, **settings)
         converted = surgery.convert(source, plan)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(in_options(error)) from error
     done = time.perf_counter()
     say("comparing with the source on random inputs")
     difference = compare(source, converted, plan)  # before a bound makes one that was asked for
-    bounded = _bound(converted, data, say) if robust else None
+    bounded = None if bound is None else bound(converted)
     summary = {
         **facts(name, source, converted, plan),
         "restore_bound": settings.get("restore_bound"),
@@ -149,22 +147,27 @@ def _convert(
     return source, converted, summary
 
 
-def _bound(model: nn.Module, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
+def _bound(
+    model: nn.Module, *, data: str | None, opening: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Bound the first norm, by images where there are some: its name and the limits."""
     from ilmconvert.calibration.bound import calibrate_bound
     from ilmconvert.nn import ILMNorm
 
-    batches = None
+    batches = images = None
     if data is not None:
         from ilmconvert.data.transforms import image_batches
 
         say(f"measuring images of {data}")
-        batches = image_batches(model, data, images=IMAGES, batch_size=8)
+        images = open_images(data, opening, unlabelled=True)
+        batches = image_batches(model, images, images=IMAGES, batch_size=8)
     name = calibrate_bound(model, batches)
     layer = model.get_submodule(name)
     assert isinstance(layer, ILMNorm)
     assert layer.restore_range is not None
-    return {"layer": name, "limits": [round(limit, 4) for limit in layer.restore_range], "data": data}
+    limits = [round(limit, 4) for limit in layer.restore_range]
+    unreadable = [] if images is None else images.unreadable
+    return {"layer": name, "limits": limits, "data": data, "unreadable": unreadable}
 
 
 def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -178,6 +181,6 @@ def refuse_early(name: str, model_args: dict[str, Any], settings: dict[str, Any]
     try:
         plan = surgery.plan(model, **settings)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(in_options(error)) from error
     if not plan.converted:
         surgery.convert(model, plan)

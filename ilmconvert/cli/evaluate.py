@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
+from ilmconvert.cli._common import model_arg_option, print_json, progress, refuse_ignored, warn
 from ilmconvert.cli._complete import models_and_files
+from ilmconvert.cli._data_options import data_options, left_out, open_images, take_data_options
 from ilmconvert.cli._table import print_facts
 from ilmconvert.errors import ModelError
 
@@ -34,6 +35,7 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of the split.")
 @click.option("--unlabelled", is_flag=True, help="A folder of images without classes; needs --against.")
+@data_options(labels=True)
 @click.option("--against", metavar="SOURCE", help="Another checkpoint or model to compare with, image by image.")
 @click.option("--weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("MODEL"))
 @click.option("--against-weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("SOURCE"))
@@ -72,6 +74,10 @@ def evaluate(
       ilmconvert evaluate run/ --data images --against resnet50
       ilmconvert evaluate resnet50-ilm_gn.safetensors --data photos --unlabelled --against resnet50
     """
+    opening = take_data_options(which, data)
+    refuse_ignored(checkpoint, ["weights", *(["model_args"] if _is_checkpoint(against) else [])])
+    if _is_checkpoint(against):
+        refuse_ignored(against or checkpoint, ["against_weights"])
     with progress() as say:
         say(f"loading {checkpoint}")
         model = _load(checkpoint, weights, model_args)
@@ -81,7 +87,7 @@ def evaluate(
         from ilmconvert.data.transforms import evaluation_images, transform_config, transform_text
 
         config = transform_config(model, input_size)
-        found, images = evaluation_images(model, data, input_size=input_size, **which)
+        found, images = evaluation_images(model, open_images(data, opening, **which), input_size=input_size)
         _check_classes(found, model)
         part = "all images" if found.val is None else "validation images"
         if against is None and not (found.labelled or found.val is not None):
@@ -105,9 +111,17 @@ def evaluate(
         )
     if as_json:
         facts = {"model": checkpoint, "against": against, "data": data, "images": part, "input": described(config)}
-        print_json({**facts, **result.to_dict()})
+        print_json({**facts, "unreadable": found.unreadable, **result.to_dict()})
     else:
-        print_facts(f"{checkpoint} on {data} ({part})", [("input", transform_text(config)), *rows(result, against)])
+        shown = [("input", transform_text(config)), *left_out(found), *rows(result, against)]
+        print_facts(f"{checkpoint} on {data} ({part})", shown)
+
+
+def _is_checkpoint(name: str | None) -> bool:
+    """Whether a network, if there is one, comes from a file and not by its name."""
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+
+    return name is None or checkpoint_file(name).is_file()
 
 
 def _check_classes(found: Data, model: nn.Module) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, model_arg_option, print_json, progress
+from ilmconvert.cli._common import model_arg_option, print_json, progress
 from ilmconvert.cli._formats import check_place, check_push, default_place, push_options, write, written
+from ilmconvert.cli._outputs import beside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,19 +72,15 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
     check_push(kind, options["push"], options["private"])
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
-    file = checkpoint_file(file)
-    if kind in RUNTIMES:
-        summary, text = _for_runtime(file, kind, output or beside(file, f".{kind}"), force, **options)
-    else:
-        summary, text = _for_people(file, kind, output or _place(file, kind), force, **options)
+    given, file = file, checkpoint_file(file)
+    ending = f".{kind}" if kind in RUNTIMES else default_place("x", kind).name.removeprefix("x")
+    output = output or beside(file, ending, given=given)
+    write_it = _for_runtime if kind in RUNTIMES else _for_people
+    summary, text = write_it(file, kind, output, force, **options)
     if as_json:
         print_json(summary)
     else:
         click.echo(text)
-
-
-def _place(file: Path, kind: str) -> Path:
-    return beside(file, default_place("", kind).name)
 
 
 def _for_people(
@@ -153,6 +150,8 @@ def _for_runtime(
         raise click.UsageError("--source, --weights and --model-arg are for hub and delta; leave them out")
     if static and dynamic_size:
         raise click.UsageError("--static fixes what --dynamic-size leaves open; leave one of them out")
+    if not output.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {output.parent} to write {output.name} into; make it first")
     if output.exists() and not force:
         raise click.UsageError(f"{output} exists already; replace it with --force or name another file with -o")
     from ilmconvert.checkpoint.save_load import load

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert._constants import INITS
-from ilmconvert.cli._common import model_args, print_json, warn
+from ilmconvert.cli._common import model_args, print_json, progress, refuse_ignored, warn
 from ilmconvert.cli._complete import models_and_files
+from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._exit import Interrupted
 from ilmconvert.cli._finetune_view import bar, print_plan, print_result
 from ilmconvert.cli._recipe import SectionCommand, overrides, recipe_options, run_file_of, section_option
@@ -110,10 +111,7 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     _DATA, "--train-split", default="train", show_default=True, metavar="NAME", help="Name of the training split."
 )
 @section_option(_DATA, "--unlabelled", is_flag=True, help="Ignore labels: distillation only.")
-@section_option(_DATA, "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of torch/NAME.")
-@section_option(_DATA, "--dataset-download", is_flag=True, help="Let torchvision fetch torch/NAME.")
-@section_option(_DATA, "--input-key", metavar="KEY", help="Column of the images in hfds/NAME.")
-@section_option(_DATA, "--target-key", metavar="KEY", help="Column of the labels in hfds/NAME.")
+@data_options(labels=True, section=_DATA)
 @recipe_options
 def finetune(model: str | None, recipe: str, show_config: bool, find_batch_size: bool, **options: Any) -> None:
     """Fine-tune a converted checkpoint, or a MODEL that is converted first, and write a run folder.
@@ -148,10 +146,12 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
 
     if options["resume"]:
         _check_resume(options["output"])
+    settled = ["model_args", "init", "to", "restore_bound", *(["weights"] if options["teacher"] is None else [])]
+    refuse_ignored(model, settled)
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
         warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
-    with _can_be_resumed(options["dry_run"]), bar(_is_main() and not options["as_json"]) as progress:
+    with _can_be_resumed(options["dry_run"]), bar(_is_main() and not options["as_json"]) as told:
         result = run(
             model,
             data,
@@ -165,7 +165,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             resume=options["resume"],
             dry_run=options["dry_run"],
             baselines=tuple(dict.fromkeys(options["baselines"])),
-            progress=progress,
+            progress=told,
             run_file=run_file_of(click.get_current_context(), recipe),
             **_trackers(options["log_with"]),
         )
@@ -183,15 +183,23 @@ def _next(options: dict[str, Any], data: Data) -> str:
     """The command that measures the best checkpoint, on the same validation images where there are any."""
     if not data.labelled or not Path(options["data"]).is_dir():
         return shlex.join(["ilmconvert", "export", str(options["output"])])
-    words = ["ilmconvert", "evaluate", str(options["output"]), "--data", str(options["data"])]
-    if isinstance(options["val_split"], float):
-        words += ["--val-split", f"{options['val_split']:g}", "--seed", str(data.description["seed"])]
-    return shlex.join(words)
+    split, place = options["val_split"], Path(options["data"])
+    named = split if isinstance(split, str) else options["train_split"]
+    if named != "train" and (place / named).is_dir():
+        place /= named
+    words = ["ilmconvert", "evaluate", str(options["output"]), "--data", str(place)]
+    if isinstance(split, float):
+        words += ["--val-split", f"{split:g}", "--seed", str(data.description["seed"])]
+    return shlex.join([*words, *(["--skip-corrupt"] if data.unreadable else [])])
 
 
 def _check_resume(folder: Path) -> None:
     """Refuse a folder that no run was ever started in, such as a misspelt one."""
     if (folder / "config.yaml").exists() or (folder / ".lock").exists():  # the lock comes first
+        return
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:  # the same words start the run and go on with it
+        if _is_main():
+            warn(f"there is no run in {folder} to resume, so one starts there")
         return
     runs = [path.parent.name for path in folder.absolute().parent.glob("*/config.yaml")]
     near = difflib.get_close_matches(folder.name, runs, n=1)
@@ -200,19 +208,11 @@ def _check_resume(folder: Path) -> None:
 
 
 def _open_data(options: dict[str, Any], seed: int) -> Data:
-    from ilmconvert.data.open_data import open_data
-
-    keys = {key: options[key] for key in ("input_key", "target_key") if options[key] is not None}
-    return open_data(
-        options["data"],
-        val_split=options["val_split"],
-        unlabelled=options["unlabelled"],
-        seed=seed,
-        train_split=options["train_split"],
-        data_dir=options["data_dir"],
-        download=options["dataset_download"],
-        **keys,
-    )
+    arguments = take_data_options(options, options["data"])
+    keys = ("val_split", "unlabelled", "train_split")
+    with progress(_is_main()) as say:
+        say(f"opening {options['data']}")
+        return open_images(options["data"], arguments, seed=seed, **{key: options[key] for key in keys})
 
 
 def _trackers(names: Sequence[str]) -> dict[str, Any]:
@@ -241,10 +241,10 @@ def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> No
     from ilmconvert.finetune.networks import start
 
     keys = ("num_classes", "weights", "model_args", "init")
-    network = start(model, recipe, **{key: options[key] for key in keys}).network
-    found = (
-        find_batch_size(network, recipe, transform_config(network, recipe.input_size)["input_size"])
-        * process().num_processes
-    )
+    with progress(_is_main()) as say:
+        say(f"loading {model}")
+        network = start(model, recipe, **{key: options[key] for key in keys}).network
+        shape = transform_config(network, recipe.input_size)["input_size"]
+        found = find_batch_size(network, recipe, shape, progress=say) * process().num_processes
     if _is_main():
         print_json({"batch_size": found}) if options["as_json"] else click.echo(f"--batch-size {found}")

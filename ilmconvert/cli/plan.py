@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._common import conversion_options, given, model_argument, print_json, progress, warn
+from ilmconvert.cli._common import conversion_options, given, in_options, model_argument, print_json, progress, warn
 from ilmconvert.cli._convert_view import count_layers
 from ilmconvert.errors import ConversionError
 
@@ -44,7 +44,7 @@ def plan(model: str, weights: str, as_json: bool, model_args: dict[str, Any], **
     try:
         found = surgery.plan(source, **given(**settings))
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(in_options(error)) from error
     if as_json:
         print_json({"model": model, **found.to_dict(), "layers": count_layers(found)})
     else:

@@ -9,6 +9,7 @@ import click
 
 from ilmconvert.cli._common import print_json, warn
 from ilmconvert.cli._finetune_view import print_run
+from ilmconvert.cli._outputs import check_page
 
 if TYPE_CHECKING:
     from ilmconvert.report import Run
@@ -41,6 +42,7 @@ def report(run_dir: Path, html: str | None, as_json: bool) -> None:
         warn(f"the run in {run_dir} isn't finished; the best of {len(run.rows)} epochs is shown")
     target = None if html is None else Path(html) if html else run_dir / DEFAULT_NAME
     if target is not None:
+        check_page(target)
         from ilmconvert.report import write_run
 
         write_run(run, target)

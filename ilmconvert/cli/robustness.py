@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._data_options import data_options, echo_left_out, open_images, take_data_options
 from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ILMConvertError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint")
 @click.option("--data", required=True, help="A folder of images, or a timm dataset's name; labels aren't used.")
+@data_options(labels=False)
 @click.option(
     "--images",
     type=click.IntRange(min=2),
@@ -55,6 +57,7 @@ def robustness(
     seed: int,
     plot: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Compare a bounded checkpoint with its source on corrupted images.
 
@@ -68,6 +71,11 @@ def robustness(
     """
     if plot and not Path(plot).absolute().parent.is_dir():
         raise click.UsageError(f"--plot: there is no folder {Path(plot).parent}")
+    if plot:
+        from ilmconvert.evaluation.robustness_plot import check_plot
+
+        check_plot(Path(plot))
+    opening = take_data_options(options, data)
     with progress() as say:
         say(f"loading {checkpoint}")
         from ilmconvert.calibration.bound import bound
@@ -86,7 +94,8 @@ def robustness(
             raise ILMConvertError(f"{checkpoint} has no bound to compare; convert it with --robust, or try --limits")
         config = transform_config(model, input_size)
         say(f"reading images of {data}")
-        found, normalize = unit_images(model, data, at_most=images, input_size=input_size, seed=seed)
+        opened = open_images(data, opening, unlabelled=True, seed=seed)
+        found, normalize = unit_images(model, opened, at_most=images, input_size=input_size, seed=seed)
         conditions = all_conditions(severities or (1, 3, 5))
         rows = []
         for row in compare_networks(networks(model, normalize, found), found, normalize, conditions):
@@ -98,9 +107,10 @@ def robustness(
         plot_agreement(rows, Path(plot))
     if as_json:
         facts = {"checkpoint": checkpoint, "data": data, "images": len(found), "input": described(config)}
-        print_json({**facts, "rows": [_plain(r) for r in rows]})
+        print_json({**facts, "unreadable": opened.unreadable, "rows": [_plain(r) for r in rows]})
     else:
         _print(rows, f"{checkpoint}: {len(found)} images of {data}, {transform_text(config)}")
+        echo_left_out(opened)
 
 
 def _plain(row: Agreement) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import beside, check_output, output_options, print_json, progress
+from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._outputs import beside, check_output, output_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +31,8 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
     """
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
-    checkpoint = checkpoint_file(checkpoint)
-    output = output or beside(checkpoint, "-source.safetensors")
+    given, checkpoint = checkpoint, checkpoint_file(checkpoint)
+    output = output or beside(checkpoint, "-source.safetensors", given=given)
     check_output(output, force)
     from ilmconvert.checkpoint.safetensors_io import write
     from ilmconvert.checkpoint.save_load import load, save

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ilmconvert.cli._common import model_arg_option, print_json, progress, warn
+from ilmconvert.cli._data_options import data_options, open_images, take_data_options
 from ilmconvert.cli._exit import EXIT_FAILED, EXIT_NOT_COMPARED
+from ilmconvert.cli._outputs import check_page
 from ilmconvert.cli._table import print_facts, print_table
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ _NOT_NEGATIVE = click.FloatRange(min=0)
 @click.option("--weights", metavar="default|FILE", help="Weights of the source.  [default: those that the file names]")
 @model_arg_option("the source")
 @click.option("--data", metavar="DIR", help="Images to compare on, with or without classes.  [default: random inputs]")
+@click.option("--unlabelled", is_flag=True, help="Ignore the classes of the images.")
+@data_options(labels=True)
 @click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Use only N of the images, evenly spread.")
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Height and width of the inputs.  [default: the model's]"
@@ -77,9 +81,12 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
       ilmconvert verify resnet50-ilm_gn.safetensors --data photos --html report.html
       ilmconvert verify resnet50-ilm_gn.safetensors --source resnet50 --layers all --json
     """
-    if html is not None and not html.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder {html.parent} to write {html.name} into; make it first")
-    result = _verify(checkpoint, options)
+    if html is not None:
+        check_page(html)
+    opening = take_data_options(options, options["data"])
+    if options["unlabelled"] and options["data"] is None:
+        raise click.UsageError("--unlabelled is about --data; add that, or leave it out")
+    result = _verify(checkpoint, options, opening)
     if html is not None:
         from ilmconvert.report import write_verification
 
@@ -94,7 +101,7 @@ def verify(checkpoint: Path, html: Path | None, as_json: bool, **options: Any) -
     click.get_current_context().exit(code)
 
 
-def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
+def _verify(checkpoint: Path, options: dict[str, Any], opening: dict[str, Any]) -> Verification:
     with progress() as say:
         say(f"loading {checkpoint}")
         from ilmconvert.evaluation.verify.opened_checkpoint import open_checkpoint
@@ -106,7 +113,9 @@ def _verify(checkpoint: Path, options: dict[str, Any]) -> Verification:
         source = find_source_model(
             opened, source=options["source"], weights=options["weights"], model_args=options["model_args"]
         )
-        sample = _sample(opened, options)
+        if options["data"] is not None:
+            say(f"opening {options['data']}")
+        sample = _sample(opened, options, opening)
         for caveat in (*source.caveats, *sample.caveats):
             warn(caveat)
         return run(
@@ -123,7 +132,7 @@ def _layers(given: tuple[str, ...]) -> str | tuple[str, ...]:
     return given if len(given) > 1 else (given or ("norms",))[0]
 
 
-def _sample(opened: OpenedCheckpoint, options: dict[str, Any]) -> Sample:
+def _sample(opened: OpenedCheckpoint, options: dict[str, Any], opening: dict[str, Any]) -> Sample:
     from ilmconvert.evaluation.verify.inputs import folder_sample, random_sample
 
     size, batch_size = options["input_size"], options["batch_size"]
@@ -132,7 +141,7 @@ def _sample(opened: OpenedCheckpoint, options: dict[str, Any]) -> Sample:
         return random_sample(opened.model, batches=batches, batch_size=batch_size, size=size, seed=options["seed"])
     return folder_sample(
         opened.model,
-        options["data"],
+        open_images(options["data"], opening, unlabelled=options["unlabelled"]),
         at_most=options["max_images"],
         batch_size=batch_size,
         input_size=size,

@@ -52,8 +52,19 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             image, label = self._read(place)
         except Exception as error:  # PIL raises about anything for a damaged image
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"can't read the image {self.name(index)} ({reason}); remove or replace it") from error
+            raise DataError(
+                f"can't read the image {self.name(index)} ({reason}); remove or replace it, or leave out such images "
+                "with --skip-corrupt (skip_corrupt=True)"
+            ) from error
         return image, self._label(label, index) if self.labelled else UNLABELLED
+
+    def can_read(self, index: int) -> bool:
+        """Whether the image of an item can be read."""
+        try:
+            self._read(self.indices[index])
+        except Exception:  # see above
+            return False
+        return True
 
     def _label(self, label: Any, index: int) -> int:
         try:

@@ -125,7 +125,10 @@ def _create(name: str, split: str, kwargs: dict[str, Any]) -> Any:
         raise DataError(f"{name} needs a package: pip install {error.name or 'datasets'}") from error
     except Exception as error:  # every library has its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"can't open {name}, split {split}: {reason[:300]} (--data-dir says where it lies)") from error
+        reason = reason[:300].replace("download=True", "--dataset-download (download=True)")
+        raise DataError(
+            f"can't open {name}, split {split}: {reason} (--data-dir says where it lies, data_dir in Python)"
+        ) from error
 
 
 def _class_names(images: ImageDataset) -> tuple[str, ...] | None:
@@ -211,7 +214,7 @@ def check_classes(names: Sequence[str], where: object) -> None:
         DataError: there is only one.
     """
     if len(names) < 2:
-        raise DataError(f"{where} holds one class, {names[0]}; training needs two or more (--unlabelled needs none)")
+        raise DataError(f"{where} holds one class, {names[0]}; labels tell two or more apart (--unlabelled needs none)")
 
 
 def check_same_classes(train: Sequence[str], val: Sequence[str], where: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ilmconvert.data.dataset import ImageDataset
-from ilmconvert.data.folders import open_folder, open_named, split
+from ilmconvert.data.dataset import ImageDataset, labels_of
+from ilmconvert.data.folders import open_folder, open_named, some, split
+from ilmconvert.data.readable import below, check_readable, split_readable, unreadable_text
 from ilmconvert.errors import DataError
 
 __all__ = ["Data", "DataError", "open_data"]
@@ -36,6 +38,11 @@ class Data:
     description: Mapping[str, Any] = field(default_factory=dict)
     labelled: bool = True
 
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of images that were left out since they can't be read."""
+        return list(self.description.get("unreadable", ()))
+
 
 def open_data(
     source: str | Path,
@@ -47,6 +54,7 @@ def open_data(
     train_split: str = "train",
     data_dir: str | Path | None = None,
     download: bool = False,
+    skip_corrupt: bool = False,
     **dataset_args: Any,
 ) -> Data:
     """Images from a folder or a dataset that timm knows by name.
@@ -62,6 +70,8 @@ def open_data(
         train_split: name of the split to train on.
         data_dir: where a named dataset lies (timm's ``root``).
         download: let torchvision fetch a missing ``torch/`` dataset.
+        skip_corrupt: leave out images that can't be read, for which each is read once; a warning counts them and
+            ``description["unreadable"]`` names them.
         **dataset_args: for ``timm.data.create_dataset``, such as ``input_key`` and ``target_key``.
 
     Raises:
@@ -78,15 +88,20 @@ def open_data(
     else:
         kwargs = {"root": data_dir, "download": download, **dataset_args}
         train, val, names = open_named(str(source), train_split, val_name, fraction is None, unlabelled, kwargs)
+    if fraction is not None and val is not None:
+        raise DataError(f"{source} has its own validation images; leave out the fraction {fraction:g}")
+    unreadable: dict[str, Any] = {}
+    if skip_corrupt:
+        train, val, unreadable = _without_corrupt(train, val, names, source)
     if fraction is not None:
-        if val is not None:
-            raise DataError(f"{source} has its own validation images; leave out the fraction {fraction:g}")
         train, val = split(train, fraction, seed, names)
-    check_readable(train)
-    if val is not None:
-        check_readable(val)
+    if not skip_corrupt:
+        check_readable(train)
+        if val is not None:
+            check_readable(val)
     description: dict[str, Any] = {"source": str(source), "train": len(train), "val": None if val is None else len(val)}
     description |= {"labelled": train.labelled, "classes": None if names is None else list(names)}
+    description |= unreadable
     if fraction is not None:
         description |= {"val_split": fraction, "seed": seed}
     data = Data(train, val, names, None if names is None else len(names), description, train.labelled)
@@ -95,18 +110,24 @@ def open_data(
     return data
 
 
-_VERIFIED = 32
-
-
-def check_readable(images: ImageDataset) -> None:
-    """Read a few images, evenly spread, to find damage early; each is checked again when it is used.
-
-    Raises:
-        DataError: names the file.
-    """
-    count = min(len(images), _VERIFIED)
-    for i in range(count):
-        images[i * len(images) // count]
+def _without_corrupt(
+    train: ImageDataset, val: ImageDataset | None, names: tuple[str, ...] | None, source: str | Path
+) -> tuple[ImageDataset, ImageDataset | None, dict[str, Any]]:
+    """Both without images that can't be read, and what to note of these."""
+    total = len(train) + (0 if val is None else len(val))
+    train, others = split_readable(train)
+    if val is not None:
+        val, more = split_readable(val)
+        others += more
+    if others and names and train.labelled:
+        left = set(labels_of(train).tolist())
+        empty = [name for label, name in enumerate(names) if label not in left]
+        if empty:
+            raise DataError(f"no image of the class {some(empty)} can be read; replace some, or remove the class")
+    found = [below(name, source) for name in others]
+    if found:
+        warnings.warn(f"leaving out, of {total}, {unreadable_text(found)}", stacklevel=3)
+    return train, val, {"unreadable": found} if found else {}
 
 
 def check_head(data: Data, num_classes: int, cure: str | None = None) -> None:

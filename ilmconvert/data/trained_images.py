@@ -30,6 +30,9 @@ _KEPT: dict[str, tuple[type, Callable[[Any], bool]]] = {
     "crop_mode": (str, lambda value: value in ("center", "squash", "border")),
 }
 
+#: Names of the settings of a transform that a network remembers.
+REMEMBERED = tuple(_KEPT)
+
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a transform's settings those that a network remembers, as JSON values."""

@@ -73,20 +73,15 @@ def for_evaluation(items: Dataset[Any], config: dict[str, Any]) -> Augmented:
 
 
 def evaluation_images(
-    model: nn.Module,
-    source: str | Path,
-    *,
-    input_size: int | None = None,
-    val_split: float | None = None,
-    unlabelled: bool = False,
-    seed: int = 0,
+    model: nn.Module, source: str | Path | Data, *, input_size: int | None = None, **opening: Any
 ) -> tuple[Data, Augmented]:
     """The validation images of ``source`` as the model wants them, or all images where none are set apart.
 
     Args:
         model: whose size, crop and normalisation they are for.
-        source, val_split, unlabelled, seed: see :func:`ilmconvert.data.open_data.open_data`.
+        source: what :func:`ilmconvert.data.open_data.open_data` takes or gives.
         input_size: height and width; None: the model's.
+        **opening: more for ``open_data``.
 
     Returns:
         The data that were opened, and a dataset of (tensor (C, H, W), label).
@@ -94,13 +89,13 @@ def evaluation_images(
     Raises:
         DataError: no images, or one that can't be read.
     """
-    data = open_data(source, val_split=val_split, unlabelled=unlabelled, seed=seed)
+    data = source if isinstance(source, Data) else open_data(source, **opening)
     return data, for_evaluation(data.train if data.val is None else data.val, transform_config(model, input_size))
 
 
 def image_batches(
     model: nn.Module,
-    source: str | Path,
+    source: str | Path | Data,
     *,
     images: int,
     batch_size: int,
@@ -114,7 +109,7 @@ def image_batches(
 
 def unit_images(
     model: nn.Module,
-    source: str | Path,
+    source: str | Path | Data,
     *,
     at_most: int,
     input_size: int | None = None,
@@ -125,7 +120,7 @@ def unit_images(
 
     Args:
         model: whose size, crop, mean and standard deviation they are for.
-        source: see :func:`ilmconvert.data.open_data.open_data`; labels aren't used.
+        source: what :func:`ilmconvert.data.open_data.open_data` takes or gives; labels aren't used.
         at_most: so many, chosen at random by ``seed``.
         input_size: height and width; None: the model's.
         training: those to train on, rather than those set apart for validation.
@@ -136,7 +131,7 @@ def unit_images(
     Raises:
         DataError: no images, or one that can't be read.
     """
-    data = open_data(source, unlabelled=True, seed=seed)
+    data = source if isinstance(source, Data) else open_data(source, unlabelled=True, seed=seed)
     config = transform_config(model, input_size)
     items = in_channels(data.train if training or data.val is None else data.val, config)
     transform = create_transform(**config, is_training=False, normalize=False)

@@ -10,16 +10,29 @@ from ilmconvert.errors import ILMConvertError
 from ilmconvert.evaluation.robustness import Agreement
 
 
+def check_plot(path: Path) -> None:
+    """Refuse what :func:`plot_agreement` couldn't write, before the slow work.
+
+    Raises:
+        ILMConvertError: matplotlib is missing, or knows no such kind of file.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise ILMConvertError("the plot needs matplotlib: pip install 'ilmconvert[finetune]'") from error
+    if path.suffix.lower().removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise ILMConvertError(f"{path} is no plot that can be written; end its name in .png, .svg or .pdf")
+
+
 def plot_agreement(rows: Sequence[Agreement], path: Path) -> None:
     """One group of points a condition, one colour a network; the mean over severities and its 95 % interval.
 
     Raises:
         ILMConvertError: matplotlib is missing, or the file can't be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ILMConvertError("the plot needs matplotlib: pip install 'ilmconvert[finetune]'") from error
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     networks = list(dict.fromkeys(row.network for row in rows))
     names = list(dict.fromkeys(row.condition.name for row in rows))
     figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")

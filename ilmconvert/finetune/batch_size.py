@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ def find_batch_size(
     *,
     device: torch.device | str | None = None,
     largest: int = _LARGEST,
+    progress: Callable[[str], None] | None = None,
 ) -> int:
     """The largest power of two of images that a process can train on at once; at least 1.
 
@@ -40,21 +42,27 @@ def find_batch_size(
         input_size: channels, height, width.
         device: None: where a run would be.
         largest: where to stop.
+        progress: told what is being tried.
 
     >>> find_batch_size(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), Recipe(), (3, 4, 4), largest=8)
     8
     """
+    say = progress or (lambda text: None)
     where = process().device if device is None else torch.device(device)
     recipe = on_device(recipe, where.type)
     network = copy.deepcopy(model).to(where)
     set_trainable(network, replace(recipe, anneal="none"), with_head=True)
     training_mode(network, freeze_batch_norm=recipe.freeze_batch_norm)
     if where.type == "cpu":
+        say("measuring what an image needs")
         each = _bytes_of_activations(network, input_size, recipe)
         return _power_of_two(min(largest, int(psutil.virtual_memory().available * _SHARE / max(each, 1))))
     optimizer = make_optimizer(parameter_groups(network, recipe), recipe)
     size = 1
-    while size * 2 <= largest and _fits(network, optimizer, size * 2, input_size, recipe):
+    while size * 2 <= largest:
+        say(f"trying {size * 2} images on {where}")
+        if not _fits(network, optimizer, size * 2, input_size, recipe):
+            break
         size *= 2
     return size
 

@@ -35,6 +35,7 @@ def finetune(
     output: str | Path,
     num_classes: int | None = None,
     val_split: float | str | None = None,
+    skip_corrupt: bool = False,
     teacher: nn.Module | str | Path | None = None,
     weights: str | Path = "default",
     model_args: Mapping[str, Any] | None = None,
@@ -59,7 +60,7 @@ def finetune(
         recipe: a name in ``RECIPES``, a YAML file, or a recipe; ``overrides`` change its fields.
         output: the run folder.
         num_classes: replace the head by a new one of so many classes.
-        val_split: see ``open_data``.
+        val_split, skip_corrupt: see ``open_data``.
         teacher: as ``model``; its classes have to be the network's.
         weights, model_args: of a model by name: its weights, and arguments for its constructor.
         resume: go on with the run in ``output``, exactly; start it if there is none; give its result if it is over.
@@ -80,7 +81,12 @@ def finetune(
         seed_all(settings.seed)
         first = start(model, settings, num_classes=num_classes, weights=weights, init=init, model_args=model_args)
         _check_baselines(baselines, first)
-        images = _open_data(data, settings, first.network, val_split)
+        opened = (
+            data
+            if isinstance(data, Data)
+            else open_data(data, val_split=val_split, skip_corrupt=skip_corrupt, seed=settings.seed)
+        )
+        images = _prepared(opened, settings, first.network)
         first = _with_teacher(first, teacher, settings, weights)
         config = describe(first, images, settings, init, own_teacher=teacher is not None)
         take_references(first.network, images, settings)
@@ -96,6 +102,7 @@ def finetune(
                 model_arg=dict(model_args or {}),
                 init=init,
                 val_split=val_split,
+                skip_corrupt=skip_corrupt,
                 baseline=tuple(baselines),
                 log_with=log_with if log_with is None else (*log_with,) or ("none",),
             )
@@ -114,9 +121,8 @@ def _check_baselines(names: Sequence[str], first: Start) -> None:
         )
 
 
-def _open_data(data: str | Path | Data, recipe: Recipe, network: nn.Module, val_split: float | str | None) -> Data:
-    if not isinstance(data, Data):
-        data = open_data(data, val_split=val_split, seed=recipe.seed)
+def _prepared(data: Data, recipe: Recipe, network: nn.Module) -> Data:
+    """The data behind the recipe's transforms, if they fit the network."""
     classes = number_of_classes(network)
     if classes is not None:
         check_head(data, classes)

@@ -90,9 +90,12 @@ def start(
         replace_head(network, num_classes, recipe.seed)
     source = None
     if not layers_of(network):
-        # a bound belongs to the restoring path, which init="moments" lacks
-        bound = recipe.restore_bound if init == "identity" else None
-        source, network = network, convert(network, recipe.to, init=init, restore_bound=bound)
+        if init != "identity" and recipe.restore_bound is not None:
+            raise FineTuneError(
+                "restore_bound (--restore-bound) is of the restoring path, which a start from moments lacks; leave it "
+                "out, or take init='identity' (--init identity)"
+            )
+        source, network = network, convert(network, recipe.to, init=init, restore_bound=recipe.restore_bound)
     exact = noted(network).init != "moments"
     return Start(name, network, source, exact, num_classes is not None)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ilmconvert._constants import shown_by
 from ilmconvert.errors import RecipeError
 from ilmconvert.finetune.field_checks import checked, describe, settings_of, unknown
-from ilmconvert.finetune.recipe_fields import Settings
+from ilmconvert.finetune.recipe_fields import RUN_OPTIONS, Settings
 
 __all__ = ["RECIPES", "Recipe", "RecipeError", "get_recipe"]
 
@@ -79,21 +79,19 @@ class Recipe(Settings):
         Raises:
             RecipeError: no such file, no YAML, or not a recipe.
         """
-        import yaml
+        from yaml import YAMLError
+
+        from ilmconvert.finetune.read_yaml import read_yaml
 
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = read_yaml(path)
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise RecipeError(f"can't read the recipe {path}: {reason}") from error
-        if isinstance(content, dict) and isinstance(content.get("finetune"), dict):
-            content = _fields_of_run(content["finetune"])
-        elif isinstance(content, dict) and isinstance(content.get("recipe"), dict):
-            content = content["recipe"]
         if not isinstance(content, dict):
             raise RecipeError(f"{path} holds no recipe; it is a list of lines such as 'epochs: 10'")
         try:
-            return cls.from_dict({"name": Path(path).stem, **content})
+            return cls.from_dict({"name": Path(path).stem, **_recipe_in(content)})
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 
@@ -120,17 +118,41 @@ def get_recipe(recipe: str | Path | Recipe, **overrides: Any) -> Recipe:
     return _changed(recipe, overrides)
 
 
+def _recipe_in(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The fields in a file: its own, or those of the run that it describes."""
+    for section, others in (("finetune", None), ("recipe", ("model", "data", "versions", "baseline"))):
+        fields_of_section = content.get(section)
+        if not isinstance(fields_of_section, Mapping):
+            continue
+        for key, value in content.items():
+            # a file of options has a section for each command, a run's config.yaml these
+            if key != section and not (isinstance(value, Mapping) if others is None else key in others):
+                raise RecipeError(f"{key} stands beside {section}:, where it has no meaning; write it below")
+        return _fields_of_run(fields_of_section) if section == "finetune" else fields_of_section
+    return content
+
+
 def _fields_of_run(options: Mapping[Any, Any]) -> dict[str, Any]:
-    """Of a run's options those that are a recipe's."""
-    known = settings_of(Recipe)
-    aliases = {
-        alias.lstrip("-").replace("-", "_"): name for name, (_, about, _) in known.items() for alias in about.also
-    }
-    named = {str(key).replace("-", "_"): value for key, value in options.items()}
-    found = {aliases.get(key, key): value for key, value in named.items() if aliases.get(key, key) in known}
-    for key, field in (("recipe", "base"), ("recipe_name", "name")):
-        if key in named:
-            found[field] = named[key]
+    """Of a run's options those that are a recipe's.
+
+    Raises:
+        RecipeError: one that a run doesn't have, or the same one twice.
+    """
+    fields_by_option = {"recipe": "base", "recipe_name": "name"}
+    for name, (_, about, _) in settings_of(Recipe).items():
+        fields_by_option |= {opt.lstrip("-").replace("-", "_"): name for opt in about.also if opt.startswith("--")}
+        fields_by_option[name] = name
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        option = str(key).replace("-", "_")
+        if option in RUN_OPTIONS:
+            continue
+        if option not in fields_by_option:
+            raise unknown("option", key, [name.replace("_", "-") for name in (*fields_by_option, *RUN_OPTIONS)])
+        field = fields_by_option[option]
+        if field in found:
+            raise RecipeError(f"{key} is there twice, by two names of the same option; leave one of them out")
+        found[field] = value
     if "base" in found:
         found.setdefault("name", found["base"])
     return found

@@ -6,6 +6,35 @@ from dataclasses import dataclass
 
 from ilmconvert.finetune.field_checks import setting
 
+#: What ``ilmconvert finetune`` takes besides these fields, as names of Python.
+RUN_OPTIONS = frozenset(
+    (
+        "model",
+        "data",
+        "output",
+        "resume",
+        "dry_run",
+        "show_config",
+        "find_batch_size",
+        "log_with",
+        "json",
+        "num_classes",
+        "weights",
+        "model_arg",
+        "init",
+        "teacher",
+        "baseline",
+        "val_split",
+        "train_split",
+        "unlabelled",
+        "data_dir",
+        "dataset_download",
+        "input_key",
+        "target_key",
+        "skip_corrupt",
+    )
+)
+
 _TRAINS, _SCHEDULE, _OPT = "What trains", "Length and learning rate", "Optimizer"
 _RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "Images and augmentation"
 _SPEED, _RUN = "Precision and speed", "The run"

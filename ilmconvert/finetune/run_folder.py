@@ -23,6 +23,7 @@ from ilmconvert._constants import __version__
 from ilmconvert.checkpoint.atomic_write import remove_leftovers, write_atomically
 from ilmconvert.checkpoint.save_load import save
 from ilmconvert.errors import FineTuneError
+from ilmconvert.finetune.run_config import check_same_run, read_config
 from ilmconvert.surgery.conversion_info import noted
 from ilmconvert.surgery.converted_layers import layers_of
 
@@ -45,8 +46,6 @@ COLUMNS = (
 )
 FINISHED, RUNNING = "finished", "running"
 _PACKAGES = ("torchvision", "timm", "accelerate")
-# What may differ when a run goes on: it changes no number, or only when something is written.
-_MAY_DIFFER = ("workers", "save_every")
 
 
 class RunFolder:
@@ -91,12 +90,7 @@ class RunFolder:
             raise FineTuneError(
                 f"{self.path} holds a run already; continue it with --resume (resume=True) or name another folder"
             )
-        differences = _differences(_read_yaml(self.config), config)
-        if differences:
-            raise FineTuneError(
-                f"{self.path} holds another run ({'; '.join(differences[:3])}); resume it with the same settings, or "
-                "name another folder"
-            )
+        check_same_run(self.path, read_config(self.config), config)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keeps other processes' runs out, see :func:`ilmconvert.finetune.run_folder.alone_in`."""
@@ -172,38 +166,6 @@ def versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in _PACKAGES}
     python = platform.python_version()
     return {"ilmconvert": __version__, "python": python, "torch": str(torch.__version__), **found}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise FineTuneError(f"can't read {path}; name another folder for the run") from error
-    if not isinstance(content, dict):
-        raise FineTuneError(f"{path} isn't the configuration of a run; name another folder")
-    return content
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that aren't the same, as text; the place of the data may differ."""
-    found = []
-    for part in new:
-        before, after = (json.loads(json.dumps(content.get(part))) for content in (old, new))
-        if not isinstance(before, dict) or not isinstance(after, dict):
-            before, after = {"": before}, {"": after}
-        ignored = {"recipe": _MAY_DIFFER, "data": ("source",)}.get(part, ())
-        for key in [*before, *(k for k in after if k not in before)]:
-            if key not in ignored and before.get(key) != after.get(key):
-                name = f"{part} {key}".strip()
-                found.append(f"{name} is {_short(before.get(key))}, not {_short(after.get(key))}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 WAIT = 10.0  # seconds: processes of a killed launcher may take a moment to end

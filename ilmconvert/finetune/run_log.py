@@ -22,17 +22,26 @@ def say_start(name: str, model: str, recipe: Recipe, batches: int, step: int, ac
     """A run begins, or goes on after optimizer step ``step``; it has ``batches`` an epoch."""
     processes = accelerator.num_processes
     logger.info(
-        "%s%s, recipe %s: %d epochs of %d batches of %d images on %s%s%s",
+        "%s%s, recipe %s: %s of %s of %d images on %s%s%s",
         f"{name}: " if name else "",
         model,
         recipe.name,
-        recipe.epochs,
-        batches,
+        counted(recipe.epochs, "epoch"),
+        counted(batches, "batch", "batches"),
         recipe.batch_size,
         accelerator.device,
         f" in {processes} processes" if processes > 1 else "",
         f"; goes on after step {step}" if step else "",
     )
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number of things.
+
+    >>> counted(1, "epoch"), counted(2, "batch", "batches")
+    ('1 epoch', '2 batches')
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 class EpochLog:
@@ -78,7 +87,8 @@ def epoch_text(row: Mapping[str, Any], epochs: int, left: float, *, name: str = 
     if best:
         parts[-1] += " (best)"
     if row.get("images_per_second") is not None:
-        parts.append(f"{row['images_per_second']:.0f} img/s")
+        speed = row["images_per_second"]
+        parts.append(f"{speed:.{0 if speed >= 10 else 1}f} img/s")
     if row["epoch"] < epochs:
         parts.append(f"{timedelta(seconds=round(left))} left")
     return f"{name + ': ' if name else ''}epoch {row['epoch']}/{epochs}: {', '.join(parts)}"

@@ -92,7 +92,10 @@ class Run:
         folder.write_summary({"status": RUNNING, "before": before})
         track(trainer.accelerator, self.recipe, trainer.position.step)
         place = Path(str(self.data.description.get("source", ""))).name  # not where it lies on this machine
-        provenance = {"recipe": self.recipe.to_dict(), "data": {**self.data.description, "source": place}}
+        data = {**self.data.description, "source": place}
+        if self.data.unreadable:
+            data["unreadable"] = len(self.data.unreadable)  # names of files are nobody's business either
+        provenance = {"recipe": self.recipe.to_dict(), "data": data}
         trainer.run(provenance)
         summary = {
             "status": FINISHED,

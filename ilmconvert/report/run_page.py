@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ilmconvert.data.readable import unreadable_text
 from ilmconvert.report.figures import Share, curves_figure, shares_figure
 from ilmconvert.report.pages import write_page
 from ilmconvert.report.run import Arm, Run, arms, converted_here, label
@@ -175,6 +176,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("run folder", run.path),
         ("images", data.get("source")),
         ("training, validation", f"{data.get('train')}, {data.get('val') or 'none'}"),
+        ("left out", unreadable_text(data["unreadable"]) if data.get("unreadable") else None),
         (
             "classes",
             None if classes is None else f"{len(classes)}: {', '.join(classes[:6])}{', …' if len(classes) > 6 else ''}",

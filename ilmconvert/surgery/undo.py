@@ -36,8 +36,10 @@ def undo_with(model: nn.Module, source: nn.Module | None, *, partial: bool = Fal
         name, why = next(iter(changed.items()))
         text = f"{len(changed)} of {len(layers)} layers equal no plain norm any more, first {name or 'the root'}: {why}"
         if not partial or len(changed) == len(layers):
-            cure = "" if len(changed) == len(layers) else "; keep these as they are with partial=True (--partial)"
-            raise ConversionError(text + cure)
+            cure = "keep these as they are with partial=True (--partial)"
+            if len(changed) == len(layers):
+                cure = "take the weights that were converted"
+            raise ConversionError(f"{text}; {cure}")
         warnings.warn(f"{text}; they stay", UserWarning, stacklevel=3)
     there = {} if source is None else dict(source.named_modules())
     undone = {name: m for name, m in layers.items() if name not in changed}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ilmconvert.cli import _progress
 from tests.helpers import save_trained
 
 
@@ -13,6 +14,12 @@ from tests.helpers import save_trained
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a command says its steps, where tests count lines."""
+    monkeypatch.setattr(_progress, "PATIENCE", 1e6)
 
 
 @pytest.fixture

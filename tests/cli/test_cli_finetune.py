@@ -32,7 +32,7 @@ from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._exit import EXIT_INTERRUPTED
 from ilmconvert.cli._finetune_view import bar, numbers
 from ilmconvert.data.open_data import open_data
-from ilmconvert.finetune import Progress
+from ilmconvert.finetune import Progress, find_batch_size
 from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
 from ilmconvert.nn import ILMNorm
@@ -326,6 +326,23 @@ def test_find_batch_size() -> None:
     assert run("test_resnet", *args).stdout == f"--batch-size {small}\n"
 
 
+def test_find_batch_size_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilmconvert.cli._progress.PATIENCE", 0.0)
+    args = ["test_resnet", "--weights", "trained.safetensors", "--input-size", "64", "--find-batch-size"]
+    said = run(*args).stderr.splitlines()
+    assert said[0] == "loading test_resnet"
+    assert said[-1] == "measuring what an image needs"
+    assert run(*args, "--quiet").stderr == ""
+
+
+def test_find_batch_size_says_each_size_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).to("meta")
+    monkeypatch.setattr("ilmconvert.finetune.batch_size._fits", lambda network, optimizer, size, *rest: size <= 4)
+    assert find_batch_size(model, Recipe(), (3, 2, 2), device="meta", progress=said.append) == 4
+    assert said == [f"trying {size} images on meta" for size in (2, 4, 8)]
+
+
 def test_options_of_the_data_and_the_model_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
@@ -380,12 +397,13 @@ def test_numbers_of_the_bar() -> None:
     assert numbers(Progress("", 1, 2, 3, 6, 0.5, 0.25, 0.1, 12.0, 61.0)) == (
         "loss 0.500  top-1 25.0 %  12 img/s  1 min 1 s left"
     )
+    assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, 0.34, None)) == "0.3 img/s"
     assert numbers(Progress("", 1, 2, 3, 6, None, None, 0.1, None, None)) == ""
 
 
 EPOCH = (
     r"epoch (\d)/2: loss [\d.]+, top-1 [\d.]+ %, val loss [\d.]+, val top-1 [\d.]+ %( \(best\))?, "
-    r"\d+ img/s(, 0:\d\d:\d\d left)?"
+    r"\d+(\.\d)? img/s(, 0:\d\d:\d\d left)?"
 )
 
 
@@ -400,7 +418,7 @@ def test_off_a_terminal_an_epoch_is_a_line() -> None:
             found = re.fullmatch(name + EPOCH, line)
             assert found, line
             assert found[1] == str(number)
-            assert (found[3] is None) == (number == 2), "after the last epoch no time is left"
+            assert (found[4] is None) == (number == 2), "after the last epoch no time is left"
     assert len(rest) == 2
     with Path("run/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -128,8 +128,9 @@ def test_existing_output_is_kept_unless_forced(trained: Path) -> None:
         (["test_nfnet", "--weights", "none"], "no norm layer"),
         (["test_resnet", "--weights", "missing.pth"], "there is no file missing.pth"),
         (["test_resnet", "--weights", "none", "--include", "nothing*"], "nothing to convert"),
-        (["test_resnet", "--weights", "none", "--to", "ilm_ln", "--num-groups", "8"], "only applies to 'ilm_gn'"),
-        (["test_resnet", "--weights", "none", "--init", "moments", "--restore-bound", "1"], "init='identity'"),
+        (["test_resnet", "--weights", "none", "--to", "ilm_ln", "--num-groups", "8"], "--num-groups 8 only applies"),
+        (["plan", "test_resnet", "--to", "gn", "--init", "identity"], "--init identity is for ilm_gn"),
+        (["test_resnet", "--init", "moments", "--restore-bound", "1"], "--restore-bound needs --init identity"),
         (["test_efficientnet_gn", "--weights", "none", "--to", "ilm_in"], "groups can't become"),
         (["test_resnet", "--weights", "none", "--model-arg", "nonsense=1"], "nonsense"),
         (["test_resnet", "--model-arg", "nonsense"], "KEY=VALUE"),
@@ -247,6 +248,19 @@ def test_help_names_every_command(args: list[str]) -> None:
         assert text in result.stdout
 
 
+@pytest.mark.parametrize("args", [["--help"], ["plan", "-h"], ["-h"]])
+def test_help_has_its_names_whatever_context_asks_first(args: list[str]) -> None:
+    code = (
+        "import click; from ilmconvert.cli import main\n"
+        "context = click.Context(main)\n"
+        "[command.get_help(context) for command in (main, main.get_command(context, 'plan'))]\n"
+        f"main({args})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-h, --help" in done.stdout
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"main {ilmconvert.__version__}\n"
 
@@ -270,7 +284,7 @@ def test_help_loads_no_library() -> None:
 
 
 def test_as_a_program() -> None:
-    command = [sys.executable, "-m", "ilmconvert", "test_vit", "--weights", "none"]
+    command = [sys.executable, "-m", "ilmconvert", "test_vit", "--weights", "none", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("Error: nothing to convert")

@@ -22,6 +22,7 @@ from ilmconvert.data.trained_images import trained_classes, trained_transform
 from ilmconvert.data.transforms import transform_config
 from ilmconvert.errors import ConversionError
 from ilmconvert.models.create import create_model
+from ilmconvert.models.weight_files import sha256
 from tests.cli.commands import fails, options_of, run
 from tests.finetune.finetune_jobs import CLASSES, image
 from tests.helpers import ROOT, randomize_norms
@@ -172,6 +173,26 @@ def test_a_new_head_has_no_source_to_compare_with_and_the_cure_works(tuned: Path
     assert run(*shlex.split(cure)).exit_code == 0
 
 
+@pytest.mark.parametrize("weights", ["trained.safetensors", "default"])
+def test_a_new_head_has_no_source_even_where_the_source_is_at_hand(
+    weights: str, trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_download(
+        name: str, architecture: str, args: dict[str, Any]
+    ) -> tuple[torch.nn.Module, dict[str, Any], Any]:
+        model = timm.create_model(architecture, **args)
+        return model, {}, {"weights": "default"}
+
+    monkeypatch.setattr("ilmconvert.models.timm_zoo.build_pretrained", without_download)
+    model = ilmconvert.convert(randomize_norms(create_model("test_resnet", weights="none", num_classes=CLASSES)))
+    provenance = {"weights": weights, "sha256": sha256(trained), "finetuned": {"data": DATA, "epoch": 1}}
+    ilmconvert.save(model, "tuned.safetensors", provenance=provenance)
+    message = fails("verify", "tuned.safetensors")
+    assert "new head of 4 classes after its conversion, and the source has 1000" in message
+    cure = message.partition("with ilmconvert ")[2].replace("DATA", "data")
+    assert run(*shlex.split(cure)).exit_code == 0
+
+
 def test_collapse_and_calibrate_answer_in_options(exact: Path, data: Path) -> None:
     assert "--data" in fails("collapse", "exact.safetensors")
     assert "--tolerance" in fails("collapse", "exact.safetensors", "--data", "data", "--input-size", "48")
@@ -270,7 +291,7 @@ def test_folders_stand_for_the_checkpoint_in_them(tuned: Path, data: Path, exact
         assert run("inspect", place).exit_code == 0
         assert run("export", place, "--format", "pt2").exit_code == 0
     assert Path("run/best.pt2").is_file()
-    assert Path("hub/model.pt2").is_file()
+    assert Path("hub.pt2").is_file()  # beside what is published as a whole
     evaluated = ["evaluate", "run", "--data", "data", "--against"]
     assert run(*evaluated, "run").exit_code == 0
     dry = run("finetune", "run", "--data", "data", "-o", "new", "-b", "4", "--dry-run", "-j", "0")
@@ -326,3 +347,44 @@ def test_a_missing_tracker_has_a_pip_line(data: Path, monkeypatch: pytest.Monkey
     common = ["finetune", "test_resnet", "--data", "data", "-o", "new", "--num-classes", "4", "--weights", "none"]
     assert "pip install wandb" in fails(*common, "--log-with", "wandb")
     assert "did you mean wandb?" in fails(*common, "--log-with", "wandbb")
+
+
+def test_a_launcher_that_restarts_may_resume_what_was_not_started_yet(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["finetune", "test_resnet", "--data", "data", "-o", "run", "--num-classes", "4", "--weights", "none"]
+    words += ["-b", "4", "-j", "0", "--input-size", "32", "--epochs", "1", "--log-with", "none", "--resume"]
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert "no run in run to resume" in fails(*words)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "there is no run in run to resume, so one starts there" in result.stderr
+    assert "so one starts there" not in run(*words).stderr
+
+
+def test_a_bound_without_a_restoring_path_is_refused_by_finetune_too(data: Path) -> None:
+    words = ["finetune", "test_resnet", "--weights", "none", "--num-classes", "4", "--data", "data", "-o", "new"]
+    message = fails(*words, "--init", "moments", "--restore-bound", "2")
+    assert "--restore-bound" in message
+    assert "--init identity" in message
+    assert not Path("new").exists()
+
+
+def test_a_delta_names_the_command_that_reads_it(exact: Path) -> None:
+    assert run("export", "exact.safetensors", "--format", "delta").exit_code == 0
+    for command in ("inspect", "verify", "undo"):
+        cure = re.search(r"by ilmconvert (apply \S+)", fails(command, "exact.delta.safetensors"))
+        assert cure is not None
+    assert run(*cure[1].split(), "--force").exit_code == 0
+    assert "a whole checkpoint is used as it is" in fails("apply", "exact.safetensors", "-o", "other.safetensors")
+
+
+@pytest.mark.parametrize("more", ["--to ilm_ln", "--init moments", "--model-arg in_chans=1", "--weights none"])
+def test_options_that_a_checkpoint_has_no_use_for_are_refused(more: str, tuned: Path, data: Path) -> None:
+    option = more.split()[0]
+    message = fails("finetune", "run", "--data", "data", "-o", "new", *more.split())
+    assert message.endswith(f"run is a checkpoint, whose model and weights are settled; leave out {option}")
+    if option in options_of("evaluate"):
+        assert message == fails("evaluate", "run", "--data", "data", *more.split())
+        assert run("evaluate", "run", "--data", "data").exit_code == 0

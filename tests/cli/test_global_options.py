@@ -227,7 +227,8 @@ def test_the_file_can_be_named_after_the_command_and_serves_others_too(folder: P
         ("plan: {to: [ilm_gn]}", "to takes one value"),
         ("plan: 3", "plan has to hold options"),
         ("- plan", "has to hold a section a command"),
-        ("plan: [", "run.yaml is no YAML file"),
+        ("plan: [", "run.yaml can't be read as YAML"),
+        ("plan: {to: ilm_ln, to: ilm_gn}", "to is there twice (line 1); leave one of them out"),
     ],
 )
 def test_a_wrong_file_is_one_line(text: str, message: str) -> None:

@@ -403,6 +403,48 @@ def test_a_image_that_is_damaged_later_is_named(classes: Path) -> None:
         draw(classes / "bee", 8)
 
 
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_images_that_cant_be_read_are_left_out_counted_and_named(splits: Path) -> None:
+    for place in ("train/ant/3.png", "train/cat/0.png", "val/bee/1.png"):
+        truncate(splits / place)
+    with pytest.raises(DataError, match=r"3.png .*with --skip-corrupt \(skip_corrupt=True\)"):
+        open_data(splits)
+    with pytest.warns(UserWarning, match=r"leaving out, of 21, 3 images that can't be read: .*3.png, .*, .*1.png$"):
+        data = open_data(splits, skip_corrupt=True)
+    assert data.unreadable == ["train/ant/3.png", "train/cat/0.png", "val/bee/1.png"]
+    assert (data.description["train"], data.description["val"]) == (13, 5)
+    assert [Path(name).name for name in files(data.train)][:4] == ["0.png", "1.png", "2.png", "4.png"]
+    assert labels(data.train) == [0] * 4 + [1] * 5 + [2] * 4
+    assert labels(data.val) == [0, 0, 1, 2, 2]
+
+
+def test_where_all_can_be_read_nothing_changes(splits: Path) -> None:
+    assert open_data(splits, skip_corrupt=True).description == open_data(splits).description
+
+
+def test_what_is_left_out_is_in_no_part_of_a_split(classes: Path) -> None:
+    (classes / "bee" / "5.png").write_text("no image")
+    with pytest.warns(UserWarning, match="bee/5.png"):
+        data = open_data(classes, val_split=0.25, skip_corrupt=True)
+    assert len(data.train) + len(data.val) == 23
+    assert not any(name.endswith("bee/5.png") for name in files(data.train) + files(data.val))
+    assert sorted(set(labels(data.val))) == [0, 1, 2]
+
+
+def test_a_class_without_an_image_that_can_be_read_is_refused(classes: Path) -> None:
+    for path in (classes / "bee").iterdir():
+        path.write_text("no image")
+    with pytest.raises(DataError, match="no image of the class bee can be read; replace some, or remove the class"):
+        open_data(classes, skip_corrupt=True)
+    for path in classes.rglob("*.png"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"none of the 24 images can be read, first .*0.png; give others"):
+        open_data(classes, unlabelled=True, skip_corrupt=True)
+
+
 def test_transforms_are_those_of_the_model(classes: Path) -> None:
     model = timm.create_model("test_resnet")
     data = with_transforms(open_data(classes, val_split=0.25), Recipe(workers=0), model)

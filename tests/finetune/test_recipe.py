@@ -117,6 +117,14 @@ def test_optimizers_of_timm(optimizer: str) -> None:
         ("- 1\n- 2\n", "holds no recipe"),
         ("epoch: 3\n", r"recipe.yaml: unknown field .*epochs"),
         ("base: fulll\n", r"recipe.yaml: unknown recipe 'fulll'; did you mean full"),
+        ("epochs: 3\nepochs: 4\n", r"recipe.yaml: epochs is there twice .line 2."),
+        ("finetune: {epoch: 3}\n", r"recipe.yaml: unknown option 'epoch'; did you mean epochs\?"),
+        ("finetune: {batchsize: 3}\n", r"unknown option 'batchsize'; did you mean batch-size"),
+        ("finetune: {modle: resnet50}\n", r"unknown option 'modle'; did you mean model"),
+        ("finetune: {recipe: fulll}\n", r"unknown recipe 'fulll'; did you mean full"),
+        ("finetune: {temperature: 2, kd-temperature: 3}\n", "kd-temperature is there twice, by two names"),
+        ("finetune: {epochs: 3}\nlr: 4\n", "lr stands beside finetune:, where it has no meaning; write it below"),
+        ("recipe: {epochs: 3}\nlr: 4\n", "lr stands beside recipe:"),
     ],
 )
 def test_files_that_hold_no_recipe(content: str | None, message: str, tmp_path: Path) -> None:

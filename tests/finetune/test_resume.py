@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import ilmconvert
 from ilmconvert.errors import ILMConvertError
@@ -113,6 +114,21 @@ def test_a_folder_is_not_written_over(stopped: Path) -> None:
     with pytest.raises(FineTuneError, match="data train is 24, not 16"):
         run(stopped, resume=True, data=bars(16))
     assert (stopped / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_of_which_too_little_was_written_down_is_refused_with_a_way_out(stopped: Path) -> None:
+    config = yaml.safe_load((stopped / "config.yaml").read_text())
+    before = (stopped / "metrics.csv").read_bytes()
+    missing = {"data": "input_size", "recipe": "cuda_graphs", "model": "init"}
+    for part, key in missing.items():
+        older = {**config, part: {name: value for name, value in config[part].items() if name != key}}
+        (stopped / "config.yaml").write_text(yaml.safe_dump(older))
+        with pytest.raises(FineTuneError, match=f"an earlier ilmconvert, which didn't write down {part} {key}, so"):
+            run(stopped, resume=True)
+        with pytest.raises(FineTuneError, match=r"holds another run .recipe lr is 0.01, not 0.02"):
+            run(stopped, resume=True, lr=0.02)
+    assert (stopped / "metrics.csv").read_bytes() == before
+    run(stopped.parent / "new", resume=True, epochs=1)  # what the message says
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from ilmconvert.cli import main
+from ilmconvert.cli._global import global_options
 from ilmconvert.errors import RecipeError
+from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import Recipe, get_recipe
+from ilmconvert.finetune.recipe_fields import RUN_OPTIONS
 from ilmconvert.finetune.run_file import run_file, run_file_of
 from tests.finetune.finetune_jobs import bars, network, run
 
@@ -72,3 +76,15 @@ def test_a_recipe_is_read_from_a_run_with_its_aliases(tmp_path: Path) -> None:
     path.write_text("finetune: {epochs: 0}")
     with pytest.raises(RecipeError, match="epochs has to be at least 1"):
         get_recipe(path)
+
+
+def test_options_that_a_file_may_hold_are_those_of_the_command() -> None:
+    command = main.get_command(click.Context(main), "finetune")
+    assert command is not None
+    shared = {parameter.name for parameter in global_options()} | {"help"}
+    long = {
+        (next((name for name in p.opts if name.startswith("--")), p.name or "")).lstrip("-").replace("-", "_")
+        for p in command.params
+        if p.name not in shared
+    }
+    assert long - set(settings_of(Recipe)) == RUN_OPTIONS | {"recipe", "recipe_name"}

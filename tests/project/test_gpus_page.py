@@ -40,6 +40,15 @@ def test_the_checks_that_are_named_are_there_and_what_ran_is_said_of_each() -> N
     assert all(any(said in cell for said in ("not run", "passed", "not seen to pass")) for _, _, cell in rows)
 
 
+def test_every_command_of_several_processes_starts_several() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "ilmconvert").rglob("*.py")]
+    lines = [line for page in pages for line in page.read_text().splitlines() if "accelerate launch" in line]
+    counting = [line for line in lines if "--num_processes" in line]
+    assert len(counting) >= 2
+    for line in counting:
+        assert "accelerate launch --multi_gpu --num_processes 2 " in line  # without it one process, and no word
+
+
 def test_one_more_process_changes_no_rate() -> None:
     one, two = command("ilmconvert"), command("accelerate launch")
     assert two[2:6] == ["--multi_gpu", "--num_processes", "2", "-m"]  # without the first word one process, on a CPU

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Subset
 
 from ilmconvert.data.dataset import ImageDataset
 from ilmconvert.data.example_inputs import example_inputs
+from ilmconvert.data.open_data import Data
+from ilmconvert.data.readable import below, unreadable_text
 from ilmconvert.data.trained_images import trained_classes, trained_transform
 from ilmconvert.data.transforms import evaluation_images, transform_config, transform_text
 from ilmconvert.models.head import number_of_classes
@@ -34,6 +36,7 @@ class Sample:
         names: of the images, in order; empty where they have none.
         class_names: of the logits; empty where unknown.
         caveats: what these images can't show.
+        unreadable: names of images that were left out since they can't be read.
     """
 
     batches: Iterable[Any] = field(repr=False)
@@ -42,6 +45,7 @@ class Sample:
     names: Sequence[str] = ()
     class_names: Sequence[str] = ()
     caveats: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 def random_sample(
@@ -62,7 +66,7 @@ def random_sample(
 
 def folder_sample(
     model: nn.Module,
-    source: str | Path,
+    source: str | Path | Data,
     *,
     at_most: int | None = None,
     batch_size: int = 8,
@@ -75,7 +79,7 @@ def folder_sample(
 
     Args:
         model: whose transform and logits they are for.
-        source: see :func:`ilmconvert.data.open_data.open_data`.
+        source: what :func:`ilmconvert.data.open_data.open_data` takes or gives.
         at_most: so many images, spread evenly over all of them.
         batch_size, workers: of the loader.
         input_size: height and width; None: the model's.
@@ -84,6 +88,7 @@ def folder_sample(
         DataError: no images, or one that can't be read.
     """
     data, ready = evaluation_images(model, source, input_size=input_size)
+    place = str(data.description.get("source", ""))
     items, count = ready.items, len(ready)
     assert isinstance(items, ImageDataset)
     wanted = min(count, at_most or count)
@@ -93,12 +98,14 @@ def folder_sample(
     items.labelled = items.labelled and fits
     which = "images" if wanted == count else f"of {count} images, evenly spread,"
     part = "" if data.val is None else " (validation part)"
+    left_out = f", without {unreadable_text(data.unreadable)}" if data.unreadable else ""
     return Sample(
         DataLoader(Subset(ready, chosen), batch_size, num_workers=workers),
-        f"{wanted} {which} of {source}{part}, {transform_text(transform_config(model, input_size))}",
-        names=[_short(items.name(i), source) for i in chosen],
+        f"{wanted} {which} of {place}{part}, {transform_text(transform_config(model, input_size))}{left_out}",
+        names=[below(items.name(i), place) for i in chosen],
         class_names=(data.class_names or ()) if fits else class_names(model),
         caveats=tuple(caveats),
+        unreadable=tuple(data.unreadable),
     )
 
 
@@ -122,9 +129,3 @@ def _no_labels(classes: int, logits: int | None) -> str:
         f"The folder has {classes} classes and the model {logits} logits, so that no accuracy can be told: only "
         "whether both models give the same answers."
     )
-
-
-def _short(name: str, source: str | Path) -> str:
-    """The file below the folder that was named."""
-    path, folder = Path(name).absolute(), Path(source).absolute()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else name

@@ -69,9 +69,16 @@ def find_source_model(
             raise ModelError(_other_head(checkpoint, theirs))
         return given
     try:
-        found = _rebuilt(checkpoint)
+        # the library's weights fit any head, which is then a random one
+        by_default = checkpoint.header["provenance"].get("weights") == "default"
+        found = _rebuilt(_with_own_head(checkpoint) if by_default else checkpoint)
     except ILMConvertError as error:
+        if checkpoint.fine_tuned and isinstance(error, MisfitError) and "num_classes" in error.arguments:
+            raise ModelError(_other_head(checkpoint, error.arguments["num_classes"])) from error
         return _reconstructed(checkpoint, _reason(error))
+    theirs = number_of_classes(found.model)
+    if checkpoint.fine_tuned and number_of_classes(checkpoint.model) != theirs:
+        raise ModelError(_other_head(checkpoint, theirs))
     changed = differing_tensors(found.model, checkpoint.model)
     if changed and not checkpoint.fine_tuned:
         what = f"{len(changed)} tensors outside the norms aren't the library's, first {changed[0]}"
@@ -93,10 +100,7 @@ def find_base(
     Raises:
         ModelError: the source can't be built, or none is given and none can be found.
     """
-    spec = checkpoint.header["spec"]
-    if spec is not None and checkpoint.fine_tuned:
-        args = {key: value for key, value in spec["model_args"].items() if key != "num_classes"}
-        checkpoint = replace(checkpoint, header={**checkpoint.header, "spec": {**spec, "model_args": args}})
+    checkpoint = _with_own_head(checkpoint)
     if isinstance(source, nn.Module):
         return SourceModel(source, "given", type(source).__name__)
     if source is not None or weights is not None or model_args:
@@ -105,6 +109,15 @@ def find_base(
         return _rebuilt(checkpoint)
     except ILMConvertError as error:
         raise ModelError(f"can't build the source of {checkpoint.path}: {_reason(error)}; {CURE}") from error
+
+
+def _with_own_head(checkpoint: OpenedCheckpoint) -> OpenedCheckpoint:
+    """What is known of a fine-tuned checkpoint, without the size of its head, which may have been replaced."""
+    spec = checkpoint.header["spec"]
+    if spec is None or not checkpoint.fine_tuned:
+        return checkpoint
+    args = {key: value for key, value in spec["model_args"].items() if key != "num_classes"}
+    return replace(checkpoint, header={**checkpoint.header, "spec": {**spec, "model_args": args}})
 
 
 def _reason(error: Exception) -> str:

@@ -75,7 +75,11 @@ class Verification:
             "settings": dict(header["settings"]),
             "provenance": dict(header["provenance"]),
             "source": {"kind": self.source.kind, "description": self.source.description},
-            "sample": {"description": self.sample.description, "random": self.sample.random},
+            "sample": {
+                "description": self.sample.description,
+                "random": self.sample.random,
+                "unreadable": list(self.sample.unreadable),
+            },
             "verdict": self.verdict,
             "criteria": asdict(self.criteria),
             "checks": [asdict(check) for check in self.checks],
