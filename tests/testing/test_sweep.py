@@ -31,6 +31,7 @@ from ilmconvert.testing import (
 )
 from ilmconvert.testing import check_conversion as checks
 from ilmconvert.testing.process_pool import Task, run_tasks
+from tests.surgery.foreign_norms import DetrFrozenBatchNorm
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
 
@@ -190,6 +191,17 @@ def test_smaller_gammas_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(checks, "_largest_error", lambda *args: 1.0)
     expected = "relative error 1.0e+00 in float32, 1.0e+00 in float64, 1.0e+00 in float64"
     assert run_model("test_resnet", "ilm_gn")["error"] == expected
+
+
+def test_frozen_norms_of_other_libraries_get_telling_values() -> None:
+    frozen, plain = DetrFrozenBatchNorm(8), nn.BatchNorm2d(8)
+    randomize_norms(frozen)
+    randomize_norms(plain)
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+    statistics = nn.Module()
+    statistics.running_mean = torch.zeros(8)  # alone they make no norm of it: a scaler of inputs, say
+    assert not randomize_norms(statistics).running_mean.any()
 
 
 def test_parameters_near_zero_wake_and_others_stay() -> None:
