@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ilmconvert.surgery.fixed_references import OF_A_GLOBAL
 from ilmconvert.surgery.readers import Reader, readers
 from ilmconvert.surgery.references import references
 from ilmconvert.surgery.replacement import CURE
@@ -76,6 +77,8 @@ class Surroundings:
             if id(found.module) in known:
                 if found.slot is None and not found.path.endswith(_OWN_FORWARD):
                     self._fixed.setdefault(id(found.module), found.path)
+            elif OF_A_GLOBAL in found.path:
+                continue  # another model, such as a teacher
             elif id(found.module) not in seen and not f".{found.path}".startswith(tuple(inside)):
                 seen.add(id(found.module))
                 inside.append(f".{found.path}.")
