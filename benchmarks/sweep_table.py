@@ -50,9 +50,9 @@ def _measured(lines: Sequence[Line], earlier: str) -> str:
         return ""
     names = {line["model"] for line in lines if outcome(line) != NOTHING}
     there = sum(count > 0 for count in stored_counts().values())
-    when = days[0] if len(days) == 1 else f"between {days[0]} and {days[-1]}"
+    when = f"on {days[0]}" if len(days) == 1 else f"between {days[0]} and {days[-1]}"
     rest = " The sweep before covers all of them; its tables stand below." if earlier else ""
-    return f"These are {len(names)} of the {there} models that hold a norm, measured on {when}.{rest}"
+    return f"These are {len(names)} of the {there} models that hold a norm, measured {when}.{rest}"
 
 
 def _target(to: str, lines: Sequence[Line]) -> Iterator[str]:
@@ -105,9 +105,16 @@ def _in_float64(lines: Iterable[Line]) -> list[Line]:
 
 
 def _float64(lines: Iterable[Line]) -> list[tuple[object, ...]]:
-    keys = ("relative_error", "float32_error", "source_rounding", "amplified_rounding")
-    chosen = _in_float64(lines)
-    return [(line["model"], *(_number(line.get(key)) for key in keys), line.get("norm_scale", 1.0)) for line in chosen]
+    keys = ("relative_error", "float32_error", "source_rounding")
+    return [
+        (
+            line["model"],
+            *(_number(line.get(key)) for key in keys),
+            _number(line["amplified_rounding"]) if "amplified_rounding" in line else "",
+            line.get("norm_scale", 1.0),
+        )
+        for line in _in_float64(lines)
+    ]
 
 
 def _why_float64(lines: Sequence[Line]) -> str:
@@ -119,11 +126,11 @@ def _why_float64(lines: Sequence[Line]) -> str:
     tolerance = ROUNDING[torch.float32]
     ratio = sorted(error / o for error, o in known)
     return (
-        "Random weights and statistics make these networks amplify rounding, converted or not: the source's own in float32 "
-        "is how far it is from itself in float64, and the last column but one how far its outputs move in float32 when the "
-        f"last digits of its input do. The larger of the two is above {tolerance:g} for {sum(o > tolerance for o in own)} "
-        f"of the {len(lines)}; the error of the conversion in float32 is {ratio[len(ratio) // 2]:.1f} times as large in the "
-        f"median, and {ratio[-1]:.1f} times at most."
+        "Random weights and statistics make these networks amplify rounding, converted or not: the source's own in "
+        "float32 is how far it is from itself in float64, and the last column but one how far its outputs move in "
+        "float32 when the last digits of its input do. The larger of the two is above "
+        f"{tolerance:g} for {sum(o > tolerance for o in own)} of the {len(lines)}; the error of the conversion in "
+        f"float32 is {ratio[len(ratio) // 2]:.1f} times as large in the median, and {ratio[-1]:.1f} times at most."
     )
 
 
