@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from types import CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
@@ -69,13 +69,20 @@ def _of_class(cls: type, classes: set[type]) -> Iterator[tuple[Any, str]]:
             continue
         classes.add(base)
         for name, item in vars(base).items():
-            function = getattr(item, "fget", None) or getattr(item, "__func__", item)
-            if name in _OF_CONSTRUCTION:
-                continue
+            function = None if name in _OF_CONSTRUCTION else _behind(item)
             if isinstance(function, FunctionType):
                 yield function, f".{name}"
             elif _holds_modules(item):
                 yield item, f".{name} (of the class {base.__name__})"
+
+
+def _behind(item: Any) -> Any:
+    """The function of a method, class method or property."""
+    if isinstance(item, property):
+        return item.fget
+    if isinstance(item, cached_property):
+        return item.func
+    return item.__func__ if isinstance(item, staticmethod | classmethod) else item
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[Any, str]]:
