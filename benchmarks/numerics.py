@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,12 @@ def every(step: int, special: float, usual: float) -> Tensor:
     return values
 
 
+def columns(means: Sequence[float], deviations: Sequence[float]) -> Statistics:
+    """Those of a table's columns, one channel each, again and again."""
+    mean, std = (torch.tensor(values).repeat(CHANNELS // len(values)) for values in (means, deviations))
+    return mean, std.square()
+
+
 #: Running mean and variance. Of one group all channels are alike, or they are not: the second is harder.
 CASES: dict[str, Statistics] = {
     "as usual": (torch.linspace(-2, 2, CHANNELS), torch.linspace(0.5, 2, CHANNELS)),
@@ -46,6 +52,8 @@ CASES: dict[str, Statistics] = {
     "mean 1e6, variance 1e12": (1e6, 1e12),
     "mean 1e15": (1e15, 1e30),
     "a unix time beside a rate": (every(2, 1.6e9, 0.02), every(2, 1e14, 1e-4)),
+    "raw columns of a census": columns((39, 2e5, 10, 1e3, 87, 40, 1e-3, 5e4), (14, 1e5, 3, 7e3, 403, 12, 1e-3, 2e4)),
+    "raw columns of weather": columns((1013, 280, 5e-3, 5, 180, 1e5, 0.5, 3e-6), (8, 10, 3e-3, 3, 100, 800, 0.2, 1e-6)),
     "denormal variance": (0.0, 1e-40),
     "denormal mean and variance": (1e-40, 1e-40),
 }
@@ -147,6 +155,16 @@ def bound(source: nn.BatchNorm2d, converted: ILMNorm, x: Tensor) -> Tensor:
     return (gain * largest + source.bias.double().abs())[..., None, None]
 
 
+@torch.no_grad()
+def worst_channels(statistics: Statistics) -> dict[str, float]:
+    """The largest error of a channel over its own largest output in float32: of each target, and of the source."""
+    source = batch_norm(statistics, torch.float32)
+    models = {to: convert(source, to) for to in TARGETS} | {"source itself": source}
+    x = sample(source, torch.float32)
+    wanted = copy.deepcopy(source).double()(x.double())
+    return {name: _of_channels(model(x).double(), wanted) for name, model in models.items()}
+
+
 class Trained(NamedTuple):
     """A layer in float32 after steps of training.
 
@@ -177,13 +195,12 @@ def trained(statistics: Statistics, to: str, steps: int = 3) -> Trained:
         (layer(x) * torch.randn(x.shape, generator=generator)).mean(0).sum().backward()
         optimizer.step()
     group_norm = nn.GroupNorm(layer.num_groups, CHANNELS, eps=layer.eps)
-    found = [_of_channels(one, x) for one in (layer, group_norm)]
+    with torch.no_grad():
+        found = [_of_channels(one(x).double(), copy.deepcopy(one).double()(x.double())) for one in (layer, group_norm)]
     return Trained((layer.weight != before).float().mean().item(), *found)
 
 
-@torch.no_grad()
-def _of_channels(layer: nn.Module, x: Tensor) -> float:
-    ours, wanted = layer(x).double(), copy.deepcopy(layer).double()(x.double())
+def _of_channels(ours: Tensor, wanted: Tensor) -> float:
     return ((ours - wanted).abs().amax((0, 2, 3)) / wanted.abs().amax((0, 2, 3))).max().item()
 
 
@@ -208,6 +225,8 @@ def main() -> None:
             row |= {f"{to}, of the largest output": found[to].of_output for to in TARGETS}
             rows.append({**row, "source itself": found[TARGETS[0]].source})
         tables.append(Table(str(types), rows))
+    channels = [{"running statistics": name, **worst_channels(statistics)} for name, statistics in CASES.items()]
+    tables.append(Table("float32, the worst channel of each", channels))
     rows = []
     for name in TRAINED:
         for to in TARGETS:

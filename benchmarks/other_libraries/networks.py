@@ -11,6 +11,7 @@ for fill in (
     vision.segmentation,
     medical.medical,
     sequences.transformers,
+    sequences.detection_transformers,
     sequences.audio,
     vision.detection_and_video,
     vision.images,

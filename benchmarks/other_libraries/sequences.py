@@ -71,6 +71,36 @@ def transformers() -> None:
     )  # fmt: skip
 
 
+def detection_transformers() -> None:
+    """Detectors whose frozen BatchNorms, convolution blocks and encoders hold norms of three kinds."""
+
+    def hf(name: str, config: str, backbone: dict[str, Any], **more: Any) -> None:
+        config_of = f"transformers:{config}Config"
+        add("transformers", f"transformers:{name}", config=config_of, backbone_config=backbone, **more)
+
+    stages = {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+    resnet = {"model_type": "rt_detr_resnet", **stages, "out_features": ["stage2", "stage3", "stage4"]}
+    hgnet = {
+        "model_type": "hgnet_v2", "stem_channels": [3, 16, 16], "hidden_sizes": [16, 32, 48, 64],
+        "stage_in_channels": [16, 16, 32, 48], "stage_mid_channels": [16, 16, 16, 32],
+        "stage_out_channels": [16, 32, 48, 64], "stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [2, 2, 2, 2],
+        "out_features": ["stage2", "stage3", "stage4"],
+    }  # fmt: skip
+    hybrid = {
+        "encoder_hidden_dim": 32, "encoder_in_channels": [32, 48, 64], "encoder_ffn_dim": 32, "d_model": 32,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_in_channels": [32] * 3,
+        "decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 10, "num_denoising": 0,
+    }  # fmt: skip
+    for name, backbone in (("RTDetr", resnet), ("RTDetrV2", resnet), ("DFine", hgnet)):
+        hf(f"{name}ForObjectDetection", name, backbone, **hybrid)
+    plain = {"model_type": "resnet", **stages, "out_features": ["stage2", "stage3", "stage4"]}
+    small = {
+        "d_model": 32, "encoder_layers": 1, "encoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_layers": 2,
+        "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "num_queries": 10, "disable_custom_kernels": True,
+    }  # fmt: skip
+    hf("DeformableDetrForObjectDetection", "DeformableDetr", plain, **small)
+
+
 def audio() -> None:
     add("torchaudio", "torchaudio.models:Conformer", 16, 2, 32, 1, 3, wrap=_with_lengths, shapes=((2, 20, 16),))
     tas = {

@@ -28,7 +28,7 @@ def targets(context: click.Context, parameter: click.Parameter, value: str) -> t
 
 
 @click.command()
-@click.argument("pattern", required=False)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @click.option("--to", callback=targets, default="ilm_gn", show_default=True, help="Target layers, separated by commas.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=2, show_default=True, metavar="N", help="Number of models at a time."
@@ -58,7 +58,7 @@ def targets(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option("--retry", is_flag=True, help="Run models that failed again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts and failures as one JSON object.")
 def sweep(
-    pattern: str | None,
+    patterns: tuple[str, ...],
     to: tuple[str, ...],
     jobs: int,
     out: Path,
@@ -68,14 +68,14 @@ def sweep(
     retry: bool,
     as_json: bool,
 ) -> int:
-    """Convert, compare, save, load and train every model whose name matches PATTERN (all of them by default).
+    """Convert, compare, save, load and train every model whose name matches a PATTERN (all of them by default).
 
     Models are built with random weights and random running statistics; nothing is downloaded. The exit code is 1
     if a model failed.
 
     \b
     Examples:
-      ilmconvert sweep 'test_*'
+      ilmconvert sweep 'test_*' resnet50
       ilmconvert sweep --to ilm_gn,ilm_ln --jobs 4 --out sweep.jsonl
     """
     from rich.console import Console
@@ -86,9 +86,11 @@ def sweep(
     from ilmconvert.testing.sweep import run_sweep
     from ilmconvert.testing.sweep_model import MAX_PARAMETERS
 
-    names = list_models(pattern)
-    if not names:
-        raise ModelError(f"no model matches {pattern!r}; `ilmconvert list` shows the names")
+    found = {pattern: list_models(pattern) for pattern in patterns or (None,)}
+    for pattern, matching in found.items():
+        if not matching:
+            raise ModelError(f"no model matches {pattern!r}; `ilmconvert list` shows the names")
+    names = list(dict.fromkeys(name for matching in found.values() for name in matching))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars = Progress(*columns, console=Console(stderr=True), disable=not shows_progress())
     with told(enabled=not shows_progress()) as say, bars as progress:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,12 +85,16 @@ def _channels(module: nn.Module) -> int | None:
 
 
 @functools.wraps(_fuse)
-def _fuse_around_layers(self: Any, verbose: bool = True, imgsz: int = 640) -> Any:
+def _fuse_around_layers(self: Any, *args: Any, **kwargs: Any) -> Any:
     if not layers_of(self):
-        return _fuse(self, verbose, imgsz)
+        return _fuse(self, *args, **kwargs)
+    # Older versions take ``verbose`` alone, newer ones the size of the images as well; so does ``info``.
+    asked = inspect.signature(_fuse).bind(self, *args, **kwargs)
+    asked.apply_defaults()
+    told = dict(list(asked.arguments.items())[1:])
     with _set_aside(self):
-        _fuse(self, False, imgsz)
-    self.info(verbose=verbose, imgsz=imgsz)
+        _fuse(self, **{**told, "verbose": False})
+    self.info(**told)
     return self
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ilmconvert.errors import ConversionError
 from ilmconvert.surgery.carry_out import carry_out
@@ -79,7 +80,8 @@ def convert(
         ValueError: an argument is out of its range.
 
     Warns:
-        UserWarning: a pattern matches nothing, a BatchNorm was never trained, or all is converted already.
+        UserWarning: a pattern matches nothing, a BatchNorm was never trained or trains while the model evaluates, or
+            all is converted already.
         PrecisionLost: 16-bit values, or a bound, cost layers digits that their sources have; or a channel is so small
             beside its group that training can't move its scale.
         NormsLeftBehind: norm layers stay that have running statistics or an unknown formula.
@@ -105,6 +107,7 @@ def convert(
     refuse_other(model)
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)
     _check(the_plan)
+    _warn_of_batches(the_plan, model)
     found = noted(model)
     if example is None or not the_plan.converted:
         result = carry_out(the_plan, model, inplace=inplace)
@@ -144,6 +147,18 @@ def _fitting(the_plan: Plan, model: nn.Module, asked: Mapping[str, Any]) -> Plan
     if norms:
         raise ConversionError(f"the plan isn't one of this model as it stands: it lacks {next(iter(norms))!r}")
     return the_plan
+
+
+def _warn_of_batches(the_plan: Plan, model: nn.Module) -> None:
+    """Of BatchNorms that go on in training mode while the model evaluates, as for test-time adaptation."""
+    modules = ((e.name, the_plan.modules[e.name]) for e in the_plan.converted)
+    names = [name for name, module in modules if module.training and isinstance(module, _BatchNorm)]
+    if names and not model.training:
+        warnings.warn(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} normalises by its batch, being in "
+            "training mode in a model that evaluates; the new layer computes what it computes in evaluation mode",
+            stacklevel=3,
+        )
 
 
 def _check(the_plan: Plan) -> None:

@@ -59,6 +59,10 @@ class Precision:
 PRECISION = {torch.float64: Precision(1e-9, 1e-9, 64.0), torch.float32: Precision(3e-6, 1e-4, 32.0)}
 
 
+# Times the usual size: inputs that a bound would change.
+_FAR = 1e3
+
+
 class Other(Enum):
     """What a module does instead, as the reason why it stays."""
 
@@ -244,7 +248,12 @@ class Search:
             kept = {role: values[role].to(self.probe.dtype).double() for role in formula.tensors}
             self.fill_all(**{name: kept[role] for role, name in formula.tensors.items()})
             for shape in self.shapes:
-                for x in (self.normal(shape, scale), self.normal((1, *shape[1:]), 2 * scale) + scale):
+                one = (1, *shape[1:])
+                for x in (
+                    self.normal(shape, scale),
+                    self.normal(one, 2 * scale) + scale,
+                    self.normal(one, _FAR * scale),
+                ):
                     x = x.to(self.probe.dtype).double()
                     y = self.probe.run(x)
                     if y is not None:  # a single element a group is refused by some

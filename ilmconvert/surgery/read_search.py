@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
 
 from torch import nn
+
+from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.held_values import attribute_of, elements_of, is_getattr, item_of
 
 #: What others may ask of a norm, and a new layer lacks or means otherwise.
 VALUES = frozenset(
     {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats"}
 )
+#: Asked for by ``isinstance``.
+CLASS = "class"
 # What a new layer has as well, and what of it doesn't change with the values of a tensor.
 _PARAMETERS = frozenset({"weight", "bias"})
 _METADATA = frozenset(
@@ -22,12 +28,32 @@ _VIEWS = frozenset({"values", "items", "children", "modules", "named_children", 
 _AT_MOST = 256  # objects that one expression is followed to
 
 
-class ReadSearch(ast.NodeVisitor):
-    """Reads of norms in a piece of code; ``scope`` holds what each local name may be."""
+class Call(NamedTuple):
+    """A function that is given a norm, and what its parameters may be."""
 
-    def __init__(self, scope: dict[str, list[Any]], norms: Mapping[int, nn.Module]) -> None:
-        self.scope, self.norms = scope, norms
+    function: Any
+    scope: dict[str, list[Any]]
+
+
+class ReadSearch(ast.NodeVisitor):
+    """Reads of norms in a piece of code.
+
+    Args:
+        scope: what each local name may be.
+        norms: by ``id``.
+        names: the global names of the code.
+
+    Attributes:
+        reads: the ``id`` of a norm, and what is asked of it.
+        calls: functions that are given a norm, and may read it.
+    """
+
+    def __init__(
+        self, scope: dict[str, list[Any]], norms: Mapping[int, nn.Module], names: Mapping[str, Any] | None = None
+    ) -> None:
+        self.scope, self.norms, self.names = scope, norms, names or {}
         self.reads: list[tuple[int, str]] = []
+        self.calls: list[Call] = []
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         inner = node.value
@@ -39,9 +65,45 @@ class ReadSearch(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if _is_getattr(node):
+        if is_getattr(node):
             self._read(node.args[0], str(node.args[1].value))  # type: ignore[attr-defined]
+        elif isinstance(node.func, ast.Name) and node.func.id == "isinstance" and len(node.args) == 2:
+            self._ask_for_class(*node.args)
+        else:
+            self._follow(node)
         self.generic_visit(node)
+
+    def _ask_for_class(self, holder: ast.expr, classes: ast.expr) -> None:
+        """Whether it is what its new layer isn't."""
+        parts = classes.elts if isinstance(classes, ast.Tuple) else [classes]
+        kinds = tuple(kind for part in parts if isinstance(kind := self._global(part), type))
+        if not issubclass(ILMNorm, kinds):
+            found = [o for o in self._values(holder) if id(o) in self.norms and isinstance(o, kinds)]
+            self.reads += [(id(o), CLASS) for o in found]
+
+    def _follow(self, node: ast.Call) -> None:
+        """Into a function or method that is given a norm by itself."""
+        function, bound = self._global(node.func), list[Any]()
+        if isinstance(node.func, ast.Attribute) and function is None:
+            bound = self._values(node.func.value)[:1]
+            function = getattr(type(bound[0]), node.func.attr, None) if bound else None
+        if not isinstance(function, FunctionType) or (function.__module__ or "").partition(".")[0] == "torch":
+            return
+        values = [bound] * bool(bound) + [self._values(argument) for argument in node.args]
+        code = function.__code__
+        scope = dict(zip(code.co_varnames[: code.co_argcount], values, strict=False))
+        scope |= {keyword.arg: self._values(keyword.value) for keyword in node.keywords if keyword.arg}
+        if any(id(value) in self.norms for some in scope.values() for value in some):
+            self.calls.append(Call(function, scope))
+
+    def _global(self, node: ast.expr) -> Any:
+        """What a global name, or an attribute of one, is; None where it is none."""
+        if isinstance(node, ast.Name):
+            return None if node.id in self.scope else self.names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            holder = self._global(node.value)
+            return getattr(holder, node.attr, None) if isinstance(holder, ModuleType) else None
+        return None
 
     def visit_Compare(self, node: ast.Compare) -> None:
         if not all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
@@ -116,18 +178,18 @@ class ReadSearch(ast.NodeVisitor):
         if isinstance(node, ast.Name):
             return self.scope.get(node.id, [])
         if isinstance(node, ast.Attribute):
-            return [v for o in self._values(node.value) for v in _attribute(o, node.attr)]
+            return [v for o in self._values(node.value) for v in attribute_of(o, node.attr)]
         if isinstance(node, ast.Subscript):
             if isinstance(node.slice, ast.Constant):
-                return [v for o in self._values(node.value) for v in _item(o, node.slice.value)]
+                return [v for o in self._values(node.value) for v in item_of(o, node.slice.value)]
             return self._items(node.value)
         if isinstance(node, ast.IfExp):
             return [*self._values(node.body), *self._values(node.orelse)]
         if isinstance(node, ast.BoolOp):
             return [v for part in node.values for v in self._values(part)]
-        if isinstance(node, ast.Call) and _is_getattr(node):
+        if isinstance(node, ast.Call) and is_getattr(node):
             name = str(node.args[1].value)  # type: ignore[attr-defined]
-            return [v for o in self._values(node.args[0]) for v in _attribute(o, name)]
+            return [v for o in self._values(node.args[0]) for v in attribute_of(o, name)]
         return []
 
     def _items(self, node: ast.expr) -> list[Any]:
@@ -137,39 +199,11 @@ class ReadSearch(ast.NodeVisitor):
                 return [item for argument in node.args for item in self._items(argument)]
             if isinstance(node.func, ast.Attribute) and node.func.attr in _VIEWS:
                 all_of_them = "modules" in node.func.attr
-                return [i for o in self._values(node.func.value) for i in _elements(o, all_of_them)]
+                return [i for o in self._values(node.func.value) for i in elements_of(o, all_of_them)]
         if isinstance(node, ast.Tuple | ast.List):
-            return [value for part in node.elts for value in self._values(part)]
-        return [item for o in self._values(node) for item in _elements(o)][:_AT_MOST]
+            return [value for part in node.elts for value in self._part(part)]
+        return [item for o in self._values(node) for item in elements_of(o)][:_AT_MOST]
 
-
-def _is_getattr(node: ast.Call) -> bool:
-    named = isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) > 1
-    return named and isinstance(node.args[1], ast.Constant)
-
-
-def _attribute(value: Any, name: str) -> list[Any]:
-    own = getattr(value, "__dict__", {})
-    if name in own:
-        return [own[name]]
-    child = value._modules.get(name) if isinstance(value, nn.Module) else None
-    return [] if child is None else [child]
-
-
-def _item(value: Any, key: Any) -> list[Any]:
-    if isinstance(value, nn.Module):
-        value = value._modules if isinstance(value, nn.ModuleDict) else list(value._modules.values())
-    try:
-        return [value[key]] if isinstance(value, dict | list | tuple) else []
-    except (LookupError, TypeError):
-        return []
-
-
-def _elements(value: Any, with_inner: bool = False) -> list[Any]:
-    if isinstance(value, nn.Module):
-        return list(value.modules() if with_inner else value.children())
-    if isinstance(value, dict):
-        return list(value.values())
-    if not isinstance(value, list | tuple):
-        return []
-    return [part for item in value for part in (item if isinstance(item, tuple) else (item,))]
+    def _part(self, node: ast.expr) -> list[Any]:
+        """What a part of a tuple that is written there may be."""
+        return self._items(node.value) if isinstance(node, ast.Starred) else self._values(node)

@@ -1,9 +1,9 @@
 """Readers of a norm's values: code that runs in a forward pass and asks a norm for more than its result.
 
-What reads ``bn.weight`` or ``bn.running_mean`` gets another number, or an error, from the layer in the norm's place.
-The source text of what runs (the ``forward`` of every module, the methods that it calls, and hooks) is searched for
-such expressions, which are followed through attributes, items, loops and local variables of the very model. Nothing
-runs.
+What reads ``bn.weight`` or ``bn.running_mean`` gets another number, or an error, from the layer in the norm's place;
+``isinstance(bn, nn.BatchNorm2d)`` another answer. The source text of what runs (the ``forward`` of every module, the
+methods that it calls, functions that are given a norm, and hooks) is searched for such expressions, which are followed
+through attributes, items, loops and local variables of the very model. Nothing runs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ilmconvert.surgery.read_search import VALUES, ReadSearch
+from ilmconvert.surgery.read_search import CLASS, VALUES, ReadSearch
 
 _REMEMBERED = 1024
+# So many functions that pass a norm on to the next are followed.
+_DEEP = 3
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,7 +34,7 @@ class Reader(NamedTuple):
     who: str
 
     def __str__(self) -> str:
-        return f"{self.who} reads its {self.attribute}"
+        return f"{self.who} {'asks for' if self.attribute == CLASS else 'reads'} its {self.attribute}"
 
 
 def readers(model: nn.Module, norms: Iterable[nn.Module]) -> Iterator[Reader]:
@@ -58,17 +60,38 @@ def _found(
     function: FunctionType, index: int, module: nn.Module, norms: Mapping[int, nn.Module], who: str
 ) -> Iterator[Reader]:
     """The reads in a function whose argument number ``index`` is ``module``."""
-    if not _names(function.__code__) & VALUES:
+    code = function.__code__
+    if index < code.co_argcount:
+        yield from _reads(function, {code.co_varnames[index]: [module]}, norms, who, _DEEP)
+
+
+def _reads(
+    function: FunctionType, scope: dict[str, list[Any]], norms: Mapping[int, nn.Module], who: str, depth: int
+) -> Iterator[Reader]:
+    """The reads in a function, and in those to which it gives a norm."""
+    names = _names(function.__code__)
+    if not names & (VALUES | {"isinstance"}) and not _calls_a_reader(function, scope):
         return
     tree = _tree(function)
     if tree is None:
         return
-    arguments = [*tree.args.posonlyargs, *tree.args.args]
-    if index < len(arguments):
-        search = ReadSearch({arguments[index].arg: [module]}, norms)
-        for part in tree.body if isinstance(tree.body, list) else [tree.body]:
-            search.visit(part)
-        yield from (Reader(norms[key], attribute, who) for key, attribute in search.reads)
+    search = ReadSearch(scope, norms, function.__globals__)
+    for part in tree.body if isinstance(tree.body, list) else [tree.body]:
+        search.visit(part)
+    yield from (Reader(norms[key], attribute, who) for key, attribute in search.reads)
+    for call in search.calls if depth else ():
+        yield from _reads(call.function, call.scope, norms, f"{call.function.__name__}, called by {who},", depth - 1)
+
+
+def _calls_a_reader(function: FunctionType, scope: Mapping[str, list[Any]]) -> bool:
+    """Whether a function may give a norm to one that reads values of its arguments, or passes them on."""
+    owners = {type(value) for values in scope.values() for value in values if isinstance(value, nn.Module)}
+    for name in _names(function.__code__):
+        called = [function.__globals__.get(name), *(getattr(owner, name, None) for owner in owners)]
+        own = [one for one in called if isinstance(one, FunctionType) and one.__code__.co_argcount]
+        if any((one.__module__ or "").partition(".")[0] != "torch" and one is not function for one in own):
+            return True
+    return False
 
 
 @lru_cache(_REMEMBERED)

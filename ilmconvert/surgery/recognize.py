@@ -24,7 +24,7 @@ from ilmconvert.surgery.formula_search import Formula, Other
 from ilmconvert.surgery.norm_description import NormDescription
 from ilmconvert.surgery.probe import CannotProbe, fingerprint, lookup, tensors_of
 
-_NORM_NAME = re.compile(r"[Nn]orm|NORM|A?BN|(?:^|_)bn|LN$")
+_NORM_NAME = re.compile(r"[Nn]orm|NORM|A?BN|(?:^|_)bn|[GL]N$|(?<![A-Z])IN$")
 _REMEMBERED = 512
 _MAX_TENSORS = 10
 

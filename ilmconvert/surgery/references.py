@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ilmconvert.surgery.fixed_references import WEAKLY, fixed_references, is_array
+
 # What a module keeps for itself: tensors hold no modules, and its children come under their own names.
 _SKIPPED = frozenset({"_parameters", "_buffers", "_modules"})
 _LEAVES = (type, ModuleType, torch.Tensor, torch.UntypedStorage, torch.Generator, logging.Logger, logging.Handler)
@@ -59,8 +61,8 @@ def references(
 ) -> Iterator[Reference]:
     """Every reference to a wanted module that can be reached from ``model``, the root itself left out.
 
-    Variables that a function has closed over, its defaults, and objects of bound methods can't be written; they come
-    last.
+    What can't be written comes last: variables that a function uses, its defaults, objects of bound methods, attributes
+    of classes, weak references, iterators.
 
     Args:
         model: isn't changed.
@@ -75,24 +77,37 @@ def references(
     """
     instead = {} if instead is None else instead
     seen: dict[int, Any] = {}
+    classes = set[type]()
     later: deque[_Visit] = deque()
     queue: deque[_Visit] = deque([_Visit(model, None, None)])
     while queue or later:
         visit = queue.popleft() if queue else later.popleft()
         value = visit.value
-        if type(value) in weakref.ProxyTypes or isinstance(value, _LEAVES):
+        is_proxy = type(value) in weakref.ProxyTypes
+        if is_proxy or isinstance(value, _LEAVES):
+            later.extend(_fixed(visit, classes) if is_proxy else ())
             continue
         if isinstance(value, nn.Module):
             if value is not model and wanted(value):
                 yield Reference(value, _path(visit), visit.slot)
-            if id(value) in seen or (value is not model and not visit.registered and _holds(value, model)):
+            if id(value) in seen or _is_outside(visit, model):
                 continue
             visit = visit._replace(value=instead.get(id(value), value))
         elif id(value) in seen and not isinstance(value, _IMMUTABLE):
             continue
         seen[id(value)] = value  # and kept, so that no other object gets its id
-        queue.extend(inner for inner in _inside(visit) if gc.is_tracked(inner.value))
-        later.extend(inner for inner in _inside_of_functions(visit) if gc.is_tracked(inner.value))
+        queue.extend(inner for inner in _inside(visit) if _may_hold(inner.value))
+        later.extend(_fixed(visit, classes))
+
+
+def _fixed(visit: _Visit, classes: set[type]) -> Iterator[_Visit]:
+    for item, step in fixed_references(visit.value, classes):
+        if _may_hold(item):
+            yield _Visit(item, (visit.steps, step), None)
+
+
+def _may_hold(value: Any) -> bool:
+    return gc.is_tracked(value) or is_array(value)
 
 
 def _path(visit: _Visit) -> str:
@@ -103,9 +118,11 @@ def _path(visit: _Visit) -> str:
     return "".join(reversed(parts)).removeprefix(".")
 
 
-def _holds(value: nn.Module, model: nn.Module) -> bool:
-    """Whether ``value`` is what holds the model, and no part of it."""
-    return any(module is model for module in value.modules())
+def _is_outside(visit: _Visit, model: nn.Module) -> bool:
+    """Whether the visited module is no part of the model: what holds it, or what is only referred to."""
+    if visit.steps is None or visit.registered:
+        return False
+    return visit.steps[1] == WEAKLY or any(module is model for module in visit.value.modules())
 
 
 def _inside(visit: _Visit) -> Iterator[_Visit]:
@@ -114,6 +131,8 @@ def _inside(visit: _Visit) -> Iterator[_Visit]:
     if isinstance(value, nn.Module):
         for name, child in value._modules.items():
             yield _Visit(child, (steps, f".{name}"), Slot(value._modules, name), True)
+        for name, tensor in (*value._parameters.items(), *value._buffers.items()):
+            yield from (() if tensor is None else _attributes_of_tensor(tensor, (steps, f".{name}")))
         yield from _attributes(value, steps, _SKIPPED)
     elif isinstance(value, partial):
         parts = (value.func, *value.args, *value.keywords.values())
@@ -143,29 +162,22 @@ def _items(visit: _Visit) -> Iterator[_Visit]:
         yield from (_Visit(item, (steps, f"[{index}]"), visit.slot) for index, item in enumerate(value))
 
 
+def _attributes_of_tensor(tensor: torch.Tensor, steps: tuple[Any, str]) -> Iterator[_Visit]:
+    """What was hung on a tensor."""
+    own = vars(tensor)
+    yield from (_Visit(item, (steps, f".{name}"), Slot(own, name)) for name, item in own.items())
+
+
 def _attributes(value: Any, steps: tuple[Any, str] | None, skipped: frozenset[str] = frozenset()) -> Iterator[_Visit]:
     own = None
     with suppress(Exception):  # objects that make their attributes when asked
         own = value.__dict__
     if isinstance(own, dict):
         for name, item in own.items():
-            if name not in skipped and not (isinstance(item, dict) and not item):
+            if name not in skipped and not (type(item) is dict and not item):
                 yield _Visit(item, (steps, f".{name}"), Slot(own, name))
     for cls in type(value).__mro__:
         names = cls.__dict__.get("__slots__", ())
         for name in (names,) if isinstance(names, str) else names:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 yield _Visit(getattr(value, name), (steps, f".{name}"), Slot(value, name))
-
-
-def _inside_of_functions(visit: _Visit) -> Iterator[_Visit]:
-    value, steps = visit.value, visit.steps
-    if isinstance(value, FunctionType):
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            with suppress(ValueError):  # an empty cell
-                yield _Visit(cell.cell_contents, (steps, f" (a function that uses {name})"), None)
-        defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *value.__dict__.values())
-        yield from (_Visit(item, (steps, " (a default of a function)"), None) for item in defaults)
-    elif isinstance(value, MethodType):
-        yield _Visit(value.__self__, (steps, " (a bound method)"), None)
-        yield _Visit(value.__func__, steps, None)

@@ -103,7 +103,9 @@ def copy_with(
     try:
         result = copy_of(model, memo=memo)
         _copy_what_hangs_on_tensors(model, memo)
-    except (RuntimeError, TypeError) as e:
+    except (RuntimeError, TypeError, ValueError) as e:
+        if any(nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+            raise ConversionError("the model isn't initialised yet: run one batch through it first") from e
         raise ConversionError(f"the model can't be copied ({e}); use inplace=True") from e
     by_name = dict(result.named_modules(remove_duplicate=False))
     new = {}

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ilmconvert.surgery.fixed_references import OF_A_GLOBAL
+from ilmconvert.surgery.read_search import CLASS
 from ilmconvert.surgery.readers import Reader, readers
 from ilmconvert.surgery.references import references
 from ilmconvert.surgery.replacement import CURE
@@ -57,9 +59,9 @@ class Surroundings:
         self._owners: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._owners.setdefault(id(parameter), []).append(name)
-        self._readers: dict[int, Reader] = {}
+        self._readers: dict[int, list[Reader]] = {}
         for reader in readers(model, norms):
-            self._readers.setdefault(id(reader.norm), reader)
+            self._readers.setdefault(id(reader.norm), []).append(reader)
 
     def _look_for_holders(self, model: nn.Module, norms: Mapping[nn.Module, list[str]]) -> Iterator[LooseNorm]:
         registered = {id(module) for module in model.modules()}
@@ -76,6 +78,8 @@ class Surroundings:
             if id(found.module) in known:
                 if found.slot is None and not found.path.endswith(_OWN_FORWARD):
                     self._fixed.setdefault(id(found.module), found.path)
+            elif OF_A_GLOBAL in found.path:
+                continue  # another model, such as a teacher
             elif id(found.module) not in seen and not f".{found.path}".startswith(tuple(inside)):
                 seen.add(id(found.module))
                 inside.append(f".{found.path}.")
@@ -87,12 +91,13 @@ class Surroundings:
         if parent is not None:
             name = f"{type(parent).__module__.partition('.modules')[0]}.{type(parent).__name__}"
             return f"a part of {name}, which reads its statistics: convert the model before it is fused"
-        reader = self._readers.get(id(module))
-        if reader is None or source.num_groups is not None or asked_for:
+        found = self._readers.get(id(module), [])
+        if source.num_groups is not None:  # gamma and beta are what they were
+            found = [reader for reader in found if reader.attribute == CLASS]
+        if not found or asked_for:
             return None
-        return (
-            f"{reader}, which its new layer lacks or means otherwise (include=[..., its name] converts it all the same)"
-        )
+        cure = "include=[..., its name] converts it all the same"
+        return f"{found[0]}, which its new layer lacks or means otherwise ({cure})"
 
     def error(self, module: nn.Module, source: NormDescription) -> str | None:
         """Why ``module`` can't be replaced, or None."""

@@ -27,6 +27,8 @@ from ilmconvert.testing.randomize import randomize_norms
 ATTEMPTS = ((torch.float32, 1.0), (torch.float64, 1.0), (torch.float64, 0.5))
 #: Of the inputs.
 BATCH = 2
+#: Inputs whose last digits differ at random, on which a source shows how much it amplifies rounding.
+NUDGED = 4
 
 
 class CheckFailed(Exception):
@@ -91,6 +93,8 @@ def compare(source: nn.Module, line: dict[str, Any], size: int | None, seed: int
         if rough is None:
             rough = outputs_of(source, inputs)
             line["float32_error"] = line["relative_error"]
+            if error > ROUNDING[dtype]:
+                line["amplified_rounding"] = _amplified_rounding(source, inputs, rough, seed)
         elif "source_rounding" not in line:
             rounding = relative_difference(outputs_of(source, inputs), rough)
             line["source_rounding"] = rounding if math.isfinite(rounding) else None
@@ -98,6 +102,23 @@ def compare(source: nn.Module, line: dict[str, Any], size: int | None, seed: int
             line["exact"] = True
             return converted
     raise CheckFailed(f"relative error {', '.join(errors)}")
+
+
+def _amplified_rounding(source: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor], seed: int) -> float | None:
+    """How far the source's own outputs move if the last digit of its input does, as a part of the largest output."""
+    generator = torch.Generator().manual_seed(seed)
+    found = [relative_difference(expected, outputs_of(source, _nudged(inputs, generator))) for _ in range(NUDGED)]
+    return max(found) if all(map(math.isfinite, found)) else None
+
+
+def _nudged(value: Any, generator: torch.Generator) -> Any:
+    """Every number of the tensors moved by a unit in its last place or left, at random."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_nudged(v, generator) for v in value)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    units = torch.randint(-1, 2, value.shape, generator=generator).to(value)
+    return value * (1 + torch.finfo(value.dtype).eps * units)
 
 
 def _largest_error(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...]) -> float:

@@ -12,6 +12,9 @@ _ASLEEP = 1e-2
 def randomize_norms(model: nn.Module, seed: int = 0, *, scale: float = 1.0) -> nn.Module:
     """Random affine parameters and running statistics for every norm of torch, timm, torchvision.
 
+    So for every other module that holds a running mean and a running variance, as the frozen BatchNorms of other
+    libraries do.
+
     A freshly built network (gamma 1, beta 0, mean 0, variance 1, often gamma 0 in the last norm of a residual
     branch) would let a wrong conversion pass. Variances lie in [0.3, 3], means and biases in [-1, 1], |gamma|
     in [0.3, 2] with random signs, gammas and biases times ``scale``; ``num_batches_tracked`` becomes 1000. The same
@@ -25,7 +28,7 @@ def randomize_norms(model: nn.Module, seed: int = 0, *, scale: float = 1.0) -> n
     kinds = _norm_types()
     with torch.no_grad():
         for module in model.modules():
-            if not isinstance(module, kinds):
+            if not _is_norm(module, kinds):
                 continue
             tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
             if (weight := tensors.get("weight")) is not None:
@@ -54,7 +57,8 @@ def wake_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
     True
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = {id(p) for m in model.modules() if isinstance(m, _norm_types()) for p in m.parameters(recurse=False)}
+    kinds = _norm_types()
+    norms = {id(p) for m in model.modules() if _is_norm(m, kinds) for p in m.parameters(recurse=False)}
     with torch.no_grad():
         for name, p in model.named_parameters():
             if id(p) in norms or name.endswith("bias") or p.numel() == 0 or p.abs().max() >= _ASLEEP:
@@ -68,6 +72,11 @@ def wake_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64)
+
+
+def _is_norm(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    statistics = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return isinstance(module, kinds) or all(isinstance(t, Tensor) and t.is_floating_point() for t in statistics)
 
 
 def _norm_types() -> tuple[type[nn.Module], ...]:

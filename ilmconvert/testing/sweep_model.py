@@ -6,6 +6,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ def run_model(
         JSON values: model, library, family, to, model_args; converted, skipped (reason to count), refused (layers
         whose groups the target can't keep, which are then excluded); relative_error (largest error over largest
         output), the dtype in which it was taken, norm_scale (of gammas and betas), float32_error and, where that is
-        too large, source_rounding (of the source in float32 against itself in float64); input (shape), parameters,
-        parameters_added; executed, exact, roundtrip, backward; seconds; error (None, or what went wrong).
+        too large, amplified_rounding (of the source in float32 against itself with other last digits of the input)
+        and source_rounding (of the source in float32 against itself in float64); input (shape), parameters,
+        parameters_added; executed, exact, roundtrip, backward; measured (the date), seconds; error (None, or what went
+        wrong).
     """
     started = time.perf_counter()
     line: dict[str, Any] = {
@@ -88,6 +91,7 @@ def run_model(
             line["error"] = str(error)
         except Exception as error:  # one model's failure must not end the sweep
             line["error"] = _one_line(error)
+    line["measured"] = datetime.now(timezone.utc).date().isoformat()
     line["seconds"] = round(time.perf_counter() - started, 2)
     return line
 

@@ -17,6 +17,9 @@ torchao = pytest.importorskip("torchao", reason="pip install '.[integrations]'")
 
 from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: E402  after importorskip
 
+# Of versions before 0.18, which announce that the second version of a configuration becomes the default.
+pytestmark = pytest.mark.filterwarnings("ignore:Config Deprecation")
+
 
 @pytest.fixture(scope="module")
 def names() -> dict:

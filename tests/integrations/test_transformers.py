@@ -137,9 +137,8 @@ def test_frozen_norms_stay_frozen(tmp_path: Path) -> None:
     backbone = settings(out_features=["stage2"])
     sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 32))}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = transformers.DetrConfig(
-        use_timm_backbone=False, backbone_config=backbone, d_model=32, num_queries=5, **sizes, **heads
-    )
+    older = {"use_timm_backbone": False, "use_pretrained_backbone": False}  # defaults of transformers before 5.1
+    config = transformers.DetrConfig(backbone_config=backbone, d_model=32, num_queries=5, **sizes, **heads, **older)
     torch.manual_seed(0)
     source = transformers.DetrForObjectDetection(config)
     for name, buffer in source.named_buffers():

@@ -187,3 +187,23 @@ def test_fuse(name: str, include: str) -> None:
     whole = sum(isinstance(m, nn.BatchNorm2d) for m in converted.modules())
     left = sum(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     assert left == 0 if include == "*" else left < whole / 4
+
+
+def test_fuse_takes_what_the_version_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fuse`` and ``info`` were given the size of the images in the course of 8.4."""
+    from ilmconvert.export import ultralytics_network
+
+    calls: list[Any] = []
+
+    def older(self: nn.Module, verbose: bool = True) -> nn.Module:
+        calls.append(verbose)
+        return self
+
+    monkeypatch.setattr(ultralytics_network, "_fuse", older)
+    source = network("yolov8n.yaml")
+    monkeypatch.setattr(type(source), "info", lambda self, verbose=True: calls.append(("info", verbose)))
+    converted = convert(source)
+    assert source.fuse() is source
+    assert converted.fuse(verbose=False) is converted
+    assert converted.fuse() is converted
+    assert calls == [True, False, ("info", False), False, ("info", True)]

@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.numerics import CASES, TARGETS, TYPES, Types, batch_norm, bound, cases, errors, every, sample
+from benchmarks.numerics import (
+    CASES,
+    TARGETS,
+    TYPES,
+    Types,
+    batch_norm,
+    bound,
+    cases,
+    errors,
+    every,
+    sample,
+    worst_channels,
+)
 from ilmconvert import ConversionError, ILMNorm, convert
 
 UNITS = 8.0  # of rounding
@@ -36,6 +48,17 @@ def test_the_bound_is_tight() -> None:
 
     error = (wrong(x).double() - source.double()(x.double())).abs()
     assert (error / bound(source, wrong, x)).max() > UNITS * torch.finfo(torch.float32).eps / 2
+
+
+@pytest.mark.filterwarnings("ignore:.*never trained", "ignore::ilmconvert.errors.PrecisionLost")
+@pytest.mark.parametrize("name", CASES)
+def test_larger_groups_cost_no_channel_a_digit_in_float32(name: str) -> None:
+    """Or the groups would have to be chosen by the running statistics."""
+    found = worst_channels(CASES[name])
+    rounding = torch.finfo(torch.float32).eps / 2
+    assert 0 < found["ilm_in"] <= 4 * max(found["source itself"], rounding)
+    for to in ("ilm_gn", "ilm_ln"):
+        assert found[to] <= 2 * found["ilm_in"] + 4 * rounding, found
 
 
 @pytest.mark.parametrize("statistics", CASES.values(), ids=CASES)

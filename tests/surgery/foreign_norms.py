@@ -157,6 +157,26 @@ class AbsNorm(FourBuffers):
         return (x - self.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
 
+class ClampedNorm(OldFrozenBatchNorm):
+    """A BatchNorm of what lies within 20 of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-20, 20))
+
+
+class OwnGN(nn.Module):
+    """A GroupNorm whose class derives from none, and isn't called one in full."""
+
+    def __init__(self, groups: int, n: int) -> None:
+        super().__init__()
+        self.groups, self.gamma, self.beta = groups, nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.reshape(x.shape[0], self.groups, -1)
+        y = (y - y.mean(2, keepdim=True)) / (y.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
+        return y.view_as(x) * self.gamma.view(1, -1, 1, 1) + self.beta.view(1, -1, 1, 1)
+
+
 class OutsideNorm(FourBuffers):
     """Nearly a BatchNorm: eps is added to the standard deviation."""
 

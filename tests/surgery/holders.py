@@ -70,6 +70,7 @@ HOLDERS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], nn.Module],
     "partial": (lambda norm: partial(_call, norm), lambda held: held.args[0], "block.held (a functools.partial)"),
     "object": (Settings, lambda held: held.norm, "block.held.norm"),
     "object with slots": (Slotted, lambda held: held.norm, "block.held.norm"),
+    "iterator": (lambda norm: iter([norm] * 99), next, "block.held (an iterator)[0]"),
     "unregistered module": (lambda norm: [nn.Sequential(norm)], lambda held: held[0][0], "block.held[0].0"),
 }
 

@@ -337,6 +337,14 @@ def test_what_cannot_be_converted_is_refused_with_the_cure(model: nn.Module, mat
     assert str(model) == before
 
 
+def test_a_model_that_is_initialised_in_part_is_refused_with_the_cure() -> None:
+    model = nn.Sequential(randomize_norms(nn.BatchNorm2d(4)), nn.LazyBatchNorm2d())
+    with pytest.raises(ConversionError, match=r"^the model isn't initialised yet: run one batch through it first$"):
+        convert(model)
+    model(torch.randn(2, 4, 5, 5))
+    assert isinstance(convert(model)[0], ilmconvert.ILMNorm)
+
+
 def test_compiled_and_scripted_models_are_refused() -> None:
     model = randomize_norms(nn.Sequential(nn.BatchNorm2d(2))).eval()
     with pytest.raises(ConversionError, match="_orig_mod"):

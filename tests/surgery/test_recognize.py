@@ -44,6 +44,7 @@ RECOGNISED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "BiT, no activation": (lambda: foreign.BitGroupNorm(C), IMAGE, "GroupNorm with 4 groups, eps 1e-05"),
     "BiT, a trained one": (lambda: foreign.BitGroupNorm(C, nn.PReLU(C)), IMAGE, "then activation"),
     "GroupNorm32": (lambda: foreign.GroupNorm32(3, C), IMAGE, "GroupNorm with 3 groups, eps 1e-05, then SiLU()"),
+    "of its own": (lambda: foreign.OwnGN(3, C), IMAGE, "GroupNorm with 3 groups, eps 1e-06"),
     "asteroid": (lambda: foreign.GlobLN(C), SOUND, "LayerNorm over all channels and positions, eps 1e-08"),
     "per feature": (lambda: foreign.FeatureNorm(C), SOUND, "InstanceNorm, eps 1e-06"),
     "one node": (lambda: foreign.NodeNorm(C), NODES, "BatchNorm with running statistics, eps 1e-05"),
@@ -52,6 +53,7 @@ RECOGNISED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 
 UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "abs": (lambda: foreign.AbsNorm(C), "not as a BatchNorm does"),
+    "clamped": (lambda: foreign.ClampedNorm(C), "not as a BatchNorm does"),
     "eps outside": (lambda: foreign.OutsideNorm(C), "not as a BatchNorm does"),
     "scaled": (lambda: foreign.ScaledNorm(C), "not as a BatchNorm does"),
     "unbiased": (lambda: foreign.UnbiasedGroupNorm(3, C), "outputs are those of no BatchNorm"),
@@ -80,6 +82,7 @@ OF_THE_INSTANCE = (
     "BiT, no activation",
     "BiT, a trained one",
     "GroupNorm32",
+    "of its own",
     "asteroid",
     "per feature",
 )

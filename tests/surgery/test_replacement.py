@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import deque
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -124,6 +128,110 @@ def test_a_place_that_cannot_be_written_is_a_refusal(inplace: bool) -> None:
     refused(source, r"block\.held \(a bound method\) holds it", inplace=inplace)
     source.block.__dict__["held"] = [lambda x, norm=source.norm: norm(x)]
     refused(source, r"block\.held\[0\] \(a default of a function\) holds it", inplace=inplace)
+
+
+NORM = randomize_norms(nn.BatchNorm2d(CHANNELS)).eval()
+
+
+class OfItsClass(nn.Module):
+    norms = (1, NORM)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = NORM
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return type(self).norms[1](x)
+
+
+class OfAGlobal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = NORM
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([NORM(part) for part in x.split(1)])
+
+
+class OnlyInTheConstructor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = NORM
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        (OfItsClass, r"norms \(of the class OfItsClass\)\[1\]"),
+        (OfAGlobal, r"forward \(a function that uses the global NORM\)"),
+    ],
+)
+def test_what_other_models_share_is_a_refusal(model: type[nn.Module], path: str, inplace: bool) -> None:
+    refused(model(), rf"can't convert norm \(BatchNorm2d\): {path} holds it", inplace=inplace)
+    assert isinstance(convert(OnlyInTheConstructor(), inplace=inplace).norm, ILMNorm)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_weak_reference_is_a_refusal(inplace: bool) -> None:
+    """A copy would go on with the norm of its source; in place, with none."""
+    source = randomize_norms(holding("attribute"))
+    source.block.__dict__["held"] = weakref.ref(source.norm)
+    refused(source, r"block\.held \(a weak reference\) holds it", inplace=inplace)
+    source.block.__dict__["held"] = [weakref.proxy(source.norm)]
+    refused(source, r"block\.held\[0\] \(a weak reference\) holds it", inplace=inplace)
+    # Of what has gone, and of what holds the norm: the usual reference to a parent.
+    gone = nn.BatchNorm2d(CHANNELS)
+    held = {"held": weakref.ref(gone), "parent": weakref.ref(source)}
+    source.block.__dict__.update(held, whole=weakref.proxy(source))
+    del gone, held
+    gc.collect()
+    assert isinstance(convert(source, inplace=inplace).norm, ILMNorm)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_norm_that_hangs_on_a_parameter(inplace: bool) -> None:
+    source = randomize_norms(Holding(lambda norm: None, lambda held: None)).eval()
+    source.conv.weight.norm = source.norm
+    expected = source.norm(source.conv(X)).detach()
+    converted = convert(source, inplace=inplace)
+    converted.__dict__["take"] = lambda held: converted.conv.weight.norm
+    checked(converted, ILMNorm, expected)
+
+
+def test_a_read_only_dict() -> None:
+    source = randomize_norms(Holding(lambda norm: MappingProxyType({"n": norm}), lambda held: held["n"])).eval()
+    expected = source(X).detach()
+    checked(convert(source, inplace=True), ILMNorm, expected)
+
+
+def test_an_array_of_objects_is_a_refusal() -> None:
+    source = randomize_norms(holding("attribute"))
+    source.block.__dict__["held"] = np.array([None, source.norm], dtype=object)
+    refused(source, r"block\.held \(an array\) holds it")
+    source.block.__dict__["held"] = np.arange(3)
+    assert isinstance(convert(source).norm, ILMNorm)
+
+
+def test_what_another_models_globals_hold_is_no_part_of_this_one() -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = randomize_norms(nn.BatchNorm2d(CHANNELS))
+
+        def loss(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.own(x) - TEACHER(x)).square().mean()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.own(x)
+
+    assert [entry.name for entry in plan(Student())] == ["own"]
+
+
+TEACHER = nn.Sequential(nn.BatchNorm2d(CHANNELS))
 
 
 def test_a_copy_that_would_use_the_models_own_norm_is_a_refusal() -> None:

@@ -31,6 +31,7 @@ from ilmconvert.testing import (
 )
 from ilmconvert.testing import check_conversion as checks
 from ilmconvert.testing.process_pool import Task, run_tasks
+from tests.surgery.foreign_norms import DetrFrozenBatchNorm
 
 TARGETS = ("ilm_gn", "ilm_ln", "ilm_in")
 
@@ -192,6 +193,17 @@ def test_smaller_gammas_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> 
     assert run_model("test_resnet", "ilm_gn")["error"] == expected
 
 
+def test_frozen_norms_of_other_libraries_get_telling_values() -> None:
+    frozen, plain = DetrFrozenBatchNorm(8), nn.BatchNorm2d(8)
+    randomize_norms(frozen)
+    randomize_norms(plain)
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+    statistics = nn.Module()
+    statistics.running_mean = torch.zeros(8)  # alone they make no norm of it: a scaler of inputs, say
+    assert not randomize_norms(statistics).running_mean.any()
+
+
 def test_parameters_near_zero_wake_and_others_stay() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
     nn.init.zeros_(model[1].weight)
@@ -302,7 +314,18 @@ def test_command_prints_counts_and_tells_failures_by_its_exit_code(
     assert json.loads(result.stdout)["failures"] == [broken]
 
 
-@pytest.mark.parametrize("args", [("--to", "ilm_bn"), ("no_such_model*",)])
+def test_command_takes_several_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[str]] = []
+    keep = lambda names, *args, **settings: taken.append(names) or []  # noqa: E731
+    monkeypatch.setattr("ilmconvert.testing.sweep.run_sweep", keep)
+    for patterns in (("test_resnet", "resnet152", "*resnet152"), ("test_resnet",), ()):
+        _invoke(*patterns, "--out", str(tmp_path / "sweep.jsonl"))
+    assert taken[0][:2] == ["test_resnet", "resnet152"]
+    assert len(taken[0]) == len(set(taken[0])) > 3
+    assert taken[1:] == [["test_resnet"], list_models()]
+
+
+@pytest.mark.parametrize("args", [("--to", "ilm_bn"), ("no_such_model*",), ("test_resnet", "no_such_model*")])
 def test_command_refuses_what_it_does_not_know(args: tuple[str, ...]) -> None:
     with pytest.raises((click.BadParameter, ilmconvert.ModelError)):
         raise _invoke(*args).exception
@@ -326,8 +349,36 @@ def test_table_counts_every_outcome_and_names_failures() -> None:
     page = document(lines)
     assert "| timm | f | 6 | 6 | 3 | 1 | 0 | 1 | 1 | 3.0e-07 |" in page
     assert "### Failed: 1\n\n| model | reason |\n| --- | --- |\n| bad | it \\| broke |" in page
-    assert "| deep | 1.0e-13 | not finite | not finite | 1.0 |" in page
+    assert "| deep | 1.0e-13 | not finite | not finite |  | 1.0 |" in page
+    assert "measured on" not in page
     assert "| large | 5 | 2 |" in page
+
+
+def test_table_says_when_it_was_measured_and_why_in_float64() -> None:
+    line = {
+        "model": "a", "library": "timm", "family": "f", "to": "ilm_gn", "converted": 2, "skipped": {}, "refused": 0,
+        "relative_error": 1e-13, "dtype": "float64", "parameters": 5, "executed": True, "exact": True, "error": None,
+        "float32_error": 4e-4, "source_rounding": 1e-4, "amplified_rounding": 2e-4, "measured": "2026-01-02",
+    }  # fmt: skip
+    lines = [
+        line,
+        {**line, "model": "b", "float32_error": 3e-5, "source_rounding": 1e-5, "amplified_rounding": 3e-6},
+        {**line, "model": "c", "float32_error": None, "source_rounding": None, "measured": "2026-01-03"},
+    ]
+    page = document(lines, "## Before\n\nnumbers\n")
+    assert "These are 3 of the 857 models that hold a norm, measured between 2026-01-02 and 2026-01-03." in page
+    assert "The larger of the two is above 1e-05 for 2 of the 3;" in page
+    assert "is 3.0 times as large in the median, and 3.0 times at most." in page
+    assert "| a | 1.0e-13 | 4.0e-04 | 1.0e-04 | 2.0e-04 | 1.0 |" in page
+    assert page.endswith("\n\n## Before\n\nnumbers\n")
+
+
+def test_a_source_that_amplifies_rounding_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(checks.ROUNDING, torch.float32, 0.0)
+    line = run_model("test_resnet", "ilm_gn")
+    assert line["dtype"] == "float64"
+    assert 1e-8 < line["amplified_rounding"] < 1e-5
+    assert 1e-8 < line["float32_error"] < 1e-5
 
 
 @pytest.mark.slow
