@@ -51,6 +51,7 @@ def solve_eps(var: Tensor, total: Tensor, spread: float) -> float | None:
         total: what the outputs say of ``var + eps``, (M,).
         spread: how far the values for eps may lie apart, relative to ``var + eps``.
 
+    >>> import torch
     >>> solve_eps(torch.tensor([0.0, 1.0]), torch.tensor([0.25, 1.25]), 1e-6)
     0.25
     >>> solve_eps(torch.tensor([0.0, 1.0]), torch.tensor([0.25, 1.5]), 1e-6) is None
@@ -80,6 +81,7 @@ def snap(eps: float, declared: list[float], tolerance: float) -> float:
 def find_activation(z: Tensor, y: Tensor, tolerance: float) -> nn.Module | None:
     """A stock activation that takes ``z`` to ``y``, as a new module; None where none does.
 
+    >>> import torch
     >>> z = torch.linspace(-4, 4, 100, dtype=torch.float64)
     >>> find_activation(z, nn.LeakyReLU(0.1)(z), 1e-9)
     LeakyReLU(negative_slope=0.1)

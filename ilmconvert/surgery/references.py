@@ -137,6 +137,9 @@ def _inside(visit: _Visit) -> Iterator[_Visit]:
     elif isinstance(value, partial):
         parts = (value.func, *value.args, *value.keywords.values())
         yield from (_Visit(item, (steps, " (a functools.partial)"), visit.slot) for item in parts)
+    elif type(value).__module__ == nn.Module.__module__:
+        # A hook that is given its module, which it refers to weakly: the hook goes where its module goes.
+        yield from _attributes(value, steps, frozenset({"module"}))
     elif not isinstance(value, FunctionType | MethodType):
         yield from _items(visit)
         yield from _attributes(value, steps)

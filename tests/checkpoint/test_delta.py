@@ -171,7 +171,7 @@ def test_deltas_and_checkpoints_are_told_apart(tmp_path: Path) -> None:
     file = save_delta(convert(base), tmp_path / "d.safetensors", base=base)
     with pytest.raises(CheckpointError, match=r"is a delta: .*apply_delta"):
         load(file)
-    with pytest.raises(CheckpointError, match=r"isn't a delta; .*ilmconvert\.load"):
+    with pytest.raises(CheckpointError, match="isn't a delta; a whole checkpoint is used as it is"):
         apply_delta(base, save(convert(base), tmp_path / "m.safetensors"))
     with pytest.raises(CheckpointError, match="holds no ILM Norm"):
         save_delta(base, tmp_path / "x.safetensors", base=base)

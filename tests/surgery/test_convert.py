@@ -337,6 +337,7 @@ def test_what_cannot_be_converted_is_refused_with_the_cure(model: nn.Module, mat
     assert str(model) == before
 
 
+@pytest.mark.filterwarnings("ignore:1 norm layer stays")
 def test_a_model_that_is_initialised_in_part_is_refused_with_the_cure() -> None:
     model = nn.Sequential(randomize_norms(nn.BatchNorm2d(4)), nn.LazyBatchNorm2d())
     with pytest.raises(ConversionError, match=r"^the model isn't initialised yet: run one batch through it first$"):

@@ -175,6 +175,12 @@ def test_what_other_models_share_is_a_refusal(model: type[nn.Module], path: str,
     assert isinstance(convert(OnlyInTheConstructor(), inplace=inplace).norm, ILMNorm)
 
 
+def test_a_hook_that_refers_to_its_own_module_is_none() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), randomize_norms(nn.BatchNorm2d(8))).eval()
+    model[1].register_load_state_dict_pre_hook(lambda module, *_: None)
+    assert isinstance(convert(model)[1], ILMNorm)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_weak_reference_is_a_refusal(inplace: bool) -> None:
     """A copy would go on with the norm of its source; in place, with none."""

@@ -65,7 +65,7 @@ def _floats_of_samples(samples: int, s: Settings, width: int) -> int:
 
 
 def forward(x: Tensor, t: Tensors, s: Settings, activation: str = "none") -> tuple[Tensor, Tensor]:
-    """:func:`ilmconvert.nn.ilm_norm` of an ``x`` that is :func:`in_order` and :func:`suits`, then an activation.
+    """:func:`ilmconvert.nn.ilm_norm` of an ``x`` that is :func:`in_order` and suits the kernels, then an activation.
 
     Returns:
         The output, and what the backward pass wants to know of the samples.
