@@ -38,6 +38,7 @@ def run_quick(program: str, folder: Path, *options: str) -> dict[str, list[dict[
     return {table["title"]: table["rows"] for table in tables}
 
 
+@pytest.mark.slow
 def test_layer_times_every_shape_and_format(tmp_path: Path) -> None:
     tables = run_quick("layer", tmp_path, "--dtype", "float32", "--shape", "1x64x4x4")
     for title in ("Forward, no_grad", "Forward and backward"):

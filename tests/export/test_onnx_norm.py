@@ -34,20 +34,23 @@ def check(layer: ILMNorm, x: torch.Tensor, most: int, **options: Any) -> Any:
     return proto
 
 
-@pytest.mark.parametrize("case", PARTITIONS)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c in ("the same", "instance", "layer") else c for c in PARTITIONS],
+)
 def test_of_every_partition(case: str) -> None:
     sizes, most = PARTITIONS[case]
     check(trained(*sizes), instances(sizes[0]), most)
 
 
-@pytest.mark.parametrize("case", ["groups finer", "key groups finer"])
+@pytest.mark.parametrize("case", ["groups finer", pytest.param("key groups finer", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [{"restore": False}, {"restore": False, "affine": False}, {"affine": False}])
 def test_without_a_part(case: str, settings: dict[str, bool]) -> None:
     sizes, most = PARTITIONS[case]
     check(trained(*sizes, **settings), instances(sizes[0]), most)
 
 
-@pytest.mark.parametrize("positions", [(7,), (2, 3, 2), (1, 1), ()])
+@pytest.mark.parametrize("positions", [(7,), (2, 3, 2), pytest.param((1, 1), marks=pytest.mark.slow), ()])
 def test_inputs_of_other_dimensions(positions: tuple[int, ...]) -> None:
     sizes, most = PARTITIONS["neither"]
     check(trained(*sizes), instances(sizes[0], positions=positions), most)
