@@ -103,22 +103,10 @@ def calibrate(
 
 
 def _print(found: Calibration, source: str) -> None:
-    from ilmconvert.report.text import NONE, share
+    from ilmconvert.report.facts import CALIBRATION_COLUMNS, calibration_rows
 
-    print_table(
-        f"against {source}: {found.held_out} held-out images, {found.fitted_on} fitted",
-        ("values", "same class", "KL, nats", "error of the outputs", ""),
-        [
-            (
-                name,
-                share(score.agreement) or NONE,
-                NONE if score.kl is None else f"{score.kl:.3f}",
-                f"{score.error:.3f}",
-                "kept" if name == found.kept else "",
-            )
-            for name, score in found.scores.items()
-        ],
-    )
+    title = f"against {source}: {found.held_out} held-out images, {found.fitted_on} fitted"
+    print_table(title, CALIBRATION_COLUMNS, calibration_rows(found))
     for reason in sorted(set(found.skipped.values())):
         count = sum(each == reason for each in found.skipped.values())
         click.echo(f"{count} layers not fitted: {reason}")

@@ -1,6 +1,6 @@
 """An ILM Norm's inference form as one operation while torch traces, and as ONNX nodes afterwards.
 
-Tracing, decomposing and translating take some 10 ms for each operation of torch, more than all the rest of an export.
+Each operation of torch is traced, decomposed and translated by itself, which takes most of the time of an export.
 """
 
 from __future__ import annotations

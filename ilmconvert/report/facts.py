@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from ilmconvert.calibration.calibrate import Calibration
 from ilmconvert.evaluation.accuracy import Evaluation
 from ilmconvert.evaluation.compare import Fidelity
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, worst_layers
 from ilmconvert.evaluation.verify.verification import Verification
-from ilmconvert.report.text import decibels, duration, share
+from ilmconvert.report.text import NONE, decibels, duration, share
 
 Facts = list[tuple[str, str | None]]
+CALIBRATION_COLUMNS = ("values", "same class", "KL, nats", "error of the outputs", "")
 _WORST = 3
 
 
@@ -29,6 +31,20 @@ def evaluation_facts(result: Evaluation, against: str | None) -> Facts:
         (f"top-1 of {against}", percent(result.against_top1)),
         ("difference", percent(result.difference, result.difference_interval, sign="+")),
         ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
+    ]
+
+
+def calibration_rows(found: Calibration) -> list[tuple[str, ...]]:
+    """What each step of a calibration came to on held-out samples, and what was kept; under ``CALIBRATION_COLUMNS``."""
+    return [
+        (
+            name,
+            share(score.agreement) or NONE,
+            NONE if score.kl is None else f"{score.kl:.3f}",
+            f"{score.error:.3f}",
+            "kept" if name == found.kept else "",
+        )
+        for name, score in found.scores.items()
     ]
 
 

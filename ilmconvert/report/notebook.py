@@ -17,7 +17,13 @@ from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Result
 from ilmconvert.models.load_weights import LoadedWeights
-from ilmconvert.report.facts import evaluation_facts, fidelity_facts, verification_facts
+from ilmconvert.report.facts import (
+    CALIBRATION_COLUMNS,
+    calibration_rows,
+    evaluation_facts,
+    fidelity_facts,
+    verification_facts,
+)
 from ilmconvert.report.run import Run, arms, read_run
 from ilmconvert.report.run_tables import arms_table, epochs_table, heading
 from ilmconvert.report.tables import Table
@@ -96,21 +102,12 @@ def verification(found: Verification) -> str:
 
 def calibration(found: Calibration) -> str:
     """What each step of a calibration came to on held-out samples, and what was kept."""
-    rows = [
-        (
-            name,
-            share(score.agreement) or NONE,
-            NONE if score.kl is None else f"{score.kl:.3f}",
-            f"{score.error:.3f}",
-            "kept" if name == found.kept else "",
-        )
-        for name, score in found.scores.items()
-    ]
-    columns = ("values", "same class", "KL, nats", "error of the outputs", "")
     title = f"{found.held_out} held-out samples, {found.fitted_on} fitted"
     reasons = sorted(set(found.skipped.values()))
     notes = [f"{list(found.skipped.values()).count(reason)} layers not fitted: {reason}" for reason in reasons]
-    return _shown(title, Table(columns, rows, numbers=1).without_empty_columns(), notes=notes)
+    return _shown(
+        title, Table(CALIBRATION_COLUMNS, calibration_rows(found), numbers=1).without_empty_columns(), notes=notes
+    )
 
 
 def collapse(found: Collapse) -> str:
