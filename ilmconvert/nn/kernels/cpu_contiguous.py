@@ -19,11 +19,13 @@ _RSTD_EPS = 1e-14
 # costs two bits of float32.
 _LEAST_VARIANCE = 1 / 4
 # From this many elements on, a kernel that also writes its output costs more than a few more small operations.
-_LARGE = 1 << 16
+_LARGE = 1 << 19
 # float32 sums of longer rows lose digits: they are split into channels, and these merged afterwards.
 _LONGEST_ROW = 1 << 15
-# From this length of a channel on, a kernel's own start of each row is worth its single pass.
+# From this length of a channel on, a kernel's own start of each row is worth its single pass, unless all of ``x`` is in
+# the cache, where a second pass costs less.
 _LONG_CHANNEL = 256
+_IN_CACHE = 1 << 20
 
 
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,15 @@ def _moments_by_squares(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor] | N
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     y = torch.empty_like(x)
-    _scale_shift(_rows(x), scale.reshape(-1), shift.reshape(-1), _rows(y))
+    if x.dtype == scale.dtype and (x.numel() < _IN_CACHE or x.numel() < _LONG_CHANNEL * scale.numel()):
+        by_channel = (*scale.shape, -1)
+        torch.mul(x.view(by_channel), scale.unsqueeze(2), out=y.view(by_channel)).add_(shift.unsqueeze(2))
+        return y
+    # BatchNorm's evaluation with running mean 0 and variance 1 of (1, N * C, *)
+    scale, shift = scale.reshape(-1), shift.reshape(-1)
+    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+    outputs = _rows(y).unsqueeze(0), scale.new_empty(0), scale.new_empty(0)
+    torch.native_batch_norm(_rows(x).unsqueeze(0), scale, shift, zeros, ones, False, 0.0, 0.0, out=outputs)
     return y
 
 
@@ -89,17 +99,6 @@ def combine(grad: Tensor, scale: Tensor, x: Tensor, gain: Tensor, offset: Tensor
 
 def _rows(x: Tensor) -> Tensor:
     return x.view(x.shape[0] * x.shape[1], -1)
-
-
-def _scale_shift(rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    """(M, P) times (M,) plus (M,), into ``out``."""
-    if rows.dtype == scale.dtype and rows.shape[1] < _LONG_CHANNEL:
-        torch.mul(rows, scale.unsqueeze(1), out=out).add_(shift.unsqueeze(1))
-        return
-    # BatchNorm's evaluation with running mean 0 and variance 1
-    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
-    outputs = out.unsqueeze(0), scale.new_empty(0), scale.new_empty(0)
-    torch.native_batch_norm(rows.unsqueeze(0), scale, shift, zeros, ones, False, 0.0, 0.0, out=outputs)
 
 
 def channel_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
