@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ilmconvert.evaluation.verify.opened_checkpoint import OpenedCheckpoint
 
 
-RUNTIMES = ("onnx", "pt2")
+#: Formats of files for inference, and their endings.
+RUNTIMES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 
 
 @click.command()
@@ -28,8 +29,8 @@ RUNTIMES = ("onnx", "pt2")
     type=click.Choice([*RUNTIMES, "hub", "delta"]),
     default="onnx",
     show_default=True,
-    help="onnx and pt2 (torch.export): for inference; hub: a folder that timm and the Hugging Face hub read; delta: "
-    "only the tensors that differ from the source's.",
+    help="onnx, pt2 (torch.export) and aoti (AOTInductor, compiled for this kind of machine): for inference; hub: a "
+    "folder that timm and the Hugging Face hub read; delta: only the tensors that differ from the source's.",
 )
 @click.option(
     "-o",
@@ -61,7 +62,7 @@ RUNTIMES = ("onnx", "pt2")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def export(file: Path, kind: str, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
-    """Export the converted checkpoint FILE for inference (onnx, pt2), for timm and the hub, or as a delta.
+    """Export the converted checkpoint FILE for inference (onnx, pt2, aoti), for timm and the hub, or as a delta.
 
     \b
     Examples:
@@ -73,7 +74,7 @@ def export(file: Path, kind: str, output: Path | None, force: bool, as_json: boo
     from ilmconvert.checkpoint.safetensors_io import checkpoint_file
 
     given, file = file, checkpoint_file(file)
-    ending = f".{kind}" if kind in RUNTIMES else default_place("x", kind).name.removeprefix("x")
+    ending = RUNTIMES[kind] if kind in RUNTIMES else default_place("x", kind).name.removeprefix("x")
     output = output or beside(file, ending, given=given)
     write_it = _for_runtime if kind in RUNTIMES else _for_people
     summary, text = write_it(file, kind, output, force, **options)
@@ -100,7 +101,7 @@ def _for_people(
 ) -> tuple[dict[str, Any], str]:
     """A hub folder or a delta: the summary, also as text."""
     if static or dynamic_size or size is not None:
-        raise click.UsageError("--static, --dynamic-size and --size are for onnx and pt2; leave them out")
+        raise click.UsageError("--static, --dynamic-size and --size are for onnx, pt2 and aoti; leave them out")
     check_place(output, kind, force)
     with progress() as say:
         say(f"loading {file}")
@@ -145,7 +146,7 @@ def _for_runtime(
     size: int | None,
     **others: Any,
 ) -> tuple[dict[str, Any], str]:
-    """An ONNX file or torch.export archive: the summary, also as text."""
+    """A file for inference: the summary, also as text."""
     if others["source"] is not None or others["weights"] is not None or others["model_args"]:
         raise click.UsageError("--source, --weights and --model-arg are for hub and delta; leave them out")
     if static and dynamic_size:
@@ -160,7 +161,8 @@ def _for_runtime(
     with progress() as say:
         say(f"loading {file}")
         model = load(file)
-        say("tracing, which can take minutes with --dynamic-size" if dynamic_size else "tracing")
+        tracing = "tracing and compiling" if kind == "aoti" else "tracing"
+        say(f"{tracing}, which can take minutes with --dynamic-size" if dynamic_size else tracing)
         write_program(model, output, format=kind, dynamic=not static, dynamic_size=dynamic_size, size=size)
         say("comparing with the model")
         error = _error_in_runtime(model, output, kind, size)
@@ -193,9 +195,9 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
     inputs = example_inputs(model, batch_size=2, size=size, seed=1)
     with torch.no_grad():
         expected = outputs(model(*inputs))
-    if kind == "pt2":
+    if kind in ("pt2", "aoti"):
         with torch.no_grad():
-            got = outputs(torch.export.load(output).module()(*inputs))
+            got = outputs(_loaded(output, kind)(*inputs))
     else:
         try:
             import onnxruntime
@@ -206,3 +208,13 @@ def _error_in_runtime(model: Any, output: Path, kind: str, size: int | None) -> 
         results = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
         got = [torch.from_numpy(result) for result in results]
     return relative_difference(expected, got)
+
+
+def _loaded(file: Path, kind: str) -> Any:
+    import torch
+
+    if kind == "pt2":
+        return torch.export.load(file).module()
+    from torch._inductor import aoti_load_package
+
+    return aoti_load_package(str(file))

@@ -1,4 +1,4 @@
-"""Export converted models for inference: ONNX and torch.export files with an open batch size."""
+"""Export converted models for inference: ONNX, torch.export and AOTInductor files with an open batch size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ilmconvert.errors import ExportError
 from ilmconvert.export.inference_form import InferenceNorm, inference_form
 from ilmconvert.export.onnx_norm import translations
 
-FORMATS = ("onnx", "pt2")
+FORMATS = ("onnx", "pt2", "aoti")
 _AXES = {0: "batch", 2: "height", 3: "width"}
 
 
@@ -31,7 +31,7 @@ def export(
     dynamic_size: bool = False,
     size: int | Sequence[int] | None = None,
 ) -> Path:
-    """Write ``model`` in evaluation mode as an ONNX file or a ``torch.export`` archive.
+    """Write ``model`` in evaluation mode as an ONNX file, a ``torch.export`` archive or an AOTInductor package.
 
     The layers are brought into their inference form first (:func:`ilmconvert.export.inference_form.inference_form`).
     An ONNX file's input is called ``input``, its output ``output`` (``output_0``, ... of several), its open axes
@@ -40,18 +40,23 @@ def export(
     Args:
         model: takes one (N, C, H, W) tensor. It isn't changed.
         path: the file; it appears under this name when it is complete.
-        format: "onnx" (needs ``pip install 'ilmconvert[export]'``) or "pt2".
+        format: "onnx" (needs ``pip install 'ilmconvert[export]'``), "pt2" (``torch.export.load`` reads it), or "aoti",
+            which is compiled for this kind of machine (needs a C++ compiler; ``torch._inductor.aoti_load_package``
+            reads it, and so does C++ without Python; has one size).
         dynamic: leave the batch size open; otherwise it is 2.
         dynamic_size: leave height and width open, too; otherwise they are those of the example input. Tracing can take
             minutes: paddings that depend on the size make torch solve for it.
         size: of the example input, see :func:`ilmconvert.data.example_inputs.example_inputs`.
 
     Raises:
-        ExportError: a missing extra, or a model that can't be traced or has a fixed input size.
+        ExportError: a missing extra or compiler, or a model that can't be traced or has a fixed input size.
         CheckpointError: the file can't be written.
     """
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
+    if format == "aoti" and dynamic_size:
+        # torch 2.14: garbage at other sizes than the traced one, of networks with BatchNorm, too.
+        raise ExportError("AOTInductor miscompiles networks of open height and width; leave out --dynamic-size")
     form = inference_form(model)
     example = example_inputs(form, batch_size=2, size=size)
     shapes = _dynamic_shapes(example, dynamic_size) if dynamic or dynamic_size else None
@@ -60,11 +65,28 @@ def export(
     def write(temporary: Path) -> None:
         if format == "onnx":
             program.save(str(temporary))
+        elif format == "aoti":
+            _compile(program, temporary)
         else:
             with open(temporary, "wb") as f:
                 torch.export.save(program, f)
 
     return write_atomically(path, write)
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    # The only ending that is taken.
+    package = path.with_name("package.pt2")
+    try:
+        aoti_compile_and_package(program, package_path=str(package))
+    except InvalidCxxCompiler as e:
+        raise ExportError("AOTInductor needs a C++ compiler; install g++ or clang, or use the format onnx") from e
+    except Exception as e:
+        raise ExportError(f"AOTInductor can't compile the model: {_one_line(e)}; use the format onnx or pt2") from e
+    package.replace(path)
 
 
 def _dynamic_shapes(example: tuple[Any, ...], dynamic_size: bool) -> tuple[Any, ...]:
@@ -118,8 +140,11 @@ def _name(graph: Any, shapes: tuple[Any, ...] | None) -> None:
 
 
 def _message(error: Exception, shapes: tuple[Any, ...] | None) -> str:
-    reason = " ".join(str(error).split())[:200]
     cure = ""
     if shapes is not None:
         cure = "; leave out --dynamic-size" if len(shapes[0]) > 1 else "; fix its batch size, too, with --static"
-    return f"the model can't be exported: {reason}{cure}"
+    return f"the model can't be exported: {_one_line(error)}{cure}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from ilmconvert import ILMNorm, convert, save
 from ilmconvert.cli import main
@@ -66,6 +67,19 @@ def test_pt2_with_any_batch_and_size(tmp_path: Path) -> None:
         x = torch.randn(shape)
         with torch.no_grad():
             assert relative_error(program(x), model(x)) <= 1e-5
+
+
+@pytest.mark.slow
+def test_aoti_is_compiled_and_computes_the_same(tmp_path: Path) -> None:
+    model = disturb(network("test_resnet"))
+    file = save(model, tmp_path / "m.safetensors")
+    result = CliRunner().invoke(main, ["export", str(file), "--format", "aoti", "--size", "64"])
+    assert result.exit_code == 0, result.output
+    package = torch._inductor.aoti_load_package(str(tmp_path / "m.aoti.pt2"))
+    for batch in (1, 3, 17):
+        x = torch.randn(batch, 3, 64, 64)
+        with torch.no_grad():
+            assert relative_error(package(x), model(x)) <= 1e-5
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
@@ -133,9 +147,30 @@ def test_a_missing_extra_is_said_before_the_slow_part(tmp_path: Path, monkeypatc
         export(network("test_resnet"), tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (InvalidCxxCompiler(), "needs a C\\+\\+ compiler; install g\\+\\+ or clang"),
+        (RuntimeError("out of\nregisters"), "can't compile the model: out of registers; use the format onnx or pt2"),
+    ],
+)
+def test_aoti_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
+    with pytest.raises(ExportError, match=message):
+        export(network("test_resnet"), tmp_path / "m.pt2", format="aoti", dynamic=False, size=32)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="unknown format 'tflite'"):
         export(network(), tmp_path / "m", format="tflite")
+    with pytest.raises(ExportError, match=r"AOTInductor miscompiles .*; leave out --dynamic-size"):
+        export(network(), tmp_path / "m", format="aoti", dynamic_size=True)
     fixed = convert(randomize_norms(create_model("levit_128s", weights="none")))
     with pytest.raises(ExportError, match="leave out --dynamic-size"):
         export(fixed, tmp_path / "m.pt2", format="pt2", dynamic_size=True)
