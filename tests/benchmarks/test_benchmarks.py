@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.mark.slow
 def test_convert_time_measures_every_step() -> None:
     command = [sys.executable, "-m", "benchmarks.convert_time", "test_resnet", "--repeats", "1", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -363,6 +363,7 @@ def benchmark(folder: Path, *options: str) -> list[dict[str, Any]]:
     return tables
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_target_before_and_after(tmp_path: Path) -> None:
     before, tried = benchmark(tmp_path, "--targets", "gn", "--epochs", "0")
     assert [row["layer"] for row in before["rows"]] == ["gn", "gn"]

@@ -21,6 +21,7 @@ def observations(n: int = 2) -> dict[str, torch.Tensor]:
     return cameras | {"state": torch.rand(n, 4, generator=generator)}
 
 
+@pytest.mark.slow  # examples/robot_policy_ema.py runs everywhere
 # The page's last block converts a network without weights.
 @pytest.mark.filterwarnings("ignore:20 BatchNorm layers were never trained:UserWarning")
 def test_page() -> None:

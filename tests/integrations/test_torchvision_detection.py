@@ -38,6 +38,7 @@ def heads(model: nn.Module) -> list[Tensor]:
         return run(IMAGES)
 
 
+@pytest.mark.slow  # examples/detection_batch_1.py runs everywhere
 def test_page() -> None:
     torch.manual_seed(0)
     page = Page("torchvision_detection")
