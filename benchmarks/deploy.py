@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.deploy`` prints Markdown tables. The converted network's meta-network and rescaling are moved
 away from their starts, as training does, so that nothing folds; *the model itself* is what ``torch.onnx.export`` makes
-of it. A last table times the layer against GroupNorm while another process is busy.
+of it. A last table times the layer against GroupNorm while another process is busy. ``--aoti`` adds the networks as
+AOTInductor compiles them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,38 @@ def measure(name: str, size: int, batches: tuple[int, ...], repeats: int, thread
             nodes = len(onnx.load(path, load_external_data=False).graph.node)
             written.rows.append({"network": kind, "seconds": seconds, "nodes": nodes, "error": error})
     for batch in batches:
-        times = interleaved({kind: runner(s, x[:batch]) for kind, s in sessions.items()}, repeats)
-        for kind, timing in times.items():
-            ratios = {f"to {other}": timing.median / times[other].median for other in (GROUPED, SOURCE)}
-            timed.rows.append({"network": kind, "batch": batch, "ms": timing.median * 1e3, **ratios})
+        timed.rows += turns(batch, {kind: runner(s, x[:batch]) for kind, s in sessions.items()}, repeats)
+    return written, timed
+
+
+def turns(batch: int, candidates: dict[str, Callable[[], Any]], repeats: int) -> list[dict[str, Any]]:
+    """Rows of times and of ratios to the networks with GroupNorm and BatchNorm."""
+    times = interleaved(candidates, repeats)
+    rows = []
+    for kind, timing in times.items():
+        ratios = {f"to {other}": timing.median / times[other].median for other in (GROUPED, SOURCE)}
+        rows.append({"network": kind, "batch": batch, "ms": timing.median * 1e3, **ratios})
+    return rows
+
+
+def compiled(name: str, size: int, batches: tuple[int, ...], repeats: int) -> tuple[Table, Table]:
+    """The same of AOTInductor's packages, on as many threads as torch has."""
+    written, timed = Table(f"Compilation, {name}"), Table(f"AOTInductor, {name}")
+    packages: dict[str, Any] = {}
+    x = torch.randn(max(batches), 3, size, size)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, model in networks(name).items():
+            if kind == ITSELF:
+                continue
+            start = time.perf_counter()
+            path = export(model, Path(folder) / f"{kind}.pt2", format="aoti", size=size)
+            seconds = time.perf_counter() - start
+            packages[kind] = torch._inductor.aoti_load_package(str(path))
+            with torch.no_grad():
+                error = relative_difference([model(x[:1])], [packages[kind](x[:1])])
+            written.rows.append({"network": kind, "seconds": seconds, "error": error})
+        for batch in batches:
+            timed.rows += turns(batch, {kind: partial(p, x[:batch]) for kind, p in packages.items()}, repeats)
     return written, timed
 
 
@@ -155,6 +185,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="timm or torchvision names instead of the standard two")
     parser.add_argument("--repeats", type=int, help="counted turns of each candidate")
     parser.add_argument("--threads", type=int, default=2, help="of onnxruntime")
+    parser.add_argument("--aoti", action="store_true", help="compile by AOTInductor, too; minutes a network")
     parser.add_argument("--quick", action="store_true", help="one small network, few turns, to see that it runs")
     parser.add_argument("--out", type=Path, help="folder for deploy.md and deploy.json")
     arguments = parser.parse_args()
@@ -162,8 +193,11 @@ def main() -> None:
     quick = arguments.quick
     repeats = arguments.repeats or (1 if quick else 15)
     tables = []
+    size, batches = (32, (1,)) if quick else (224, (1, 8))
     for name in arguments.models or (["test_resnet"] if quick else MODELS):
-        tables += measure(name, 32 if quick else 224, (1,) if quick else (1, 8), repeats, arguments.threads)
+        tables += measure(name, size, batches, repeats, arguments.threads)
+        if arguments.aoti:
+            tables += compiled(name, size, batches, repeats)
     tables += [operations(), small_maps(repeats)]
     publish("deploy", tables, environment("cpu"), arguments.out)
 

@@ -62,10 +62,12 @@ def test_model_times_networks_conversion_and_import(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_deploy_exports_counts_and_times(tmp_path: Path) -> None:
-    tables = run_quick("deploy", tmp_path)
+    tables = run_quick("deploy", tmp_path, "--aoti")
     nodes = {row["network"]: row["nodes"] for row in tables["Export, test_resnet"]}
     assert nodes["BatchNorm"] < nodes["GroupNorm"] < nodes["converted"]
     # without export a Reshape more for each of fifteen layers, and for the head
     assert 0 <= nodes["the model itself"] - nodes["converted"] <= 16
-    assert all(row["error"] <= 1e-4 for row in tables["Export, test_resnet"])
+    for title in ("Export, test_resnet", "Compilation, test_resnet"):
+        assert all(row["error"] <= 1e-4 for row in tables[title])
+    assert {row["network"] for row in tables["AOTInductor, test_resnet"]} == {"converted", "GroupNorm", "BatchNorm"}
     assert len(tables["The layer on small maps, forward"]) == 4
