@@ -167,18 +167,20 @@ def _check(the_plan: Plan) -> None:
         more = f" (and {rest} more layers, see ilmconvert.plan)" if rest else ""
         source = first.source.rsplit(".", 1)[-1]
         raise ConversionError(f"can't convert {first.name or 'the root'} ({source}): {first.error}{more}")
-    for pattern in the_plan.unmatched:
-        warnings.warn(f"pattern {pattern!r} matches no norm layer", stacklevel=3)
+    already = any(e.reason == ALREADY_CONVERTED for e in the_plan)
+    unmatched = [f"pattern {pattern!r} matches no norm layer" for pattern in the_plan.unmatched]
+    if not the_plan.converted and not already:
+        holds = f"the model holds: {seen(the_plan.skipped)}"
+        raise ConversionError("; ".join(["nothing to convert", *unmatched, holds]))
+    for message in unmatched:
+        warnings.warn(message, stacklevel=3)
     if not the_plan.converted:
-        if any(e.reason == ALREADY_CONVERTED for e in the_plan):
-            if "identity" not in the_plan.settings.target.starts:
-                raise ConversionError(
-                    "the norm layers are ILM Norms: convert their source, or use "
-                    "ilmconvert.calibration.collapse.collapse"
-                )
-            warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
-            return
-        raise ConversionError(f"nothing to convert; the model holds: {seen(the_plan.skipped)}")
+        if "identity" not in the_plan.settings.target.starts:
+            raise ConversionError(
+                "the norm layers are ILM Norms: convert their source, or use ilmconvert.calibration.collapse.collapse"
+            )
+        warnings.warn("nothing to do: the norm layers of this model are ILM Norms already", stacklevel=3)
+        return
     untrained = [e.name for e in the_plan.converted if e.never_trained]
     if untrained:
         warnings.warn(
