@@ -298,6 +298,20 @@ def test_command_resumes_and_its_tables_and_plot_show_the_runs(
     torch.set_num_threads(threads)
 
 
+def test_settings_that_were_not_tried_together_are_shown_without_an_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Distillation off and the norms' full rate each help, so both are kept; no selection run has both."""
+    file = RunFile(tmp_path / "runs.jsonl")
+    for seed in SEEDS:
+        file.add(run("ilm-gn", seed, 0.6, phase=SELECTION, rate=0.002))
+        file.add(run("ilm-gn", seed, 0.7, phase=SELECTION))
+        file.add(run("ilm-gn", seed, 0.75, phase=SELECTION, distill=0.0))
+        file.add(run("ilm-gn", seed, 0.75, phase=SELECTION, norm_scale=1.0))
+    tables.main([str(file.path)])
+    assert "| 0.005 | 0 | x1 | - | 8 |" in capsys.readouterr().out
+
+
 def test_a_plot_without_final_runs_is_refused(tmp_path: Path) -> None:
     file = RunFile(tmp_path / "runs.jsonl")
     file.add(run(FROZEN, SEEDS[0], 0.5, phase=SELECTION))
