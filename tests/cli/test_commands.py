@@ -368,7 +368,7 @@ def test_delta_and_back(trained: Path) -> None:
         (["test_resnet", "--push", "me/mine"], "add --format hub"),
         (["test_resnet", "--format", "hub", "--private"], "--private is for the repository"),
         (["export", "m.safetensors", "--push", "me/mine"], "add --format hub"),
-        (["export", "m.safetensors", "--format", "hub", "--static"], "are for onnx and pt2"),
+        (["export", "m.safetensors", "--format", "hub", "--static"], "are for onnx, pt2 and aoti"),
         (["export", "m.safetensors", "--source", "resnet18"], "are for hub and delta"),
         (["test_resnet", "--format", "hub", "-o", "no/such/place"], "there is no folder"),
         (["apply", "m.safetensors", "-o", "m.safetensors"], "its own output"),
