@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.evidence import federated
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
@@ -26,6 +27,7 @@ RESULTS = ROOT / "benchmarks/evidence/results"
 START, END = "<!-- benchmarks.front_table writes from here -->\n", "<!-- to here -->\n"
 NOT_YET = "not measured yet"
 _EPSILON = 8.0
+_CLIENTS_BATCH = 2
 _SLOWER = re.compile(r"^\| resnet50 \| \d+ \| [\d.]+ \| ([\d.]+) \|", re.MULTILINE)
 _SAME = re.compile(r"^\| same class as the source, (\d+) images \|(.*)\|$", re.MULTILINE)
 
@@ -55,6 +57,7 @@ def table() -> str:
             f"the same shifts: {less(by_arm, 'ilm-gn-range', shifted)}; clean {less(by_arm, 'ilm-gn-range', clean)}",
         ),
         "differential privacy": ("**BatchNorm frozen**, only the head trains", private()),
+        "federated averaging": ("**BatchNorm frozen**", averaged()),
         "BatchNorm can't stay: code refuses it, no statistics may be stored or averaged, or each image has to be "
         "normalised by itself": ("**convert**", kept()),
         "large batches, many images": (
@@ -128,6 +131,20 @@ def private() -> str:
     found, _ = runs.results(_EPSILON, FINAL_SEEDS, list(arms))
     means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in arms.items() if arm in found]
     return f"epsilon {_EPSILON:g}: {'; '.join(means)}" if means else NOT_YET
+
+
+def averaged() -> str:
+    """The accuracies after federated averaging."""
+    arms = {
+        "frozen-bn": "frozen ",
+        "ilm-gn": "converted ",
+        "group-norm": "GroupNorm in its place ",
+        "train-bn": "BatchNorm in training mode ",
+    }
+    runs = federated.Runs(Lines(RESULTS / "federated.jsonl"), LAST_STAGE, federated.Scale(), None, None)
+    found, _ = runs.results(_CLIENTS_BATCH, federated.FINAL_SEEDS, list(arms))
+    means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in arms.items() if arm in found]
+    return f"batches of {_CLIENTS_BATCH}: {'; '.join(means)}" if means else NOT_YET
 
 
 def kept() -> str:

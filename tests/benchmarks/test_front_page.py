@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
 from benchmarks import front_table
-from benchmarks.evidence import private
+from benchmarks.evidence import federated, private
 from benchmarks.evidence.paired import CLEAN, of
 from benchmarks.evidence.runs import FINAL, Run
 from benchmarks.front_image import PHOTOGRAPHS, ROWS, Seen, rows, svg
@@ -122,9 +123,15 @@ def test_the_demo_prints_the_table_and_the_image_of_the_front_page() -> None:
         assert set(row.classes) <= {text.lstrip("✓✗ ") for text in texts(image)}
 
 
-def test_the_page_on_privacy_has_the_numbers_of_the_committed_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    private.main(["--out", str(front_table.RESULTS), "--table", "--epsilons", "8"])
+@pytest.mark.parametrize(
+    ("program", "page", "count"),
+    [(private, "differential-privacy", 3 * 5 + 1), (federated, "federated-learning", 2 * 5)],
+)
+def test_pages_have_the_numbers_of_the_committed_runs(
+    program: ModuleType, page: str, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.main(["--out", str(front_table.RESULTS), "--table"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    page = (ROOT / "docs/guides/differential-privacy.md").read_text(encoding="utf-8")
-    assert len(rows) == 6
-    assert all(row in page for row in rows)
+    text = (ROOT / f"docs/guides/{page}.md").read_text(encoding="utf-8")
+    assert len(rows) == count
+    assert all(row in text for row in rows)
