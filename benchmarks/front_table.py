@@ -129,8 +129,7 @@ def private() -> str:
     arms = {HEAD: "head ", "ilm-norms": "converted norms and head ", "fix": "GroupNorm put in by Opacus "}
     runs = Runs(Lines(RESULTS / "private.jsonl"), LAST_STAGE, Scale(), None, None)
     found, _ = runs.results(_EPSILON, FINAL_SEEDS, list(arms))
-    means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in arms.items() if arm in found]
-    return f"epsilon {_EPSILON:g}: {'; '.join(means)}" if means else NOT_YET
+    return _means(f"epsilon {_EPSILON:g}", found, arms)
 
 
 def averaged() -> str:
@@ -143,8 +142,12 @@ def averaged() -> str:
     }
     runs = federated.Runs(Lines(RESULTS / "federated.jsonl"), LAST_STAGE, federated.Scale(), None, None)
     found, _ = runs.results(_CLIENTS_BATCH, federated.FINAL_SEEDS, list(arms))
-    means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in arms.items() if arm in found]
-    return f"batches of {_CLIENTS_BATCH}: {'; '.join(means)}" if means else NOT_YET
+    return _means(f"batches of {_CLIENTS_BATCH}", found, arms)
+
+
+def _means(where: str, found: Mapping[str, Mapping[int, float]], titles: Mapping[str, str]) -> str:
+    means = [f"{title}{_percent(list(found[arm].values()))}" for arm, title in titles.items() if arm in found]
+    return f"{where}: {'; '.join(means)}" if means else NOT_YET
 
 
 def kept() -> str:

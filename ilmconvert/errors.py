@@ -109,3 +109,12 @@ class NormsLeftBehind(UserWarning):
 
 class PrecisionLost(UserWarning):
     """New layers are far less exact than their sources, since their type can't hold the values of a whole group."""
+
+
+def one_line(text: object) -> str:
+    """``text`` with every run of white space as one space: what another library says, as part of a message.
+
+    >>> one_line("no such\\n  file")
+    'no such file'
+    """
+    return " ".join(str(text).split())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ilmconvert.errors import CheckpointError
+from ilmconvert.errors import CheckpointError, one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -122,7 +122,7 @@ def failed_writes() -> Iterator[None]:
         if isinstance(e, SafetensorError) or any(
             name in str(e) for name in ("PytorchStreamWriter", "inline_container")
         ):
-            raise OSError(" ".join(str(e).split())) from e
+            raise OSError(one_line(e)) from e
         raise
 
 

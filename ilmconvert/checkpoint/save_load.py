@@ -17,7 +17,7 @@ from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
 from ilmconvert.checkpoint.metadata import LARGEST_METADATA, METADATA_KEY, Metadata, describe
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.checkpoint.stored_state import json_of, tensors_of
-from ilmconvert.errors import CheckpointError, ModelError
+from ilmconvert.errors import CheckpointError, ModelError, one_line
 from ilmconvert.surgery.conversion_info import note
 from ilmconvert.surgery.module_state import copy_of
 
@@ -164,6 +164,6 @@ def damage(path: str | os.PathLike[str], cure: str = "") -> Iterator[None]:
     try:
         yield
     except (ModelError, ValueError) as e:
-        text = " ".join(str(e).split())
+        text = one_line(e)
         text = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
         raise CheckpointError(f"{path}: {text}{cure}") from e

@@ -17,10 +17,10 @@ from click.core import ParameterSource
 
 from ilmconvert._constants import INITS, TARGETS
 from ilmconvert.cli._complete import models
-from ilmconvert.cli._exit import one_line
 from ilmconvert.cli._global import verbosity
 from ilmconvert.cli._progress import progress as progress
 from ilmconvert.cli._progress import to_stderr
+from ilmconvert.errors import one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

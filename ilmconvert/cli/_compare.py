@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ilmconvert.cli._common import warn
 from ilmconvert.cli._convert_view import rounding
-from ilmconvert.cli._exit import one_line
+from ilmconvert.errors import one_line
 
 if TYPE_CHECKING:
     from torch import nn

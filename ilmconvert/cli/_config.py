@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ilmconvert.cli._exit import one_line
+from ilmconvert.errors import one_line
 
 _RECIPE = "Recipe: "
 # Of the command line itself, so useless in a file.

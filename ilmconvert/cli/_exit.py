@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import click
 
+from ilmconvert.errors import one_line
+
 EXIT_FAILED = 1
 EXIT_ERROR = 2
 EXIT_NOT_COMPARED = 3
@@ -32,11 +34,6 @@ class Interrupted(click.ClickException):
     """Ctrl-C, with a word on how to go on."""
 
     exit_code = EXIT_INTERRUPTED
-
-
-def one_line(text: object) -> str:
-    """The text with every run of white space as one space."""
-    return " ".join(str(text).split())
 
 
 def fail(message: object, code: int = EXIT_ERROR) -> NoReturn:

@@ -15,9 +15,9 @@ from click.shell_completion import CompletionItem
 
 from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._complete import models
-from ilmconvert.cli._exit import EXIT_INTERRUPTED, Interrupted, fail, one_line, quiet_broken_pipe
+from ilmconvert.cli._exit import EXIT_INTERRUPTED, Interrupted, fail, quiet_broken_pipe
 from ilmconvert.cli._global import verbosity, with_global_options
-from ilmconvert.errors import ILMConvertError
+from ilmconvert.errors import ILMConvertError, one_line
 
 DEFAULT_COMMAND = "convert"
 

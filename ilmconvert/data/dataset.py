@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ilmconvert.errors import DataError
+from ilmconvert.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +51,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         try:
             image, label = self._read(place)
         except Exception as error:  # PIL raises about anything for a damaged image
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             raise DataError(
                 f"can't read the image {self.name(index)} ({reason}); remove or replace it, or leave out such images "
                 "with --skip-corrupt (skip_corrupt=True)"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ilmconvert.data.dataset import ImageDataset, labels_of
-from ilmconvert.errors import DataError
+from ilmconvert.errors import DataError, one_line
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "test")
@@ -124,7 +124,7 @@ def _create(name: str, split: str, kwargs: dict[str, Any]) -> Any:
     except ImportError as error:
         raise DataError(f"{name} needs a package: pip install {error.name or 'datasets'}") from error
     except Exception as error:  # every library has its own
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         reason = reason[:300].replace("download=True", "--dataset-download (download=True)")
         raise DataError(
             f"can't open {name}, split {split}: {reason} (--data-dir says where it lies, data_dir in Python)"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ilmconvert._constants import shown_by
-from ilmconvert.errors import EvaluationError
+from ilmconvert.errors import EvaluationError, one_line
 from ilmconvert.evaluation.metrics import ClassificationMetrics, Interval
 from ilmconvert.evaluation.progress_bar import count_bar
 from ilmconvert.surgery.module_state import evaluating
@@ -166,7 +166,7 @@ def _device(model: nn.Module, device: torch.device | str | None, accelerator: Ac
         try:
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise EvaluationError(
                 f"there is no device {str(device)!r} here ({reason}); use cpu, or leave it out"
             ) from error

@@ -14,7 +14,7 @@ from torch import nn
 
 from ilmconvert.checkpoint.atomic_write import write_atomically
 from ilmconvert.data.example_inputs import example_inputs
-from ilmconvert.errors import ExportError
+from ilmconvert.errors import ExportError, one_line
 from ilmconvert.export.inference_form import InferenceNorm, inference_form
 from ilmconvert.export.onnx_norm import translations
 
@@ -54,9 +54,8 @@ def export(
     """
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
-    if format == "aoti" and dynamic_size:
-        # torch 2.14: garbage at other sizes than the traced one, of networks with BatchNorm, too.
-        raise ExportError("AOTInductor miscompiles networks of open height and width; leave out --dynamic-size")
+    if format == "aoti":
+        _check_compilation(Path(path), dynamic_size)
     form = inference_form(model)
     example = example_inputs(form, batch_size=2, size=size)
     shapes = _dynamic_shapes(example, dynamic_size) if dynamic or dynamic_size else None
@@ -74,19 +73,31 @@ def export(
     return write_atomically(path, write)
 
 
-def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
-    from torch._inductor import aoti_compile_and_package
+def _check_compilation(path: Path, dynamic_size: bool) -> None:
+    """Refuse what AOTInductor can't do, before the slow part."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
-    # The only ending that is taken.
-    package = path.with_name("package.pt2")
+    if dynamic_size:
+        # torch 2.14: garbage at other sizes than the traced one, of networks with BatchNorm, too.
+        raise ExportError("AOTInductor miscompiles networks of open height and width; leave out --dynamic-size")
+    if path.suffix != ".pt2":
+        raise ExportError(f"AOTInductor's packages are called *.pt2; write {path.with_suffix('.pt2')}")
     try:
-        aoti_compile_and_package(program, package_path=str(package))
+        get_cpp_compiler()
     except InvalidCxxCompiler as e:
         raise ExportError("AOTInductor needs a C++ compiler; install g++ or clang, or use the format onnx") from e
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    try:
+        aoti_compile_and_package(program, package_path=str(path))
     except Exception as e:
-        raise ExportError(f"AOTInductor can't compile the model: {_one_line(e)}; use the format onnx or pt2") from e
-    package.replace(path)
+        raise ExportError(
+            f"AOTInductor can't compile the model: {one_line(e)[:200]}; use the format onnx or pt2"
+        ) from e
 
 
 def _dynamic_shapes(example: tuple[Any, ...], dynamic_size: bool) -> tuple[Any, ...]:
@@ -143,8 +154,4 @@ def _message(error: Exception, shapes: tuple[Any, ...] | None) -> str:
     cure = ""
     if shapes is not None:
         cure = "; leave out --dynamic-size" if len(shapes[0]) > 1 else "; fix its batch size, too, with --static"
-    return f"the model can't be exported: {_one_line(error)}{cure}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return f"the model can't be exported: {one_line(error)[:200]}{cure}"

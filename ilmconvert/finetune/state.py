@@ -18,7 +18,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from ilmconvert.checkpoint.atomic_write import failed_writes, sync_folder
-from ilmconvert.errors import FineTuneError
+from ilmconvert.errors import FineTuneError, one_line
 from ilmconvert.models.weight_files import sha256
 
 KEPT = 2
@@ -177,7 +177,7 @@ def _damage(folder: Path) -> str | None:
             return f"{_MANIFEST} was changed"
         wrong = [name for name, expected in manifest.items() if sha256(folder / name) != expected]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     return f"{wrong[0]} was changed" if wrong else None
 
 

@@ -28,6 +28,7 @@ from torch.serialization import (
     safe_globals,
 )
 
+from ilmconvert.errors import one_line
 from ilmconvert.models.pickle_stand_ins import STAND_INS, Foreign
 
 #: Classes that scripts commonly store, and that a reader needs no word about.
@@ -61,7 +62,7 @@ def load_pickled(path: Path) -> tuple[Any, list[str]]:
                     content = torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as error:
                 if not _adapt(stand_ins, left, str(error)):
-                    raise PickledCodeError(" ".join(str(error).split())) from error
+                    raise PickledCodeError(one_line(error)) from error
             else:
                 return content, sorted(name for name in left if not _COMMON.fullmatch(name))
     raise PickledCodeError("its objects depend on each other in a way that isn't known here")

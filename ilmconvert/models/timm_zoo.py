@@ -15,7 +15,7 @@ import timm.models
 from torch import Tensor, nn
 
 from ilmconvert._constants import ENTRYPOINT
-from ilmconvert.errors import ModelError, WeightsError
+from ilmconvert.errors import ModelError, WeightsError, one_line
 from ilmconvert.models.weight_files import WEIGHTS_CURE
 from ilmconvert.surgery.conversion_info import noted
 
@@ -77,7 +77,7 @@ def build_pretrained(
     try:
         model = timm.create_model(target, pretrained=True, pretrained_cfg_overlay=overlay or None, **args)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise WeightsError(f"can't get the default weights of {name}: {reason}", WEIGHTS_CURE) from error
     # A published conversion tells where its base is from.
     return model, {}, dict(noted(model).provenance) or provenance
@@ -111,7 +111,7 @@ def resolve_hub(name: str) -> tuple[str, dict[str, Any]]:
     try:
         cfg, architecture, args = load(where)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ModelError(f"can't read the model {name}: {reason}") from error
     if not timm.is_model(architecture):
         raise ModelError(f"{name} is a {architecture}, which this version of timm ({timm.__version__}) doesn't have")

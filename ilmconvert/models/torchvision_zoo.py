@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ilmconvert.errors import WeightsError
+from ilmconvert.errors import WeightsError, one_line
 from ilmconvert.models.weight_files import WEIGHTS_CURE
 
 #: A stored argument of our own: detection models with pretrained weights have FrozenBatchNorm2d, for which their
@@ -57,10 +57,10 @@ def build_pretrained(
     try:
         model: nn.Module = builder(weights=weights, **args)
     except OSError as error:  # urllib's errors are OSErrors
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise WeightsError(f"no network to download the default weights of {name} ({reason})", WEIGHTS_CURE) from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise WeightsError(f"can't get the default weights of {name}: {reason}", WEIGHTS_CURE) from error
     origin = {"weights": "default", "name": str(weights), "url": weights.url}
     return model, _found_args(model, args), origin

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ilmconvert._constants import shown_by
-from ilmconvert.errors import ReportError
+from ilmconvert.errors import ReportError, one_line
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 
@@ -155,7 +155,7 @@ def _read(folder: Path, name: str) -> Run:
         summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
         rows = _rows(metrics) if metrics.is_file() else []
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ReportError(f"{folder} holds a damaged run ({reason}); run it again") from error
     if not isinstance(config, dict) or not isinstance(summary, dict):
         raise ReportError(f"{folder} holds a damaged run (not the content that finetune writes); run it again")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilmconvert.errors import one_line
+
 
 def state_of(model: nn.Module) -> dict[str, Any]:
     """Every parameter, persistent buffer and extra state by its name in the model.
@@ -55,7 +57,7 @@ def put_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         nn.Module.load_state_dict(model, state, strict=True, assign=True)
     except Exception as error:  # what a module's own way of loading raises
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f"{type(model).__name__} refuses its state: {reason}") from error
     for name, t in state_of(model).items():
         if isinstance(t, Tensor) and t.is_meta and not state[name].is_meta:

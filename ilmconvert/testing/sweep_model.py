@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ilmconvert import checkpoint, surgery
 from ilmconvert.checkpoint.save_load import read_header
 from ilmconvert.data.example_inputs import example_inputs
+from ilmconvert.errors import one_line
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.difference import relative_difference
 from ilmconvert.surgery.outputs import outputs
@@ -90,7 +91,7 @@ def run_model(
         except CheckFailed as error:
             line["error"] = str(error)
         except Exception as error:  # one model's failure must not end the sweep
-            line["error"] = _one_line(error)
+            line["error"] = _described(error)
     line["measured"] = datetime.now(timezone.utc).date().isoformat()
     line["seconds"] = round(time.perf_counter() - started, 2)
     return line
@@ -173,7 +174,7 @@ def _check_backward(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> Non
         raise CheckFailed("no ILM Norm got a gradient")
 
 
-def _one_line(error: Exception) -> str:
+def _described(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error)[:300]
     return f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"

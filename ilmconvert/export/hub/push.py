@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from torch import nn
 
-from ilmconvert.errors import HubError
+from ilmconvert.errors import HubError, one_line
 from ilmconvert.export.hub.folder import CARD, CONFIG, WEIGHTS, save_pretrained
 
 
@@ -88,7 +88,7 @@ def upload(
             allow_patterns=[WEIGHTS, CONFIG, *([] if api.file_exists(repo_id, CARD, revision=revision) else [CARD])],
         )
     except Exception as error:  # the client's, the network's and the operating system's
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)[:300] or type(error).__name__
         cure = "check the name, the network and the login (hf auth login, or HF_TOKEN)"
         raise HubError(f"can't publish {repo_id}: {reason}; {cure}") from error
     return str(commit.commit_url)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ilmconvert._constants import ENTRYPOINT
 from ilmconvert.checkpoint.metadata import METADATA_KEY, Metadata
 from ilmconvert.checkpoint.safetensors_io import read_all
-from ilmconvert.errors import CheckpointError, ModelError
+from ilmconvert.errors import CheckpointError, ModelError, one_line
 from ilmconvert.export.hub.folder import WEIGHTS
 from ilmconvert.export.hub.install import Layers, check, install, own_tensors
 from ilmconvert.models.norm_counts import skeleton
@@ -216,6 +216,6 @@ def _from_hub(repository: str, file: str, cache_dir: str | Path | None) -> Path:
             library_version=__version__,
         )
     except Exception as error:  # the client's, the network's and the file system's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ModelError(f"can't get {file} of {repository}: {reason}") from error
     return Path(where)
