@@ -1,6 +1,7 @@
 """Converted networks against frozen BatchNorm, by the protocol of ``docs/evidence-protocol.md``.
 
     python -m benchmarks.evidence --out DIR [--sets fashion-mnist clipart] [--budgets short] [--arms ...] [--quick]
+    python -m benchmarks.evidence --out DIR --device cuda --together
 
 Every run is a line of ``DIR/runs.jsonl``; the same command goes on where it was stopped.
 """
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run it."""
     options = _options().parse_args(argv)
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on the processor
     file = RunFile(options.out / "runs.jsonl")
     scale = QUICK_SCALE if options.quick else Scale()
     source = load_lite0()
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 options.cache or options.out / "cache",
                 options.data_root,
                 scale,
+                options.device,
+                options.together,
             )
             chosen = {}
             for arm, settings in experiment.selections(options.arms):
@@ -58,6 +62,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--data-root", type=Path, help="Folder of the set's files, if Debian's package isn't there.")
     parser.add_argument("--cache", type=Path, help="Folder of decoded images; default: OUT/cache.")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--together", action="store_true", help="Train the missing runs of all arms at the same time.")
     parser.add_argument("--quick", action="store_true", help="A few steps of everything, for the tests.")
     return parser
 

@@ -14,12 +14,15 @@ from torch import nn
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile
-from benchmarks.evidence.select import RATES, SEEDS, choose
+from benchmarks.evidence.select import RATES, SEEDS, choose, grid
 from benchmarks.evidence.sets import Images, draw, load_splits, smaller
 from benchmarks.evidence.shifts import shifted_sets
-from benchmarks.evidence.train import Settings, Trained, accuracy, train
+from benchmarks.evidence.together import Task, Together, train_all
+from benchmarks.evidence.train import Settings, Trained, accuracies, accuracy, train
 
 FINAL_SEEDS = tuple(range(8))
+
+Wanted = tuple[str, Settings, int]  # arm, settings and seed of a run
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Experiment:
         source: the pretrained network.
         file: where runs are kept; those that are there aren't made again.
         cache: for the tensors of sets.
+        together: train all runs that are missing at the same time, for which a GPU is made.
     """
 
     def __init__(
@@ -67,64 +71,70 @@ class Experiment:
         cache: Path,
         root: Path | None = None,
         scale: Scale | None = None,
+        device: str = "cpu",
+        together: bool = False,
     ) -> None:
-        self._source, self._set, self._size, self._file, self._cache = source, image_set, size, file, cache
-        self._budget = budget
+        self._set, self._size, self._file, self._cache = image_set, size, file, cache
+        self._budget, self._device, self._together = budget, torch.device(device), together
+        self._source = source.to(self._device)
         self.scale = scale or Scale()
         splits = load_splits(image_set, size, cache, root)
         self._splits = splits if self.scale.test is None else smaller(splits, self.scale.test)
 
     def selections(self, arms: Sequence[str]) -> Iterator[tuple[str, Settings]]:
         """Each arm's choice, after the runs that it takes."""
+        if self._together:
+            self._train_together(SELECTION, [(arm, *pair) for arm in arms for pair in grid(self.scale.rates, SEEDS)])
         for arm in arms:
             yield arm, choose(partial(self._score, arm), self.scale.rates, SEEDS)
 
     def finals(self, chosen: dict[str, Settings]) -> Iterator[Run]:
         """The final runs that are missing, seed by seed."""
-        for seed in self.scale.final_seeds:
-            for arm, settings in chosen.items():
-                if self._find(arm, FINAL, settings, seed) is None:
-                    yield self._final(arm, settings, seed)
+        wanted = [(arm, settings, seed) for seed in self.scale.final_seeds for arm, settings in chosen.items()]
+        if self._together:
+            yield from self._train_together(FINAL, wanted)
+        for arm, settings, seed in wanted:
+            if self._find(arm, FINAL, settings, seed) is None:
+                yield self._make(FINAL, arm, settings, seed)
 
     def _score(self, arm: str, settings: Settings, seed: int) -> float:
-        found = self._find(arm, SELECTION, settings, seed)
-        if found is None:
-            begin = time.monotonic()
-            trained = self._train(arm, settings, seed)
-            found = self._run(arm, SELECTION, settings, seed, trained, self._splits.val, begin)
-            self._file.add(found)
+        found = self._find(arm, SELECTION, settings, seed) or self._make(SELECTION, arm, settings, seed)
         return found.accuracy
 
-    def _final(self, arm: str, settings: Settings, seed: int) -> Run:
+    def _make(self, phase: str, arm: str, settings: Settings, seed: int) -> Run:
         begin = time.monotonic()
-        trained = self._train(arm, settings, seed)
-        test = self._test_part(seed)
-        some = test.subset(list(range(min(self.scale.shifted, len(test)))))
-        shifted = {
-            name: accuracy(trained.network, trained.prepare, images) for name, images in self._shifted(some, seed)
+        images, epochs = self._training_images(seed), self._of_budget.epochs
+        trained = train(ARMS[arm], settings, self._source, images, self._splits.num_classes, epochs, seed=seed)
+        return self._tested(phase, arm, settings, seed, trained, time.monotonic() - begin)
+
+    def _train_together(self, phase: str, wanted: Sequence[Wanted]) -> list[Run]:
+        """The missing ones of these runs, those of all arms side by side."""
+        begin = time.monotonic()
+        missing = [run for run in wanted if self._find(run[0], phase, *run[1:]) is None]
+        images = {seed: self._training_images(seed) for _, _, seed in missing}
+        tasks = {arm: [Task(s, seed, images[seed]) for a, s, seed in missing if a == arm] for arm, _, _ in missing}
+        groups = {
+            arm: Together(ARMS[arm], found, self._source, self._splits.num_classes, self._of_budget.epochs)
+            for arm, found in tasks.items()
         }
-        run = self._run(arm, FINAL, settings, seed, trained, test, begin, shifted, movement(trained, some))
-        self._file.add(run)
-        return run
+        train_all(list(groups.values()))
+        each = (time.monotonic() - begin) / max(len(missing), 1)
+        return [
+            self._tested(phase, arm, task.settings, task.seed, trained, each)
+            for arm, group in groups.items()
+            for task, trained in zip(tasks[arm], group.results(), strict=True)
+        ]
 
-    def _train(self, arm: str, settings: Settings, seed: int) -> Trained:
-        budget = QUICK if self.scale.quick else BUDGETS[self._budget]
-        images = draw(self._splits.train, budget.images, seed)
-        return train(ARMS[arm], settings, self._source, images, self._splits.num_classes, budget.epochs, seed=seed)
-
-    def _run(
-        self,
-        arm: str,
-        phase: str,
-        settings: Settings,
-        seed: int,
-        trained: Trained,
-        images: Images,
-        begin: float,
-        shifted: dict[str, float] | None = None,
-        moved: dict[str, float] | None = None,
-    ) -> Run:
-        return Run(
+    def _tested(self, phase: str, arm: str, settings: Settings, seed: int, trained: Trained, seconds: float) -> Run:
+        """A trained network as a line of the file."""
+        final = phase == FINAL
+        images = (self._test_part(seed) if final else self._splits.val).to(self._device)
+        shifted, moved = {}, {}
+        if final:
+            some = images.subset(list(range(min(self.scale.shifted, len(images)))))
+            shifted = accuracies(trained.network, trained.prepare, self._shifted(some, seed))
+            moved = movement(trained, some)
+        run = Run(
             self._set,
             self._size,
             self._budget,
@@ -136,10 +146,20 @@ class Experiment:
             settings.norm_scale,
             accuracy(trained.network, trained.prepare, images),
             None if trained.diverged else trained.loss,
-            round(time.monotonic() - begin, 1),
-            shifted or {},
-            moved or {},
+            round(seconds, 1),
+            shifted,
+            moved,
+            str(self._device),
         )
+        self._file.add(run)
+        return run
+
+    @property
+    def _of_budget(self) -> Budget:
+        return QUICK if self.scale.quick else BUDGETS[self._budget]
+
+    def _training_images(self, seed: int) -> Images:
+        return draw(self._splits.train, self._of_budget.images, seed).to(self._device)
 
     def _find(self, arm: str, phase: str, settings: Settings, seed: int) -> Run | None:
         key = (self._set, self._size, self._budget, arm, phase, seed)
@@ -154,10 +174,10 @@ class Experiment:
         return self._splits.test.subset(order.chunk(len(FINAL_SEEDS))[seed])
 
     def _shifted(self, some: Images, seed: int) -> list[tuple[str, Images]]:
-        """Made once for all arms of a seed."""
+        """Made once for all arms of a seed, on the processor."""
         file = self._cache / f"shifted-{self._set}-{self._size}-{seed}-{len(some)}.pt"
         if not file.exists():
-            made = {name: (images.pixels, images.labels) for name, images in shifted_sets(some, seed)}
+            made = {name: (pixels, some.labels.cpu()) for name, pixels in shifted_sets(some.pixels.cpu(), seed)}
             torch.save(made, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
-        return [(name, Images(*parts)) for name, parts in torch.load(file, weights_only=True).items()]
+        return [(name, Images(*parts).to(self._device)) for name, parts in torch.load(file, weights_only=True).items()]

@@ -23,6 +23,7 @@ class Run:
         shifted: accuracy by ``"shift severity"``; of final runs.
         moved: see :func:`benchmarks.evidence.movement.movement`; of final runs.
         loss: mean training loss of the last epoch; None if it isn't finite.
+        seconds: of training; of runs that were trained together, their share.
     """
 
     image_set: str
@@ -39,6 +40,7 @@ class Run:
     seconds: float
     shifted: dict[str, float] = field(default_factory=dict)
     moved: dict[str, float] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def settings(self) -> Settings:

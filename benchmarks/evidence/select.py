@@ -11,6 +11,9 @@ from benchmarks.evidence.train import Settings
 RATES = (0.002, 0.005, 0.012, 0.03)
 SEEDS = (1000, 1001)  # no final run has them
 
+#: What is tried alone at the best rate.
+CHANGES = {"distill": 0.0, "norm_scale": 1.0}
+
 Score = Callable[[Settings, int], float]  # validation accuracy of a run with these settings and this seed
 
 
@@ -24,15 +27,21 @@ def choose(score: Score, rates: Sequence[float] = RATES, seeds: tuple[int, int] 
     candidates = [Settings(rate) for rate in rates]
     ranked = sorted(candidates, key=lambda settings: -score(settings, first))
     best = max(ranked[:2], key=lambda settings: statistics.fmean(score(settings, seed) for seed in seeds))
-    changes = {"distill": 0.0, "norm_scale": 1.0}
     kept = {}
-    for name, value in changes.items():
+    for name, value in CHANGES.items():
         changed = replace(best, **{name: value})
         if score(changed, first) > score(best, first) and (
             score(changed, first) + score(changed, second) > score(best, first) + score(best, second)
         ):
             kept[name] = value
     return replace(best, **kept)
+
+
+def grid(rates: Sequence[float] = RATES, seeds: Sequence[int] = SEEDS) -> list[tuple[Settings, int]]:
+    """Every run that :func:`choose` may ask for, for where it costs nothing to make them all."""
+    plain = [Settings(rate) for rate in rates]
+    changed = [replace(settings, **{name: value}) for settings in plain for name, value in CHANGES.items()]
+    return [(settings, seed) for settings in (*plain, *changed) for seed in seeds]
 
 
 def at_edge(settings: Settings, rates: Sequence[float] = RATES) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from benchmarks.evidence.shifts import shifted
 from ilmconvert.errors import ILMConvertError
 
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
@@ -31,6 +32,9 @@ SUBJECTS = (
     "signs_and_symbols",
     "transportation",
 )
+#: How the images of ``mixed-light`` are taken, a part of them each: a shift and its severity.
+LIGHTS = (None, ("contrast", 5), ("darkness", 4), ("inversion", 5), ("fog", 5), ("uneven light", 5))
+_MIXED = 10_000  # training images of ``mixed-light``
 _TRAINING, _VALIDATION = 50_000, 1_000  # of Fashion-MNIST's training images: the first, and the first of the rest
 
 
@@ -47,6 +51,10 @@ class Images:
     def subset(self, indices: Tensor | list[int]) -> Images:
         """The images of these indices, in their order."""
         return Images(self.pixels[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> Images:
+        """The images on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,27 @@ def _fashion_mnist(place: Path, size: int, cache: Path) -> Splits:
     )
 
 
+def _mixed_light(place: Path, size: int, cache: Path) -> Splits:
+    plain = load_splits("fashion-mnist", size, cache, place)
+    return Splits(
+        _in_lights(plain.train.subset(list(range(min(_MIXED, len(plain.train))))), seed=0),
+        _in_lights(plain.val, seed=1),
+        _in_lights(plain.test, seed=2),
+        plain.num_classes,
+    )
+
+
+def _in_lights(images: Images, seed: int) -> Images:
+    """Every image in one of :data:`LIGHTS`."""
+    pixels = images.pixels.clone()
+    light = torch.randint(len(LIGHTS), (len(images),), generator=torch.Generator().manual_seed(seed))
+    for number, found in enumerate(LIGHTS):
+        here = light == number
+        if found is not None and here.any():
+            pixels[here] = shifted(images.pixels[here], *found, seed)
+    return Images(pixels, images.labels)
+
+
 def _unpacked(place: Path, cache: Path) -> Path:
     """A root as torchvision expects it, for a folder of the four packed files; other folders as they are."""
     packed = sorted(place.glob("*-ubyte.gz"))
@@ -178,4 +207,5 @@ def _shuffled(found: list[tuple[Tensor, int]]) -> Images:
 SETS: dict[str, tuple[Callable[[Path, int, Path], Splits], Path]] = {
     "fashion-mnist": (_fashion_mnist, FASHION_MNIST_ROOT),
     "clipart": (_clipart, CLIPART_ROOT),
+    "mixed-light": (_mixed_light, FASHION_MNIST_ROOT),
 }

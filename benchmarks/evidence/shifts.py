@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.evidence.sets import Images
 from ilmconvert.data.corruptions import corrupt
 
 #: Of the library, by the name in tables.
@@ -42,12 +41,14 @@ def shift(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
     return corrupt(image, _CORRUPTIONS[name], severity, seed=seed)
 
 
-def shifted_sets(images: Images, seed: int) -> Iterator[tuple[str, Images]]:
+def shifted(pixels: Tensor, name: str, severity: int, seed: int) -> Tensor:
+    """Bytes (N, 3, H, W), each image shifted; the same for the same arguments."""
+    found = [shift(x.float() / 255, name, severity, seed=seed * 100_003 + i) for i, x in enumerate(pixels)]
+    return (torch.stack(found) * 255).round().to(torch.uint8)
+
+
+def shifted_sets(pixels: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
     """The images under every shift at every severity of the protocol, by ``"name severity"``."""
     for name in SHIFTS:
         for severity in SEVERITIES:
-            found = [
-                shift(x.float() / 255, name, severity, seed=seed * 100_003 + i) for i, x in enumerate(images.pixels)
-            ]
-            pixels = (torch.stack(found) * 255).round().to(torch.uint8)
-            yield f"{name} {severity}", Images(pixels, images.labels)
+            yield f"{name} {severity}", shifted(pixels, name, severity, seed)

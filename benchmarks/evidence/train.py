@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_gr
 
 BATCH_SIZE = 2
 CLIP = 2.0
-_EVALUATED = 16  # images of a batch without gradients; few stay in the processor's cache
+_EVALUATED = {"cpu": 16, "cuda": 1_000}  # images of a batch without gradients; few stay in a processor's cache
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Prepare = Callable[[Tensor], Tensor]  # bytes (N, 3, H, W) to what the network takes
@@ -61,9 +61,25 @@ class Trained:
         return not math.isfinite(self.loss)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a run starts from; the same for all settings of a seed.
+
+    Attributes:
+        inputs: the prepared images and their flips, (2, N, 3, H, W).
+        features: what reaches the source's classifier for them, (2, N, D); None where nothing is distilled.
+    """
+
+    network: nn.Module
+    prepare: Prepare
+    inputs: Tensor
+    labels: Tensor
+    features: Tensor | None
+
+
 def normalized(pixels: Tensor) -> Tensor:
     """Bytes as the input of networks for ImageNet."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
     return (pixels.float() / 255 - mean) / std
 
 
@@ -107,17 +123,21 @@ def train(
         seed: of the head, the order and the flips.
     """
     recipe = recipe_of(arm, settings, epochs, seed, batch_size, clip)
+    begun = begin(arm, source, images, num_classes, seed, distilled=bool(settings.distill))
+    network = copy.deepcopy(begun.network)
+    run = _Run(network, recipe, len(images))
+    loss = run.all(begun.inputs, begun.labels, begun.features)
+    return Trained(network.eval(), begun.network, begun.prepare, loss, run.first_gradient())
+
+
+def begin(arm: Arm, source: nn.Module, images: Images, num_classes: int, seed: int, *, distilled: bool = True) -> Begun:
+    """The network of an arm in evaluation mode, and its images, on the device of ``source`` and ``images``."""
     source = copy.deepcopy(source)
     replace_head(source, num_classes, seed)
     prepare = prepared_for(arm, images)
-    flipped = Images(torch.stack((images.pixels, images.pixels.flip(-1))), images.labels)
-    inputs = torch.stack([prepare(pixels) for pixels in flipped.pixels])  # (2, N, 3, H, W)
-    features = _features(source, inputs) if settings.distill else None
-    network = arm.build(source, inputs[0])
-    start = copy.deepcopy(network)
-    run = _Run(network, recipe, len(images))
-    loss = run.all(inputs, images.labels, features)
-    return Trained(network.eval(), start.eval(), prepare, loss, run.first_gradient())
+    inputs = torch.stack([prepare(pixels) for pixels in (images.pixels, images.pixels.flip(-1))])
+    features = _features(source, inputs) if distilled else None
+    return Begun(arm.build(source, inputs[0]).eval(), prepare, inputs, images.labels, features)
 
 
 def prepared_for(arm: Arm, images: Images) -> Prepare:
@@ -138,8 +158,16 @@ def _features(source: nn.Module, inputs: Tensor) -> Tensor:
         teacher(batch)
         return caught.take()
 
-    found = [torch.cat([of(batch) for batch in side.split(_EVALUATED)]) for side in inputs]
+    found = [torch.cat([of(batch) for batch in side.split(_evaluated(inputs))]) for side in inputs]
     return torch.stack(found).clone()
+
+
+def orders(recipe: Recipe, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each epoch the images' order, and whether each is flipped."""
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(count, generator=generator)[: count // recipe.batch_size * recipe.batch_size]
+        yield order, torch.randint(2, (len(order),), generator=generator)
 
 
 class _Run:
@@ -165,12 +193,9 @@ class _Run:
 
     def all(self, inputs: Tensor, labels: Tensor, features: Tensor | None) -> float:
         """Every epoch; the mean loss of the last, which is not finite after a run that diverged."""
-        generator = torch.Generator().manual_seed(self._recipe.seed + 1)
         loss, size = math.nan, self._recipe.batch_size
-        for _ in range(self._recipe.epochs):
+        for order, side in orders(self._recipe, len(labels)):
             training_mode(self._network, freeze_batch_norm=self._recipe.freeze_batch_norm)
-            order = torch.randperm(len(labels), generator=generator)[: self._batches * size]
-            side = torch.randint(2, (len(order),), generator=generator)
             losses = []
             for indices, sides in zip(order.split(size), side.split(size), strict=True):
                 wanted = None if features is None else features[sides, indices]
@@ -208,9 +233,24 @@ class _Run:
 @torch.inference_mode()
 def predictions(network: nn.Module, prepare: Prepare, images: Images) -> Tensor:
     """The classes (N,) that a network in evaluation mode gives."""
-    return torch.cat([network(prepare(pixels)).argmax(-1) for pixels in images.pixels.split(_EVALUATED)])
+    parts = images.pixels.split(_evaluated(images.pixels))
+    return torch.cat([network(prepare(pixels)).argmax(-1) for pixels in parts])
 
 
 def accuracy(network: nn.Module, prepare: Prepare, images: Images) -> float:
     """The share of images of the right class."""
     return (predictions(network, prepare, images) == images.labels).double().mean().item()
+
+
+def accuracies(network: nn.Module, prepare: Prepare, sets: Sequence[tuple[str, Images]]) -> dict[str, float]:
+    """:func:`accuracy` for sets by name, in few passes."""
+    if not sets:
+        return {}
+    every = Images(torch.cat([images.pixels for _, images in sets]), torch.cat([images.labels for _, images in sets]))
+    right = (predictions(network, prepare, every) == every.labels).double()
+    parts = right.split([len(images) for _, images in sets])
+    return {name: part.mean().item() for (name, _), part in zip(sets, parts, strict=True)}
+
+
+def _evaluated(images: Tensor) -> int:
+    return _EVALUATED[images.device.type]

@@ -23,6 +23,8 @@ from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile, read
 from benchmarks.evidence.select import RATES, SEEDS, at_edge, choose
 from benchmarks.evidence.sets import Images, draw, drawings, load_splits
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
+from benchmarks.evidence.stacked import stackable
+from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, prepared_for, train
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.nn import ILMNorm
@@ -106,6 +108,15 @@ def test_drawings_too_large_to_be_opened_safely_are_left_out(tmp_path: Path, mon
     assert len(list(drawings(tmp_path, 16))) == 1
 
 
+def test_mixed_light_changes_the_light_of_most_images_and_no_label(fashion_root: Path, tmp_path: Path) -> None:
+    plain, mixed = (load_splits(name, 32, tmp_path, fashion_root) for name in ("fashion-mnist", "mixed-light"))
+    for part in ("train", "val", "test"):
+        before, after = getattr(plain, part), getattr(mixed, part)
+        assert torch.equal(before.labels, after.labels)
+        same = (before.pixels == after.pixels).flatten(1).all(1).double().mean()
+        assert 0 < same < 0.6
+
+
 def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ILMConvertError, match="use one of fashion-mnist, clipart"):
         load_splits("letters", 28, tmp_path)
@@ -124,11 +135,11 @@ def test_a_seed_draws_its_own_images() -> None:
 
 
 def test_every_shift_changes_images_more_at_the_higher_severity() -> None:
-    images = small_images(4, size=64)
-    found = dict(shifted_sets(images, seed=3))
+    pixels = small_images(4, size=64).pixels
+    found = dict(shifted_sets(pixels, seed=3))
     assert list(found) == list(COLUMNS[1:])
     for name in SHIFTS:
-        low, high = ((found[f"{name} {s}"].pixels.float() - images.pixels).abs().mean() for s in SEVERITIES)
+        low, high = ((found[f"{name} {s}"].float() - pixels).abs().mean() for s in SEVERITIES)
         assert 0 < low < high, name
 
 
@@ -169,6 +180,54 @@ def test_every_arm_trains_its_network(name: str) -> None:
     assert "7.weight" in changed
     assert ("3.weight" in changed) == (name != "ilm-gn-norm")
     assert any(isinstance(m, ILMNorm) for m in trained.network.modules()) == name.startswith("ilm")
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_runs_trained_together_are_those_trained_alone(name: str) -> None:
+    source, others = small_network(), small_images().subset(list(range(11, -1, -1)))
+    tasks = [Task(Settings(0.01), 0, small_images()), Task(Settings(0.002, 0.0, 1.0), 1, others)]
+    group = Together(ARMS[name], tasks, source, 3, 2)
+    train_all([group])
+    for task, found in zip(tasks, group.results(), strict=True):
+        alone = train(ARMS[name], task.settings, source, task.images, 3, 2, seed=task.seed)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-4)
+        assert found.gradient == pytest.approx(alone.gradient, rel=1e-4)
+        begin, end = alone.start.state_dict(), alone.network.state_dict()
+        moved = sum((end[key] - begin[key]).double().square().sum().item() for key in begin)
+        off = sum(
+            (end[key] - value).double().square().sum().item() for key, value in found.network.state_dict().items()
+        )
+        assert off < 1e-6 * moved
+
+
+def test_convolutions_of_one_position_are_the_same_as_products() -> None:
+    network, x = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1, bias=False)), torch.randn(3, 8, 5, 6)
+    expected = network(x)
+    assert torch.allclose(stackable(network)(x), expected, atol=1e-6)
+
+
+def test_a_run_that_diverges_among_others_stays_as_it_was_and_leaves_them_alone() -> None:
+    tasks = [Task(Settings(rate), 0, small_images()) for rate in (0.01, 1e30)]
+    group = Together(ARMS[FROZEN], tasks, small_network(), 3, 1)
+    train_all([group])
+    fine, diverged = group.results()
+    assert diverged.diverged
+    alone = train(ARMS[FROZEN], Settings(0.01), small_network(), small_images(), 3, 1, seed=0)
+    assert fine.loss == pytest.approx(alone.loss, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [FROZEN, "train-bn", "ilm-gn-range", "ilm-ln-anneal"])
+def test_graphs_side_by_side_train_what_the_processor_trains(name: str) -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    tasks = [Task(Settings(0.01), 0, small_images()), Task(Settings(0.002, 0.0, 1.0), 1, small_images())]
+    on_gpu = [replace(task, images=task.images.to("cuda")) for task in tasks]
+    groups = [Together(ARMS[name], on_gpu, small_network().cuda(), 3, 2) for _ in range(2)]
+    train_all(groups)
+    for group in groups:
+        for task, found in zip(tasks, group.results(), strict=True):
+            alone = train(ARMS[name], task.settings, small_network(), task.images, 3, 2, seed=task.seed)
+            assert found.loss == pytest.approx(alone.loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ilm-gn", "ilm-gn-range", "ilm-ln"])
@@ -265,6 +324,10 @@ def test_intervals_are_students_over_paired_differences() -> None:
     assert estimate([0.1]).half is None
 
 
+def known(folder: Path) -> dict[tuple[str, str, int, Settings], float]:
+    return {(r.arm, r.phase, r.seed, r.settings): r.accuracy for r in read(folder / "runs.jsonl")}
+
+
 def test_command_resumes_and_its_tables_and_plot_show_the_runs(
     tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +346,10 @@ def test_command_resumes_and_its_tables_and_plot_show_the_runs(
     assert set(final[1]["moved"]) == {"affine", "restore", "gate", "offset", "meta"}
     command.main(options)
     assert (tmp_path / "runs.jsonl").read_text() == first
+    # all at once they come out the same
+    out = tmp_path / "together"
+    command.main([*options[2:], "--out", str(out), "--cache", str(tmp_path / "cache"), "--together"])
+    assert known(tmp_path).items() <= known(out).items()
     # a run that is missing is made again and comes out as it was
     (tmp_path / "runs.jsonl").write_text("".join(line + "\n" for line in first.splitlines()[:-1]))
     command.main(options)

@@ -1,0 +1,200 @@
+"""Runs of one arm that differ in seed and settings, trained at the same time on a GPU.
+
+A step at batch size 2 leaves a GPU idle: its hundreds of small kernels take as long as it takes to start them. Here
+the parameters of all runs are stacked, ``torch.func.vmap`` makes one forward pass of all networks, and the whole step
+is one CUDA graph. Each run is that of :func:`benchmarks.evidence.train.train` up to rounding; a test compares them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from benchmarks.evidence.arms import Arm
+from benchmarks.evidence.sets import Images
+from benchmarks.evidence.stacked import Stack, StackedSGD, stackable
+from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, begin, orders, recipe_of
+from ilmconvert.finetune import Recipe
+from ilmconvert.finetune.losses import ClassifierInput, feature_loss
+from ilmconvert.finetune.networks import set_trainable, training_mode
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: what was chosen, its seed, and the seed's training images."""
+
+    settings: Settings
+    seed: int
+    images: Images
+
+
+class Together:
+    """The runs of ``tasks``.
+
+    Args:
+        source: the pretrained network in evaluation mode, on the device of the images; stays as it is.
+    """
+
+    def __init__(
+        self,
+        arm: Arm,
+        tasks: Sequence[Task],
+        source: nn.Module,
+        num_classes: int,
+        epochs: int,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self._tasks = tasks
+        images = {task.seed: task.images for task in tasks}
+        self._begun = {seed: begin(arm, source, part, num_classes, seed) for seed, part in images.items()}
+        recipes = [recipe_of(arm, task.settings, epochs, task.seed, batch_size) for task in tasks]
+        networks = [self._begun[task.seed].network for task in tasks]
+        for network, recipe in zip(networks, recipes, strict=True):
+            set_trainable(network, recipe, with_head=True)
+        self._batches = min(map(len, images.values())) // batch_size
+        self._stack = Stack(networks)
+        self._optimizer = StackedSGD(self._stack, networks, recipes, self._batches)
+        self._prepare_images(recipes)
+        self._prepare_loss(networks[0], recipes)
+
+    @property
+    def steps(self) -> int:
+        return len(self._losses)
+
+    def step(self) -> None:
+        """The next step of every run."""
+        x, labels, wanted = self._batch()
+        losses = self._loss(self._stack.parameters(), self._stack.constants, x, labels, wanted, self._distill)
+        (gradient,) = torch.autograd.grad(losses.sum(), self._stack.flat)
+        with torch.no_grad():
+            self._alive &= losses.isfinite()
+            lengths = self._optimizer.step(self._number, gradient, self._alive)
+            self._losses.index_copy_(0, self._number, losses.detach().unsqueeze(0))
+            self._lengths.index_copy_(0, self._number, lengths.unsqueeze(0))
+            self._number += 1
+
+    def results(self) -> list[Trained]:
+        """The networks after their last step, in evaluation mode, in the order of the tasks."""
+        return [self._result(row, task) for row, task in enumerate(self._tasks)]
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that a step changes."""
+        return [
+            self._stack.flat,
+            *self._stack.constants.values(),
+            self._optimizer.momentum,
+            self._losses,
+            self._lengths,
+            self._number,
+            self._alive,
+        ]
+
+    def _result(self, row: int, task: Task) -> Trained:
+        begun = self._begun[task.seed]
+        network = copy.deepcopy(begun.network)
+        self._stack.copy_to(network, row)
+        losses = self._losses[:, row]
+        loss = losses[-self._batches :].mean().item() if losses.isfinite().all() else math.nan
+        gradient = statistics.median(self._lengths[: self._batches, row].tolist())
+        return Trained(network.eval(), begun.network.eval(), begun.prepare, loss, gradient)
+
+    def _prepare_images(self, recipes: Sequence[Recipe]) -> None:
+        """All seeds' images on the device, and which of them each run sees in each step."""
+        begun = list(self._begun.values())
+        device = begun[0].inputs.device
+        self._inputs = torch.stack([b.inputs for b in begun])  # (seeds, 2, N, 3, H, W)
+        self._labels = torch.stack([b.labels for b in begun])
+        self._features = torch.stack([b.features for b in begun if b.features is not None])
+        place = {seed: i for i, seed in enumerate(self._begun)}
+        self._place = torch.tensor([[place[task.seed]] for task in self._tasks], device=device)
+        size = recipes[0].batch_size
+
+        def shown(recipe: Recipe) -> Tensor:  # (2, steps, size): the image, and whether it is flipped
+            count = self._inputs.shape[2]
+            epochs = [torch.stack((order, side)) for order, side in orders(recipe, count)]
+            return torch.cat(epochs, 1).unflatten(1, (-1, size))
+
+        self._shown = torch.stack([shown(recipe) for recipe in recipes], 2).to(device)  # (2, steps, runs, size)
+        steps = self._shown.shape[1]
+        self._losses = torch.full((steps, len(recipes)), math.nan, device=device)
+        self._lengths = self._losses.clone()
+        self._number = torch.zeros(1, dtype=torch.long, device=device)
+        self._alive = torch.ones(len(recipes), dtype=torch.bool, device=device)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        image, side = self._shown[:, self._number].squeeze(1)  # (runs, size)
+        return (
+            self._inputs[self._place, side, image],
+            self._labels[self._place, image],
+            self._features[self._place, side, image],
+        )
+
+    def _prepare_loss(self, network: nn.Module, recipes: Sequence[Recipe]) -> None:
+        base = stackable(copy.deepcopy(network))
+        training_mode(base, freeze_batch_norm=recipes[0].freeze_batch_norm)
+        caught = ClassifierInput(base)
+        self._distill = torch.tensor([recipe.distill for recipe in recipes], device=self._losses.device)
+
+        def loss(
+            parameters: Mapping[str, Tensor],
+            constants: Mapping[str, Tensor],
+            x: Tensor,
+            labels: Tensor,
+            wanted: Tensor,
+            distill: Tensor,
+        ) -> Tensor:
+            logits = functional_call(base, {**parameters, **constants}, (x,))
+            by_labels = F.cross_entropy(logits, labels)
+            result: Tensor = by_labels + distill * (feature_loss(caught.take(), wanted) - by_labels)
+            return result
+
+        self._loss: Callable[..., Any] = vmap(loss)
+
+
+def train_all(groups: Sequence[Together]) -> None:
+    """Every step of all groups; on a GPU each is a CUDA graph, and they run side by side."""
+    if not groups[0].state()[0].is_cuda:
+        for group in groups:
+            for _ in range(group.steps):
+                group.step()
+        return
+    graphs = [_captured(group) for group in groups]
+    threads = [Thread(target=_replay, args=pair) for pair in zip(graphs, groups, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _captured(group: Together) -> torch.cuda.CUDAGraph:
+    """One step; the group is as it was."""
+    before = [tensor.detach().clone() for tensor in group.state()]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        group.step()  # libraries make their workspaces
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        group.step()
+    with torch.no_grad():
+        for tensor, kept in zip(group.state(), before, strict=True):
+            tensor.copy_(kept)
+    return graph
+
+
+def _replay(graph: torch.cuda.CUDAGraph, group: Together) -> None:
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(group.steps):
+            graph.replay()
+        torch.cuda.current_stream().synchronize()
