@@ -168,24 +168,27 @@ def train_all(groups: Sequence[Together]) -> None:
             for _ in range(group.steps):
                 group.step()
         return
-    graphs = [_captured(group) for group in groups]
-    threads = [Thread(target=_replay, args=pair) for pair in zip(graphs, groups, strict=True)]
+    # Libraries keep workspaces by stream, also in a graph: what runs side by side must not share one.
+    streams = [torch.cuda.Stream() for _ in groups]
+    graphs = [_captured(group, stream) for group, stream in zip(groups, streams, strict=True)]
+    torch.cuda.synchronize()
+    runs = zip(graphs, streams, groups, strict=True)
+    threads = [Thread(target=_replay, args=(graph, stream, group.steps)) for graph, stream, group in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def _captured(group: Together) -> torch.cuda.CUDAGraph:
+def _captured(group: Together, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """One step; the group is as it was."""
     before = [tensor.detach().clone() for tensor in group.state()]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         group.step()  # libraries make their workspaces
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         group.step()
     with torch.no_grad():
         for tensor, kept in zip(group.state(), before, strict=True):
@@ -193,8 +196,8 @@ def _captured(group: Together) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _replay(graph: torch.cuda.CUDAGraph, group: Together) -> None:
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for _ in range(group.steps):
+def _replay(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, steps: int) -> None:
+    with torch.cuda.stream(stream):
+        for _ in range(steps):
             graph.replay()
-        torch.cuda.current_stream().synchronize()
+    stream.synchronize()

@@ -101,7 +101,7 @@ def start(
 
 
 def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
-    """Give ``model`` a new, random head, in place, the same for the same seed.
+    """Give ``model`` a new, random head, in place, the same for the same seed on every device.
 
     Raises:
         FineTuneError: ``num_classes`` isn't at least 2, or there is no head that can be replaced.
@@ -109,6 +109,9 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
     if num_classes < 2:
         raise FineTuneError(f"num_classes has to be at least 2, not {num_classes}")
     spec, like = infer_spec(model), next(model.parameters())
+    device, dtype = like.device, like.dtype
+    if not like.is_meta:
+        model.cpu()  # each device has random numbers of its own
     with torch.random.fork_rng(devices=[]):
         seed_all(seed)
         if hasattr(model, "reset_classifier"):
@@ -117,7 +120,7 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
             old = classifier(model)[1]
             new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
             replace_modules(model, {old: new})
-    model.to(like.device, like.dtype)
+    model.to(device, dtype)
     if spec is not None:
         label(model, replace(spec, model_args={**spec.model_args, "num_classes": num_classes}))
 
