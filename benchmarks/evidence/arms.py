@@ -34,6 +34,7 @@ class Arm:
         standardised: whether the network sees standardised images.
         recipe: the fields of the recipe that make this arm.
         freeze_share: the part of the run, from its start, in which only norms and head train.
+        rate_scale: what the rates of the selection are multiplied by.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Arm:
     standardised: bool = False
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     freeze_share: float = 0.0
+    rate_scale: float = 1.0
 
 
 def standardised(pixels: Tensor, std: float) -> Tensor:
@@ -99,6 +101,7 @@ def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
 
 
 _ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
+_ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.05}
 #: In the order in which they are run.
 ARMS = {
     FROZEN: Arm("frozen BN", _same),
@@ -118,4 +121,6 @@ ARMS = {
     "ilm-gn-freeze": Arm("ILM-GN, freeze then full", _converted("ilm_gn"), freeze_share=1 / 3),
     "ilm-ln-anneal": Arm("ILM-LN, annealed", _referenced("ilm_ln"), recipe=_ANNEAL),
     "ilm-ln-moments": Arm("ILM-LN, paper's layer from moments", _converted("ilm_ln", init="moments")),
+    "frozen-bn-adamw": Arm("frozen BN, AdamW", _same, **_ADAMW),
+    "ilm-gn-adamw": Arm("ILM-GN, exact start, AdamW", _converted("ilm_gn"), **_ADAMW),
 }

@@ -28,7 +28,8 @@ def scores(runs: Iterable[Run], image_set: str, budget: str, note: str = "") -> 
     for run in runs:
         begins = run.settings == Settings(run.rate)
         if begins and (run.phase, run.image_set, run.budget) == (SELECTION, image_set, budget):
-            found[ARMS[run.arm].title + note][run.rate].append(run.accuracy)
+            arm = ARMS[run.arm]
+            found[arm.title + note][run.rate * arm.rate_scale].append(run.accuracy)
     return {title: dict(sorted(by_rate.items())) for title, by_rate in found.items()}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
+from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.anneal import Annealing
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
@@ -22,6 +23,9 @@ from ilmconvert.nn.layer import ILMNormAct
 from ilmconvert.nn.restore_range import RestoreRange
 
 _LIMITS = "limits"
+#: Moments by the optimizer's name, and AdamW's settings, which are torch's.
+_MOMENTS = {"sgd": 1, "adamw": 2}
+_BETAS, _EPS = (0.9, 0.999), 1e-8
 _RESTORING = ("restore_weight", "restore_bias")
 
 
@@ -121,23 +125,25 @@ def _within_limits(layer: ILMNorm, x: Tensor) -> Tensor:
     return result
 
 
-class StackedSGD:
+class StackedOptimizer:
     """The optimizer, schedule, clipping, freezing and annealing of the library's recipes over a :class:`Stack`.
 
-    SGD with Nesterov momentum, as timm's ``sgd`` is. A network whose loss isn't finite stays as it is.
+    SGD with Nesterov momentum and AdamW, as timm makes them. A network whose loss isn't finite stays as it is.
 
     Args:
         networks: the first of each recipe's run as it starts.
         batches: steps of an epoch.
 
     Attributes:
-        momentum: like ``stack.flat``.
+        moments: what the optimizer remembers, like ``stack.flat``: momentum, or the gradient's mean and mean square.
     """
 
     def __init__(self, stack: Stack, networks: Sequence[nn.Module], recipes: Sequence[Recipe], batches: int) -> None:
         self._stack, self._recipe = stack, recipes[0]
+        if self._recipe.opt not in _MOMENTS:
+            raise ILMConvertError(f"runs with {self._recipe.opt} can't be trained together; leave --together out")
         device, steps = stack.flat.device, batches * self._recipe.epochs
-        self.momentum = torch.zeros_like(stack.flat)
+        self.moments = [torch.zeros_like(stack.flat) for _ in range(_MOMENTS[self._recipe.opt])]
         found = [_groups(network, recipe) for network, recipe in zip(networks, recipes, strict=True)]
         scales = [{name: group.lr_scale for name, group in groups.items()} for groups in found]
         self._scale = torch.stack([stack.columns(values) for values in scales])
@@ -154,23 +160,38 @@ class StackedSGD:
     def step(self, number: Tensor, gradient: Tensor, alive: Tensor) -> Tensor:
         """Step ``number`` (1,), in place; returns the lengths (R,) of the gradients (R, P) before clipping."""
         recipe, flat = self._recipe, self._stack.flat
-        if recipe.freeze_epochs:
-            idle = self._frozen[number] & self._backbone
+        idle = self._frozen[number] & self._backbone if recipe.freeze_epochs else None
+        if idle is not None:
             gradient = gradient.masked_fill(idle, 0.0)
         lengths: Tensor = torch.linalg.vector_norm(gradient, dim=1)
         assert recipe.clip_grad is not None
         gradient = gradient * (recipe.clip_grad / (lengths + 1e-6)).clamp(max=1).unsqueeze(1)
-        gradient.addcmul_(flat, self._decay)
-        if recipe.freeze_epochs:
-            gradient.masked_fill_(idle, 0.0)
-        self.momentum.mul_(recipe.momentum).add_(gradient)
-        gradient.add_(self.momentum, alpha=recipe.momentum).mul_(self._scale).mul_(self._rates[number].T)
-        flat.sub_(gradient.masked_fill_(~alive.unsqueeze(1), 0.0))
+        change = self._adamw(number, gradient) if recipe.opt == "adamw" else self._sgd(gradient)
+        if idle is not None:
+            change.masked_fill_(idle, 0.0)
+            for moment in self.moments:
+                moment.masked_fill_(idle, 0.0)  # they begin when the parameters do
+        change.mul_(self._scale).mul_(self._rates[number].T)
+        flat.sub_(change.masked_fill_(~alive.unsqueeze(1), 0.0))
         if self._kept is not None:
             for name, tensor in self._stack.constants.items():
                 if name.rpartition(".")[2] in _RESTORING:
                     tensor.mul_(self._kept[number])
         return lengths
+
+    def _sgd(self, gradient: Tensor) -> Tensor:
+        (momentum,) = self.moments
+        gradient.addcmul_(self._stack.flat, self._decay)
+        momentum.mul_(self._recipe.momentum).add_(gradient)
+        return gradient.add_(momentum, alpha=self._recipe.momentum)
+
+    def _adamw(self, number: Tensor, gradient: Tensor) -> Tensor:
+        mean, square = self.moments
+        mean.lerp_(gradient, 1 - _BETAS[0])
+        square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+        mean_part, square_part = (1 - torch.pow(beta, number + 1) for beta in _BETAS)
+        change = (mean / mean_part).div_((square / square_part).sqrt_().add_(_EPS))
+        return change.addcmul_(self._stack.flat, self._decay)
 
 
 class _Group(NamedTuple):

@@ -61,7 +61,7 @@ def chosen(runs: Sequence[Run], image_set: str, budget: str, here: str) -> Table
         table.rows.append(
             {
                 "network": ARMS[arm].title,
-                "rate": f"{settings.rate:g}" + (" (edge)" if at_edge(settings) else ""),
+                "rate": f"{settings.rate * ARMS[arm].rate_scale:g}" + (" (edge)" if at_edge(settings) else ""),
                 "distillation": f"{settings.distill:g}",
                 "norms' rate": f"x{settings.norm_scale:g}",
                 "validation": f"{sum(tried) / len(tried):.3f}" if len(tried) == len(SEEDS) else "-",

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.sets import Images
-from benchmarks.evidence.stacked import Stack, StackedSGD, stackable
+from benchmarks.evidence.stacked import Stack, StackedOptimizer, stackable
 from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, begin, orders, recipe_of
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
@@ -63,7 +63,7 @@ class Together:
             set_trainable(network, recipe, with_head=True)
         self._batches = min(map(len, images.values())) // batch_size
         self._stack = Stack(networks)
-        self._optimizer = StackedSGD(self._stack, networks, recipes, self._batches)
+        self._optimizer = StackedOptimizer(self._stack, networks, recipes, self._batches)
         self._prepare_images(recipes)
         self._prepare_loss(networks[0], recipes)
 
@@ -92,7 +92,7 @@ class Together:
         return [
             self._stack.flat,
             *self._stack.constants.values(),
-            self._optimizer.momentum,
+            *self._optimizer.moments,
             self._losses,
             self._lengths,
             self._number,

@@ -91,7 +91,7 @@ def recipe_of(
         **{
             "epochs": epochs,
             "batch_size": batch_size,
-            "lr": settings.rate,
+            "lr": settings.rate * arm.rate_scale,
             "clip_grad": clip,
             "head_lr_scale": 2.0,
             "norm_lr_scale": settings.norm_scale,
