@@ -8,9 +8,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Cell = str | int | float | bool | None
 
@@ -102,8 +105,18 @@ def plot(series: Sequence[Series], path: Path) -> bool:
         panel.set(xlabel=axis, ylabel="ms")
         panel.grid(alpha=0.3)
     panels[0].legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     return True
+
+
+def save_figure(figure: Figure, output: Path) -> None:
+    """A matplotlib figure as a file; the same figure is the same file, byte for byte."""
+    import matplotlib
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    vector = output.suffix == ".svg"
+    with matplotlib.rc_context({"svg.hashsalt": output.name}):
+        figure.savefig(output, dpi=110, metadata={"Date": None} if vector else None)
 
 
 def _text(cell: Cell) -> str:

@@ -22,7 +22,7 @@ from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.paired import Estimate, estimate
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
 from benchmarks.evidence.train import Settings, accuracy, train
-from benchmarks.report import Cell, Table, to_markdown
+from benchmarks.report import Cell, Table, save_figure, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
 
 BATCH_SIZES = (1, 2, 4, 8, 32)
@@ -88,7 +88,7 @@ def draw_figure(found: Found, output: Path) -> None:
     axes.set(xlabel="batch size", ylabel="test accuracy")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(output)
+    save_figure(figure, output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The paper's own claim: networks trained from scratch with and without the meta-network.
 
     python -m benchmarks.evidence.from_scratch --out DIR [--batch-sizes 2 32] [--quick]
+    python -m benchmarks.evidence.from_scratch --out benchmarks/evidence/results --table
 
 A small ResNet on Fashion-MNIST. The rate is chosen per norm and batch size on validation images with a seed of its own,
 then each norm is trained with new seeds and tested on the full test set. Runs are lines of ``DIR/from_scratch.jsonl``.
@@ -9,7 +10,8 @@ then each norm is trained with new seeds and tested on the full test set. Runs a
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.evidence.lines import Lines
+from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.paired import estimate
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
 from benchmarks.report import Cell, Table, to_markdown
@@ -25,7 +27,8 @@ from ilmconvert.nn import ILMNorm
 
 SIZE = 28
 RATES = (0.005, 0.02, 0.08)
-SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2, 3)
+SELECTION_SEED = 1000
+FINAL_SEEDS: tuple[int, ...] = (0, 1, 2, 3)
 _WIDTHS = (16, 32, 64)
 
 MakeNorm = Callable[[int], nn.Module]
@@ -132,48 +135,54 @@ def _input(pixels: Tensor) -> Tensor:
     return pixels[:, :1].float() / 128 - 1
 
 
-def results(
-    splits: Splits, norms: Sequence[str], batch_size: int, count: int, epochs: int, lines: Lines, seeds: Sequence[int]
-) -> Iterator[tuple[str, int, float]]:
-    """(norm, seed, test accuracy), after the choice of each norm's rate."""
+class Comparison:
+    """Runs of every norm at every batch size, each made once; without ``splits`` those of the file alone."""
 
-    def made(norm: str, rate: float, seed: int, part: Images) -> float:
-        key: dict[str, str | int | float] = {
-            "norm": norm,
-            "batch": batch_size,
-            "rate": rate,
-            "seed": seed,
-            "images": count,
-            "epochs": epochs,
-        }
+    def __init__(self, splits: Splits | None, lines: Lines, images: int, epochs: int, seeds: Sequence[int]) -> None:
+        self._splits, self._lines, self._seeds = splits, lines, seeds
+        self.images, self.epochs = images, epochs
 
-        def measure() -> float:
-            return accuracy(train(norm, rate, batch_size, draw(splits.train, count, seed), epochs, seed), part)
+    def table(self, norms: Sequence[str], batch_size: int) -> Table:
+        """Mean accuracy with its interval, and each ILM Norm less the norm that it is built on."""
+        made = Table(f"From scratch, batch size {batch_size}: {self.images} images, {self.epochs} epochs")
+        rates, found = self._results(norms, batch_size)
+        for norm, by_seed in found.items():
+            base = found.get(BASES.get(norm.split(",")[0], ""), {})
+            common = [value - base[seed] for seed, value in by_seed.items() if seed in base]
+            row: dict[str, Cell] = {
+                "norm": norm,
+                "rate": f"{rates[norm]:g}" + (" (edge)" if rates[norm] in (RATES[0], RATES[-1]) else ""),
+                "seeds": len(by_seed),
+                "accuracy": estimate(list(by_seed.values())).text(),
+            }
+            made.rows.append({**row, "less its base": estimate(common).as_difference() if common else "-"})
+        return made
 
-        return lines.value(key, measure)
+    def _results(self, norms: Sequence[str], batch_size: int) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
+        """The rate of each norm, and its test accuracy by seed; seed by seed, so that what there is is paired."""
+        rates: dict[str, float] = {}
+        for norm in norms:
+            with suppress(MissingLine):
+                scores = {rate: self._accuracy(norm, batch_size, rate, SELECTION_SEED) for rate in RATES}
+                rates[norm] = max(scores, key=lambda rate, scores=scores: scores[rate])  # type: ignore[misc]
+        found: dict[str, dict[int, float]] = {}
+        for seed in self._seeds:
+            for norm, rate in rates.items():
+                with suppress(MissingLine):
+                    found.setdefault(norm, {})[seed] = self._accuracy(norm, batch_size, rate, seed)
+        return rates, {norm: by_seed for norm, by_seed in found.items() if by_seed}
 
-    chosen = {
-        norm: max(RATES, key=lambda rate, norm=norm: made(norm, rate, SELECTION_SEED, splits.val))  # type: ignore[misc]
-        for norm in norms
-    }
-    for seed in seeds:
-        for norm, rate in chosen.items():
-            yield norm, seed, made(norm, rate, seed, splits.test)
+    def _accuracy(self, norm: str, batch_size: int, rate: float, seed: int) -> float:
+        key: dict[str, str | int | float] = {"norm": norm, "batch": batch_size, "rate": rate, "seed": seed}
+        key |= {"images": self.images, "epochs": self.epochs}
+        return self._lines.value(key, lambda: self._trained(norm, batch_size, rate, seed))
 
-
-def table(found: Mapping[str, Mapping[int, float]], title: str) -> Table:
-    """Mean accuracy with its interval, and each ILM Norm less the norm that it is built on."""
-    made = Table(title)
-    for norm, by_seed in found.items():
-        base = found.get(BASES.get(norm.split(",")[0], ""), {})
-        common = [value - base[seed] for seed, value in by_seed.items() if seed in base]
-        row: dict[str, Cell] = {
-            "norm": norm,
-            "seeds": len(by_seed),
-            "accuracy": estimate(list(by_seed.values())).text(),
-        }
-        made.rows.append({**row, "less its base": estimate(common).text("+") if common else "-"})
-    return made
+    def _trained(self, norm: str, batch_size: int, rate: float, seed: int) -> float:
+        if self._splits is None:
+            raise MissingLine
+        images = draw(self._splits.train, self.images, seed)
+        network = train(norm, rate, batch_size, images, self.epochs, seed)
+        return accuracy(network, self._splits.val if seed == SELECTION_SEED else self._splits.test)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,20 +194,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=6_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--table", action="store_true", help="What has been measured; nothing is trained.")
     parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
     options = parser.parse_args(argv)
-    splits = load_splits("fashion-mnist", SIZE, options.out / "cache", options.data_root)
-    seeds: tuple[int, ...] = FINAL_SEEDS
-    count, epochs = options.images, options.epochs
+    splits = None if options.table else load_splits("fashion-mnist", SIZE, options.out / "cache", options.data_root)
+    images, epochs, seeds = options.images, options.epochs, FINAL_SEEDS
     if options.quick:
-        splits, count, epochs, seeds = smaller(splits, 16), 16, 1, FINAL_SEEDS[:2]
-    lines = Lines(options.out / "from_scratch.jsonl")
+        splits, images, epochs, seeds = splits and smaller(splits, 16), 16, 1, FINAL_SEEDS[:2]
+    comparison = Comparison(splits, Lines(options.out / "from_scratch.jsonl"), images, epochs, seeds)
     for batch_size in options.batch_sizes:
-        found: dict[str, dict[int, float]] = {}
-        for norm, seed, value in results(splits, options.norms, batch_size, count, epochs, lines, seeds):
-            found.setdefault(norm, {})[seed] = value
-        title = f"From scratch, batch size {batch_size}: {count} images, {epochs} epochs"
-        print(to_markdown(table(found, title)), end="\n\n", flush=True)
+        made = comparison.table(options.norms, batch_size)
+        if made.rows:
+            print(to_markdown(made), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

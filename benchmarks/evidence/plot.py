@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
 from benchmarks.evidence.runs import Run, read
+from benchmarks.report import save_figure
 from ilmconvert.errors import ILMConvertError
 
 _WIDTH = 0.8  # of a group of points
@@ -25,27 +26,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="runs.jsonl")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--set", dest="image_set", default="fashion-mnist")
+    parser.add_argument("--sets", nargs="+", default=["fashion-mnist"], help="One below the other.")
     parser.add_argument("--budget", default="short")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="Default: all that were run, less hopeless ones.")
     options = parser.parse_args(argv)
     runs = [run for file in options.files for run in read(file)]
-    draw(runs, options.output, image_set=options.image_set, budget=options.budget, arms=options.arms)
+    draw(runs, options.output, image_sets=options.sets, budget=options.budget, arms=options.arms)
 
 
-def draw(runs: Sequence[Run], output: Path, *, image_set: str, budget: str, arms: Sequence[str] | None) -> None:
+def draw(
+    runs: Sequence[Run], output: Path, *, image_sets: Sequence[str], budget: str, arms: Sequence[str] | None
+) -> None:
     """Points with 95 % intervals; arms far below the rest on clean images are left out unless they are named."""
-    by_arm = finals(runs, image_set, budget)
-    shown = [arm for arm in by_arm if arm != FROZEN and (arm in arms if arms else not _hopeless(by_arm, arm))]
-    if not shown:
-        raise ILMConvertError(
-            f"there are no final runs of {image_set}, {budget} to draw beside {FROZEN}; make them first"
+    figure = Figure(figsize=(11, 1 + 4 * len(image_sets)), layout="constrained")
+    panels: Any = figure.subplots(len(image_sets), 1, sharex=True, squeeze=False)
+    colours: dict[str, str] = {}
+    for axes, image_set in zip(panels[:, 0], image_sets, strict=True):
+        by_arm = finals(runs, image_set, budget)
+        shown = [arm for arm in by_arm if arm != FROZEN and (arm in arms if arms else not _hopeless(by_arm, arm))]
+        if not shown:
+            raise ILMConvertError(
+                f"there are no final runs of {image_set}, {budget} to draw beside {FROZEN}; make them first"
+            )
+        colours |= {arm: f"C{len(colours) + i}" for i, arm in enumerate(a for a in shown if a not in colours)}
+        _draw_set(axes, by_arm, {arm: colours[arm] for arm in shown})
+        axes.set(
+            ylabel="accuracy less frozen BN", title=f"{image_set}, budget {budget}: paired by seed, 95 % intervals"
         )
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    axes: Any = figure.subplots()
-    for number, arm in enumerate(shown):
+    panels[0, 0].legend(loc="best", fontsize="small")
+    save_figure(figure, output)
+
+
+def _draw_set(axes: Any, by_arm: dict[str, dict[int, Run]], colours: dict[str, str]) -> None:
+    for number, (arm, colour) in enumerate(colours.items()):
         found = [estimate(differences(by_arm, arm, of(column))) for column in COLUMNS]
-        step = _WIDTH / len(shown)
+        step = _WIDTH / len(colours)
         places = [i - _WIDTH / 2 + step * (number + 0.5) for i in range(len(COLUMNS))]
         axes.errorbar(
             places,
@@ -55,17 +70,14 @@ def draw(runs: Sequence[Run], output: Path, *, image_set: str, budget: str, arms
             markersize=4,
             capsize=2,
             label=ARMS[arm].title,
+            color=colour,
         )
     axes.axhline(0, color="black", linewidth=1)
     for edge in range(0, len(COLUMNS), 2):
         axes.axvline(edge + 0.5, color="0.85", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(COLUMNS)), COLUMNS, rotation=45, ha="right")
-    axes.set(ylabel="accuracy less frozen BN", title=f"{image_set}, budget {budget}: paired by seed, 95 % intervals")
     axes.set_xlim(-0.5, len(COLUMNS) - 0.5)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="best", fontsize="small")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
 
 
 def _hopeless(by_arm: dict[str, dict[int, Run]], arm: str) -> bool:

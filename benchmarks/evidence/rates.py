@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.runs import SELECTION, Run, read
 from benchmarks.evidence.train import Settings
-from benchmarks.report import Cell, Table, to_markdown
+from benchmarks.report import Cell, Table, save_figure, to_markdown
 
 Scores = Mapping[str, Mapping[float, Sequence[float]]]
 
@@ -51,7 +51,7 @@ def _cell(values: Sequence[float]) -> str:
 
 def draw(found: Scores, output: Path) -> None:
     """Accuracy over the rate."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes: Any = figure.subplots()
     for name, by_rate in found.items():
         axes.plot(list(by_rate), [statistics.fmean(values) for values in by_rate.values()], marker="o", label=name)
@@ -61,9 +61,8 @@ def draw(found: Scores, output: Path) -> None:
     axes.minorticks_off()
     axes.set(xlabel="learning rate", ylabel="validation accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(figure, output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--set", dest="image_set", default="fashion-mnist")
     parser.add_argument("--budget", default="short")
+    parser.add_argument("--drawn", nargs="+", choices=ARMS, help="The arms of the plot; all unless given.")
     options = parser.parse_args(argv)
     found: dict[str, dict[float, list[float]]] = {}
     for file in sorted(options.files, key=lambda file: file.stem != "runs"):
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found |= scores(read(file), options.image_set, options.budget, note)
     print(to_markdown(table(found, f"Validation accuracy by learning rate: {options.image_set}, {options.budget}")))
     if options.output:
-        draw(found, options.output)
+        titles = tuple(ARMS[arm].title for arm in options.drawn or ARMS)
+        draw({name: by_rate for name, by_rate in found.items() if name.startswith(titles)}, options.output)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", choices=ARMS, default=FROZEN, help="What all differences are against.")
     options = parser.parse_args(argv)
     runs = [run for file in options.files for run in read(file)]
+    print(to_markdown(overview(runs, options.against)), end="\n\n")
     for image_set, budget in dict.fromkeys((run.image_set, run.budget) for run in runs):
         print("\n\n".join(to_markdown(table) for table in tables(runs, image_set, budget, options.against)), end="\n\n")
+
+
+def overview(runs: Sequence[Run], against: str = FROZEN) -> Table:
+    """Clean images and the mean over all shifts, for every set and budget that was run."""
+    table = Table(f"Less {ARMS[against].title}, paired by seed, 95 % interval, and in standard errors")
+    tasks = dict.fromkeys((run.image_set, run.budget) for run in runs)
+    found = {task: by_arm for task in tasks if against in (by_arm := finals(runs, *task))}
+    for arm in ARMS:
+        row: dict[str, Cell] = {"network": ARMS[arm].title}
+        for (image_set, budget), by_arm in found.items():
+            for title, columns in {CLEAN: (CLEAN,), "all shifts": COLUMNS[1:]}.items():
+                here = _cell(by_arm, arm, columns, against) if arm in by_arm else "-"
+                row[f"{image_set}, {budget}, {title}"] = here
+        if any(cell != "-" for cell in list(row.values())[1:]):
+            table.rows.append(row)
+    return table
 
 
 def tables(runs: Sequence[Run], image_set: str, budget: str, against: str = FROZEN) -> Iterator[Table]:

@@ -403,6 +403,13 @@ def test_networks_from_scratch_are_compared_with_their_base(
     from_scratch.main(options)
     assert (tmp_path / "from_scratch.jsonl").read_text() == lines
     assert capsys.readouterr().out == printed
+    from_scratch.main([*options, "--table"])
+    assert capsys.readouterr().out == printed
+    (tmp_path / "from_scratch.jsonl").write_text("".join(line + "\n" for line in lines.splitlines()[:-1]))
+    from_scratch.main(
+        [*options, "--table"]
+    )  # the norm whose last run is missing has a seed less, and nothing is trained
+    assert capsys.readouterr().out.count("| 1 |") == 1
 
 
 def test_an_ilm_norm_starts_as_its_base_and_the_authors_start_does_not() -> None:
