@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN
-from benchmarks.evidence.lines import Lines
+from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.paired import Estimate, estimate
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
-from benchmarks.evidence.train import Settings, accuracy, train
+from benchmarks.evidence.together import Task, Together, train_all
+from benchmarks.evidence.train import Settings, Trained, accuracy, train
 from benchmarks.report import Cell, Table, save_figure, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
 
@@ -35,33 +37,100 @@ SIZE, IMAGES, EPOCHS = 64, 400, 3
 Found = Mapping[tuple[str, int], Estimate]
 
 
+class Job(NamedTuple):
+    """One run."""
+
+    arm: str
+    batch_size: int
+    rate: float
+    seed: int
+
+
 class Sweep:
-    """Runs of every arm at every batch size, each made once."""
+    """Runs of every arm at every batch size, each made once; ``together``, all that are missing at the same time."""
 
-    def __init__(self, source: nn.Module, splits: Splits, lines: Lines, *, images: int, epochs: int) -> None:
-        self._source, self._splits, self._lines = source, splits, lines
-        self._images, self._epochs = images, epochs
+    def __init__(
+        self,
+        source: nn.Module,
+        splits: Splits,
+        lines: Lines,
+        *,
+        images: int,
+        epochs: int,
+        device: str = "cpu",
+        together: bool = False,
+    ) -> None:
+        self._source, self._splits, self._lines = source.to(device), splits, lines
+        self._images, self._epochs, self._device, self._together = images, epochs, device, together
 
-    def estimate(self, arm: str, batch_size: int, seeds: Sequence[int]) -> Estimate:
+    def estimates(self, arms: Sequence[str], batch_sizes: Sequence[int], seeds: Sequence[int]) -> Found:
         """Test accuracy at the rate that is best on validation images."""
-        rates = [round(rate * (batch_size / 2) ** 0.5, 6) for rate in RATES]
-        scores = {rate: self._accuracy(arm, batch_size, rate, SELECTION_SEED, self._splits.val) for rate in rates}
-        best = max(scores, key=lambda rate: scores[rate])
-        return estimate([self._accuracy(arm, batch_size, best, seed, self._splits.test) for seed in seeds])
+        tasks = [(arm, size) for size in batch_sizes for arm in arms]
+        self._make([Job(*task, rate, SELECTION_SEED) for task in tasks for rate in rates_at(task[1])])
+        best = {task: max(rates_at(task[1]), key=partial(self._score, task)) for task in tasks}
+        self._make([Job(*task, rate, seed) for task, rate in best.items() for seed in seeds])
+        return {task: estimate([self._accuracy(Job(*task, best[task], seed)) for seed in seeds]) for task in tasks}
 
-    def _accuracy(self, arm: str, batch_size: int, rate: float, seed: int, part: Images) -> float:
-        key: dict[str, str | int | float] = {"arm": arm, "batch": batch_size, "rate": rate, "seed": seed}
-        return self._lines.value(
-            {**key, "images": self._images, "epochs": self._epochs},
-            lambda: self._trained(arm, batch_size, rate, seed, part),
-        )
+    def _make(self, jobs: Sequence[Job]) -> None:
+        """The runs that are missing."""
+        missing = [job for job in jobs if self._key(job) not in self._lines]
+        if not self._together:
+            for job in missing:
+                arm, images = ARMS[job.arm], self._drawn(job.seed)
+                trained = train(
+                    arm,
+                    Settings(job.rate),
+                    self._source,
+                    images,
+                    self._splits.num_classes,
+                    self._epochs,
+                    seed=job.seed,
+                    batch_size=job.batch_size,
+                )
+                self._keep(job, trained)
+            return
+        tasks = dict.fromkeys(job[:2] for job in missing)
+        groups = {task: [job for job in missing if job[:2] == task] for task in tasks}
+        made = [self._group(found) for found in groups.values()]
+        train_all(made)
+        for group, found in zip(made, groups.values(), strict=True):
+            for job, trained in zip(found, group.results(), strict=True):
+                self._keep(job, trained)
 
-    def _trained(self, arm: str, batch_size: int, rate: float, seed: int, part: Images) -> float:
-        images, classes = draw(self._splits.train, self._images, seed), self._splits.num_classes
-        trained = train(
-            ARMS[arm], Settings(rate), self._source, images, classes, self._epochs, seed=seed, batch_size=batch_size
-        )
-        return accuracy(trained.network, trained.prepare, part)
+    def _group(self, jobs: Sequence[Job]) -> Together:
+        images = {job.seed: self._drawn(job.seed) for job in jobs}
+        tasks = [Task(Settings(job.rate), job.seed, images[job.seed]) for job in jobs]
+        arm, size = ARMS[jobs[0].arm], jobs[0].batch_size
+        return Together(arm, tasks, self._source, self._splits.num_classes, self._epochs, size)
+
+    def _drawn(self, seed: int) -> Images:
+        return draw(self._splits.train, self._images, seed).to(self._device)
+
+    def _keep(self, job: Job, trained: Trained) -> None:
+        part = (self._splits.val if job.seed == SELECTION_SEED else self._splits.test).to(self._device)
+        self._lines.value(self._key(job), lambda: accuracy(trained.network, trained.prepare, part))
+
+    def _score(self, task: tuple[str, int], rate: float) -> float:
+        return self._accuracy(Job(*task, rate, SELECTION_SEED))
+
+    def _accuracy(self, job: Job) -> float:
+        return self._lines.value(self._key(job), _never)
+
+    def _key(self, job: Job) -> dict[str, str | int | float]:
+        own: dict[str, str | int | float] = {"images": self._images, "epochs": self._epochs}
+        return {"arm": job.arm, "batch": job.batch_size, "rate": job.rate, "seed": job.seed, **own}
+
+
+def rates_at(batch_size: int) -> list[float]:
+    """
+    >>> rates_at(8)
+    [0.004, 0.01, 0.024]
+    """
+    return [round(rate * (batch_size / 2) ** 0.5, 6) for rate in RATES]
+
+
+def _never() -> float:
+    raise MissingLine
 
 
 def table(found: Found) -> Table:
@@ -99,17 +168,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=SHOWN, metavar="ARM")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--together", action="store_true", help="Train the missing runs at the same time, on a GPU.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on the processor
     splits = load_splits(options.image_set, SIZE, options.out / "cache", options.data_root)
     seeds: tuple[int, ...] = FINAL_SEEDS
     images, epochs = IMAGES, EPOCHS
     if options.quick:
         splits, images, epochs, seeds = smaller(splits, 8), 8, 1, FINAL_SEEDS[:2]
-    sweep = Sweep(load_lite0(), splits, Lines(options.out / "batch_sizes.jsonl"), images=images, epochs=epochs)
-    found = {(arm, size): sweep.estimate(arm, size, seeds) for size in options.batch_sizes for arm in options.arms}
+    lines = Lines(options.out / "batch_sizes.jsonl")
+    sweep = Sweep(
+        load_lite0(),
+        splits,
+        lines,
+        images=images,
+        epochs=epochs,
+        device=options.device,
+        together=options.together,
+    )
+    found = sweep.estimates(options.arms, options.batch_sizes, seeds)
     print(to_markdown(table(found)))
     draw_figure(found, options.out / "batch_sizes.svg")
 

@@ -31,6 +31,9 @@ class Lines:
             path.write_text(whole, encoding="utf-8")
         self._found = {_mark(entry["key"]): float(entry["value"]) for entry in map(json.loads, whole.splitlines())}
 
+    def __contains__(self, key: Key) -> bool:
+        return _mark(key) in self._found
+
     def value(self, key: Key, measure: Callable[[], float]) -> float:
         """The number of this key, measured and kept if there is none yet."""
         mark = _mark(key)

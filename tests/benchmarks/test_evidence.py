@@ -427,7 +427,13 @@ def test_batch_sizes_are_swept_and_drawn(
     threads = torch.get_num_threads()
     batch_sizes.main([*options, "--arms", FROZEN, "ilm-gn"])
     torch.set_num_threads(threads)
-    assert "| network | 1 | 4 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| network | 1 | 4 |" in printed
+    out = tmp_path / "together"
+    batch_sizes.main([*options[2:], "--out", str(out), "--arms", FROZEN, "ilm-gn", "--together"])
+    assert capsys.readouterr().out == printed
+    alone, together = ((folder / "batch_sizes.jsonl").read_text().splitlines() for folder in (tmp_path, out))
+    assert sorted(alone) == sorted(together)
     assert ARMS["ilm-gn"].title in (tmp_path / "batch_sizes.svg").read_text()
 
 
