@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import ilmconvert
+from ilmconvert.finetune.networks import replace_head
+from ilmconvert.models.create import create_model
+from ilmconvert.models.head import classifier
 from tests.finetune.finetune_jobs import bars, network, run
 from tests.helpers import relative_error
 
@@ -51,6 +54,17 @@ def test_a_run_on_a_gpu_learns_and_loads(tmp_path: Path, settings: dict[str, Any
     assert accuracy(result) > 0.6  # by chance 0.25
     loaded = ilmconvert.load(result.last)
     assert all(t.isfinite().all() for t in loaded.state_dict().values())
+
+
+@pytest.mark.gpu
+def test_a_new_head_is_the_same_on_a_gpu() -> None:
+    heads = []
+    for device in ("cpu", "cuda"):
+        model = create_model("test_resnet", weights="none").to(device)
+        replace_head(model, 5, seed=3)
+        assert all(p.device.type == device for p in model.parameters())
+        heads.append(classifier(model)[1].weight.detach().cpu())
+    assert torch.equal(*heads)
 
 
 @pytest.mark.gpu

@@ -164,6 +164,7 @@ def test_a_step_on_a_gpu_does_not_wait(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # the compiler's advice, and a matter of taste
 def test_cuda_graphs_end_where_the_plain_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file
 
