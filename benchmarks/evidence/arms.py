@@ -101,7 +101,7 @@ def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
 
 
 _ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
-_ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.05}
+_ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.005}
 #: In the order in which they are run.
 ARMS = {
     FROZEN: Arm("frozen BN", _same),
