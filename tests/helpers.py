@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
@@ -15,7 +17,16 @@ from torch import Tensor, nn
 from ilmconvert.evaluation.tolerances import ROUNDING
 from ilmconvert.testing import randomize_norms
 
-__all__ = ["CHROMIUM", "ROOT", "TOLERANCE", "randomize_norms", "relative_error", "save_trained", "source_network"]
+__all__ = [
+    "CHROMIUM",
+    "ROOT",
+    "TOLERANCE",
+    "randomize_norms",
+    "relative_error",
+    "save_trained",
+    "source_network",
+    "write_fashion_mnist",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(
@@ -69,3 +80,19 @@ def save_trained(folder: Path, *, scale: float = 1.0) -> Path:
     path = folder / "trained.safetensors"
     save_file(model.state_dict(), path)
     return path
+
+
+def write_fashion_mnist(root: Path) -> Path:
+    """Sixty training images and twelve test images of noise, as torchvision reads Fashion-MNIST; returns ``root``."""
+    rng = np.random.default_rng(0)
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 60), ("t10k", 12)):
+        _write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
+        _write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    return root
+
+
+def _write_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())

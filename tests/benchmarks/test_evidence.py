@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,24 +28,12 @@ from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, prepare
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.testing import randomize_norms
-from tests.helpers import ROOT
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
+from tests.helpers import ROOT, write_fashion_mnist
 
 
 @pytest.fixture
 def fashion_root(tmp_path: Path) -> Path:
-    """Sixty training images and twelve test images as torchvision reads them."""
-    rng = np.random.default_rng(0)
-    raw = tmp_path / "root" / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, count in (("train", 60), ("t10k", 12)):
-        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
-        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
-    return tmp_path / "root"
+    return write_fashion_mnist(tmp_path / "root")
 
 
 def small_network() -> nn.Module:

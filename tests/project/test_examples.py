@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers import write_fashion_mnist
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 SLOW = {"transfer_batch_size_2", "distill_unlabelled", "dp_opacus"}  # several runs even when they are quick
@@ -66,6 +68,25 @@ def test_header_holds_the_command_and_the_time(name: str) -> None:
     text = header(name)
     assert f"    $ python examples/{name}.py" in text
     assert re.search(r"\d+ (seconds|minutes?)", text)
+
+
+def test_the_papers_comparison_takes_fashion_mnist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--quick", "--set", "fashion-mnist", "--data-root", str(write_fashion_mnist(tmp_path)), "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["paper_cifar10.py", *options, "--norms", "ilm-in"])
+    program("paper_cifar10").main()
+    assert re.findall(r"ILM-IN +seed (\d) +test top-1 [\d.]+%", capsys.readouterr().out) == ["0", "1"]
+
+
+@pytest.mark.parametrize("name", ["bn", "gn", "ilm-gn", "ilm-gn-authors", "ln", "ilm-ln", "in", "ilm-in"])
+def test_the_papers_network_keeps_the_size_in_its_stem(name: str) -> None:
+    paper = program("paper_cifar10")
+    network = paper.make_network("resnet18", paper.NORMS[name][1])
+    seen: list[torch.Size] = []
+    network.layer1.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == [(2, 64, 32, 32)]
 
 
 class Finder(nn.Module):
