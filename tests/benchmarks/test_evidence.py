@@ -475,6 +475,7 @@ def test_the_page_quotes_what_the_commands_print(capsys: pytest.CaptureFixture[s
     tables.main([runs])
     tables.main([runs, "--against", "frozen-bn-standardised"])
     rates.main([runs, str(results / "before-encoder-scales.jsonl")])
+    from_scratch.main(["--out", str(results), "--table"])
     printed = set(capsys.readouterr().out.splitlines())
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").partition("## What stands where")[0]
     quoted = [line for line in page.splitlines() if line.startswith("|")]
