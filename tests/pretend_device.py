@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ilmconvert import ILMNorm
 from ilmconvert.testing import randomize_norms
 
 #: Of a type that nobody uses. "cuda" asks for a driver, other types for a library; this one is a device all the same.
@@ -117,6 +118,21 @@ def small_network(seed: int = 0) -> nn.Sequential:
     layers = (nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32))
     head = (nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 5))
     return randomize_norms(nn.Sequential(*layers, *head), seed).eval()
+
+
+def awake(model: nn.Module, scale: float = 1.0) -> nn.Module:
+    """With meta-networks that do something."""
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, ILMNorm):
+                torch.nn.init.normal_(layer.weight_decoder, std=scale)
+    return model
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    """Forward and backward in training mode."""
+    model.train()(x).sum().backward()
+    assert all(p.grad is None or p.grad.device == p.device for p in model.parameters())
 
 
 def same_there(found: nn.Module, expected: nn.Module) -> None:

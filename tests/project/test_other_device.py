@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from ilmconvert import ILMNorm, apply_delta, calibrate_bound, convert, load, load_weights, save, save_delta, undo
+from ilmconvert import apply_delta, calibrate_bound, convert, load, load_weights, save, save_delta
 from ilmconvert import save_pretrained as save_folder
 from ilmconvert.calibration import calibrate, update_references
 from ilmconvert.calibration.collapse import collapse
-from ilmconvert.data.corruptions import CORRUPTIONS, corrupt
 from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.data.transforms import unit_images
 from ilmconvert.evaluation import fidelity, output_error, reconstruct_source
@@ -35,11 +35,11 @@ from ilmconvert.finetune.learner import Job, Learner
 from ilmconvert.finetune.meter import Meter
 from ilmconvert.finetune.networks import start
 from ilmconvert.nn import functional, ilm_norm
-from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 from ilmconvert.testing import randomize_norms
+from ilmconvert.testing.build_models import targets
 from tests.finetune.finetune_jobs import bars
 from tests.helpers import TOLERANCE, relative_error, source_network
-from tests.pretend_device import DEVICE, moved, pretend_device, same_there, small_network
+from tests.pretend_device import DEVICE, awake, moved, pretend_device, same_there, small_network, step
 
 SOURCE = small_network()
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -57,20 +57,6 @@ def is_there(model: nn.Module) -> nn.Module:
     """``model``, all of which is on the device."""
     assert {t.device for t in model.state_dict().values()} == {DEVICE}
     return model
-
-
-def awake(model: nn.Module, scale: float = 1.0) -> nn.Module:
-    """With meta-networks that do something."""
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, ILMNorm):
-                torch.nn.init.normal_(layer.weight_decoder, std=scale)
-    return model
-
-
-def step(model: nn.Module, x: Tensor) -> None:
-    model.train()(x).sum().backward()
-    assert all(p.grad is None or p.grad.device == p.device for p in model.parameters())
 
 
 def test_files_there(tmp_path: Path) -> None:
@@ -171,6 +157,12 @@ def test_detectors_on_two_devices_are_compared() -> None:
         assert found.relative_error <= 10 * TOLERANCE[torch.float32]
 
 
+def test_targets_are_where_their_images_are() -> None:
+    heads = SimpleNamespace(mask_predictor=nn.Identity(), keypoint_predictor=nn.Identity())
+    for target in targets([torch.rand(3, 8, 8, device=DEVICE)], SimpleNamespace(roi_heads=heads)):
+        assert {t.device for t in target.values()} == {DEVICE}
+
+
 def test_corrupted_images_for_a_network_there() -> None:
     images, normalize = unit_images(SOURCE, bars(), at_most=3, input_size=32)
     network, conditions = convert(SOURCE, restore_bound=2.0), all_conditions((3,))[::5]
@@ -215,26 +207,3 @@ def test_learns_there(name: str, settings: dict[str, Any], monkeypatch: pytest.M
 def test_the_largest_batch_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
     assert find_batch_size(SOURCE, Recipe(), SIZE, device=DEVICE, largest=4) == 4
-
-
-WITH_A_DEFAULT_DEVICE: dict[str, Callable[[nn.Module, Tensor], object]] = {
-    "randomize_norms": lambda m, x: randomize_norms(m),
-    "convert": lambda m, x: convert(m, restore_bound=2.0, example=example_inputs(m, size=SIZE)[0]),
-    "undo": lambda m, x: undo(convert(m)),
-    "train": lambda m, x: step(convert(m), x),
-    "train, channels last": lambda m, x: step(convert(m), x.contiguous(memory_format=torch.channels_last)),
-    "forms": lambda m, x: (fold(convert(m))(x), inference_form(awake(convert(m)))(x), group_norm_baseline(m)(x)),
-    "calibrate": lambda m, x: calibrate(convert(m, "gn", init="moments"), [x, x], source=m),
-    "collapse": lambda m, x: collapse(convert(m), [x], tolerance=1e9),
-    "fidelity": lambda m, x: fidelity(m, convert(m), [x]),
-    "corrupt": lambda m, x: [corrupt(x[0].clamp(0, 1), name, 3) for name in CORRUPTIONS],
-    "images": lambda m, x: unit_images(m, bars(), at_most=2, input_size=32),
-}
-
-
-@pytest.mark.parametrize("where", [CPU, DEVICE], ids=["model on the CPU", "model there"])
-@pytest.mark.parametrize("name", WITH_A_DEFAULT_DEVICE)
-def test_a_default_device_is_none_of_the_models_business(name: str, where: torch.device) -> None:
-    model = moved(SOURCE) if where == DEVICE else copy.deepcopy(SOURCE)
-    with torch.device(DEVICE):
-        WITH_A_DEFAULT_DEVICE[name](model, IMAGES.to(where))
