@@ -100,6 +100,7 @@ def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *
     if batches is None:
         return bound(model)
     layers = dict(_restoring(model))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     first: list[str] = []
     found: list[Tensor] = []
 
@@ -110,7 +111,7 @@ def calibrate_bound(model: nn.Module, batches: Iterable[Tensor] | None = None, *
 
     with evaluating(model), torch.no_grad(), on_calls(layers, keep, before=True):
         for batch in batches:
-            model(batch)
+            model(batch.to(device))
     values = torch.cat(found) if found else torch.empty(0, 2)
     if len(values) < 2:
         raise ConversionError("the bound needs a restoring path that runs and at least two images; give more images")

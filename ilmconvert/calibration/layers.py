@@ -56,11 +56,10 @@ class Pair:
     def statistics(self, x: Moments, target: Moments) -> Statistics:
         """Of the layer on inputs with these moments."""
         gamma = self.source.weight
-        sign = torch.ones(x.mean.shape[1]) if gamma is None else torch.where(gamma.detach().cpu() < 0, -1.0, 1.0)
+        one = torch.ones(x.mean.shape[1], dtype=torch.float64, device="cpu")
+        sign = one if gamma is None else torch.where(gamma.detach().cpu() < 0, -one, one)
         layer = self.layer
-        return statistics(
-            x, target, sign.double(), num_groups=layer.num_groups, eps=layer.eps, correction=self.correction
-        )
+        return statistics(x, target, sign, num_groups=layer.num_groups, eps=layer.eps, correction=self.correction)
 
 
 def pairs_of(model: nn.Module, source: nn.Module) -> tuple[dict[str, Pair], dict[str, str]]:

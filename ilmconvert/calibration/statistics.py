@@ -90,7 +90,7 @@ def source_moments(source: NormDescription, x: Moments) -> Moments:
 
     Every source is affine for a given sample and channel.
     """
-    one = torch.ones(x.mean.shape[1], dtype=torch.float64)
+    one = torch.ones(x.mean.shape[1], dtype=torch.float64, device="cpu")
     gamma = one if source.weight is None else source.weight.detach().cpu().double()
     beta = 0 * one if source.bias is None else source.bias.detach().cpu().double()
     if source.num_groups is not None:

@@ -60,7 +60,8 @@ def corrupt(image: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor
     # zlib's checksum, since Python's hash of a string differs between runs; the same clouds at every severity
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {seed}".encode()))
     level = chosen.levels[severity - 1]
-    return chosen.function(image.float().cpu(), level, generator).clamp(0, 1).to(image)
+    with torch.device("cpu"):  # where the generator is, whatever the default device
+        return chosen.function(image.float().cpu(), level, generator).clamp(0, 1).to(image)
 
 
 def _contrast(x: Tensor, factor: float, _: torch.Generator) -> Tensor:

@@ -153,7 +153,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.dataset.epoch
         generator = torch.Generator().manual_seed(_mixed(self.dataset.seed, epoch)[0])
-        for index in torch.randperm(len(self), generator=generator).tolist():
+        for index in torch.randperm(len(self), generator=generator, device="cpu").tolist():
             yield epoch, index
 
 
@@ -200,4 +200,4 @@ def labels_of(images: ImageDataset) -> Tensor:
         known = source.targets
     else:
         return torch.tensor([images[i][1] for i in range(len(images))])
-    return torch.as_tensor(known)[torch.tensor(list(images.indices))]
+    return torch.as_tensor(known)[torch.tensor(list(images.indices), device="cpu")]

@@ -42,10 +42,10 @@ def example_inputs(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(like)
+        return torch.randn(shape, generator=generator, device="cpu").to(like)
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).to(like)
+        return torch.rand(shape, generator=generator, device="cpu").to(like)
 
     if not isinstance(size, int) and size is not None and len(size) != 2:
         return (normal(batch_size, *size),)

@@ -158,7 +158,7 @@ def split(
             what = f"the class {names[label]}" if names else "the folder"
             raise DataError(f"{what} has one image, which can't be split into training and validation; add some")
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+        chosen[members[torch.randperm(len(members), generator=generator, device="cpu")[:count]]] = True
     train, val = (torch.nonzero(mask).flatten().tolist() for mask in (~chosen, chosen))
     return images.subset(train), images.subset(val)
 

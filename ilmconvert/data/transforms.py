@@ -138,4 +138,8 @@ def unit_images(
     count = len(items)  # type: ignore[arg-type]
     chosen = random.Random(seed).sample(range(count), min(at_most, count))
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    return [transform(items[i][0]).float() / 255 for i in chosen], lambda x: (x - mean) / std
+
+    def normalize(x: Tensor) -> Tensor:
+        return (x - mean.to(x.device)) / std.to(x.device)
+
+    return [transform(items[i][0]).float() / 255 for i in chosen], normalize

@@ -13,11 +13,11 @@ from ilmconvert._constants import shown_by
 from ilmconvert.evaluation.latency import Cost, forward_cost
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, LayerSums, common_layers
 from ilmconvert.evaluation.output_metrics import OutputSums, split_batch
-from ilmconvert.evaluation.outputs import is_detector, run_stages
+from ilmconvert.evaluation.outputs import inputs_for, is_detector, run_stages
 from ilmconvert.evaluation.progress_bar import count_bar
 from ilmconvert.evaluation.worst_images import ImageFidelity
 from ilmconvert.surgery.module_state import evaluating
-from ilmconvert.surgery.outputs import map_tensors, outputs
+from ilmconvert.surgery.outputs import outputs
 from ilmconvert.surgery.paused_forward import run_side_by_side
 
 Interval = tuple[float, float]
@@ -129,9 +129,9 @@ def fidelity(
     with count_bar(progress, "images") as told, evaluating(source, converted), torch.no_grad():
         for batch in batches:
             inputs, labels = split_batch(batch)
-            theirs, ours = _for(source, inputs), _for(converted, inputs)
+            theirs, ours = inputs_for(source, inputs), inputs_for(converted, inputs)
             if detector:
-                expected, found = run_stages(source, converted, ours)
+                expected, found = run_stages(source, converted, theirs)
             else:
                 pair = run_side_by_side(source, converted, theirs, ours, names, layer_sums.add)
                 expected, found = (outputs(result) for result in pair)
@@ -149,11 +149,3 @@ def fidelity(
         thumbnails=tuple(thumbnail for _, thumbnail in images),
         cost=measured,
     )
-
-
-def _for(model: nn.Module, value: Any) -> Any:
-    """Floating-point tensors in ``value`` on the device and of the type of the model's parameters."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is None:
-        return value
-    return map_tensors(value, lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ilmconvert._constants import shown_by
 from ilmconvert.evaluation.difference import OutputComparison
 from ilmconvert.surgery.module_state import evaluating
-from ilmconvert.surgery.outputs import outputs
+from ilmconvert.surgery.outputs import map_tensors, outputs
 from ilmconvert.surgery.record_calls import Call, on_calls
 
 #: The networks inside torchvision's detection models; what stands between them selects and sorts.
@@ -68,6 +68,14 @@ def is_detector(source: nn.Module) -> bool:
     )
 
 
+def inputs_for(model: nn.Module, value: Any) -> Any:
+    """Tensors in ``value`` on the device of the model's parameters, those of floating-point numbers in their type."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return value
+    return map_tensors(value, lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
+
+
 def run_stages(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs of the networks inside two detection models, each on the input that it gets in the source."""
     seen: dict[str, tuple[tuple[Any, ...], list[Tensor]]] = {}
@@ -81,5 +89,5 @@ def run_stages(source: nn.Module, converted: nn.Module, inputs: tuple[Any, ...])
     expected, found = list[Tensor](), list[Tensor]()
     for name, (args, result) in seen.items():
         expected += result
-        found += outputs(converted.get_submodule(name)(*args))
+        found += outputs(converted.get_submodule(name)(*inputs_for(converted, args)))
     return expected, found

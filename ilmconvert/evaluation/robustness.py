@@ -164,7 +164,9 @@ def corrupted(images: Sequence[Tensor], condition: Condition, normalize: Callabl
 
 
 def _classes(network: nn.Module, batch: Tensor) -> Tensor:
-    return torch.cat([top1_class(network(part)) for part in batch.split(BATCH_SIZE)])
+    """On the CPU: networks may be on several devices."""
+    device = next((p.device for p in network.parameters()), batch.device)
+    return torch.cat([top1_class(network(part.to(device))).cpu() for part in batch.split(BATCH_SIZE)])
 
 
 def _affine(name: str) -> Callable[[Tensor], Tensor]:

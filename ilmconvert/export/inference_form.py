@@ -56,7 +56,7 @@ class InferenceNorm(nn.Module):
         self.input_dims = layer.input_dims
         own = next(t for t in tensors if t is not None)
         dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
-        constants = inference_constants(tensors, self.settings, layer.num_channels, dtype)
+        constants = inference_constants(tensors, self.settings, layer.num_channels, dtype, own.device)
         for name, value in constants._asdict().items():
             # torch.export of torch 2.14 stumbles over buffers that are None.
             if value is None:

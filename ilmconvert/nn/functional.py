@@ -107,7 +107,7 @@ def ilm_norm(
         if by_hand:
             y = fused(x, tensors, settings, activation)
         elif is_exported() and suits(settings, tensors):
-            constants = inference_constants(tensors, settings, x.shape[1], statistics_dtype(x))
+            constants = inference_constants(tensors, settings, x.shape[1], statistics_dtype(x), x.device)
             y = ACTIVATIONS[activation](infer(x, constants, settings))
         else:
             y = ACTIVATIONS[activation](composed(x, tensors, settings))

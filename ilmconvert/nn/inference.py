@@ -62,13 +62,15 @@ def suits(s: Settings, t: Tensors) -> bool:
     return not bounded and not s.correction
 
 
-def inference_constants(t: Tensors, s: Settings, channels: int, dtype: torch.dtype) -> InferenceConstants:
-    """Those of a layer that :func:`suits`, as the formula computes them in ``dtype``."""
+def inference_constants(
+    t: Tensors, s: Settings, channels: int, dtype: torch.dtype, device: torch.device
+) -> InferenceConstants:
+    """Those of a layer that :func:`suits`, as the formula computes them in ``dtype``; ``device`` is that of ``t``."""
     t = t.to(dtype)
     finest = s.finest
     restores = t.restore_weight is not None
     reference = t.encoder if t.encoder is not None else t.weight if t.weight is not None else t.restore_weight
-    like = torch.empty(0, dtype=dtype) if reference is None else reference.new_empty(0)
+    like = torch.empty(0, dtype=dtype, device=device) if reference is None else reference.new_empty(0)
     if restores:
         path = restoring_constants(t, s)
         weight, bias = path.base_weight, path.base_bias

@@ -49,6 +49,8 @@ def _group_norm(norm: nn.Module, num_groups: int | None, copy_affine: bool) -> n
     new = nn.GroupNorm(groups, channels)
     if copy_affine and norm.affine:
         new.load_state_dict({"weight": norm.weight.detach(), "bias": norm.bias.detach()})
-        new.to(norm.weight.device, norm.weight.dtype)
+    like = norm.weight if norm.affine else norm.running_mean
+    if like is not None:
+        new.to(like.device, like.dtype)
     fused = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
     return nn.Sequential(new, *fused) if fused else new

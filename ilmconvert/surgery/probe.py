@@ -134,8 +134,22 @@ def _own(value: Any, dtype: torch.dtype) -> Any:
         parts = [*value.values()] if isinstance(value, dict) else [*value]
         for part in parts:
             _own(part, dtype)
-        return copy.copy(value)
+        return _on_cpu(value)
     return value
+
+
+def _on_cpu(value: Any) -> Any:
+    """A container for the copy alone, with the tensors in it where the copy runs, at any depth."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta or value.device.type == "cpu" else value.detach().cpu()
+    if type(value) in (list, tuple):
+        return type(value)(map(_on_cpu, value))
+    if not isinstance(value, (list, tuple, set, dict)):
+        return value
+    made = copy.copy(value)
+    if isinstance(made, dict):
+        made.update({name: _on_cpu(part) for name, part in made.items()})
+    return made
 
 
 def _own_tensor(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -106,7 +106,11 @@ class SourceState:
         if not all(t.is_meta or t.isfinite().all() for t in values.values()):
             return {}, "gives NaN or infinity: re-estimate its running statistics"
         problem = beyond(values, dtype)
-        return ({}, problem) if problem else ({name: value.to(dtype) for name, value in values.items()}, None)
+        if problem:
+            return {}, problem
+        # Assigned as they are, they are the layer's own: where the rest of the state is.
+        device = found["running_mean"].device
+        return {name: value.to(device, dtype) for name, value in values.items()}, None
 
 
 def accept_source_state(layer: nn.Module, hook: SourceState) -> None:

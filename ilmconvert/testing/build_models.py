@@ -135,9 +135,9 @@ def targets(images: list[Tensor], model: nn.Module) -> list[dict[str, Tensor]]:
     for image in images:
         height, width = image.shape[-2:]
         box = torch.tensor([[width * 0.1, height * 0.2, width * 0.8, height * 0.7]]).to(image)
-        target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64)}
+        target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=image.device)}
         if getattr(heads, "mask_predictor", None) is not None:
-            target["masks"] = torch.ones(1, height, width, dtype=torch.uint8)
+            target["masks"] = torch.ones(1, height, width, dtype=torch.uint8, device=image.device)
         if getattr(heads, "keypoint_predictor", None) is not None:
             middle = torch.tensor([width * 0.5, height * 0.5, 1.0]).to(image)
             target["keypoints"] = middle.expand(1, 17, 3).clone()

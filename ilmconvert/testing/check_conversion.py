@@ -117,7 +117,7 @@ def _nudged(value: Any, generator: torch.Generator) -> Any:
         return type(value)(_nudged(v, generator) for v in value)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    units = torch.randint(-1, 2, value.shape, generator=generator).to(value)
+    units = torch.randint(-1, 2, value.shape, generator=generator, device="cpu").to(value)
     return value * (1 + torch.finfo(value.dtype).eps * units)
 
 

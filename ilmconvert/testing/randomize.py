@@ -66,12 +66,12 @@ def wake_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
             if p.numel() == max(p.shape, default=1):
                 p.copy_(_uniform(p, 0.3, 1.0, generator))
             else:
-                p.copy_(torch.randn(p.shape, generator=generator) / p[0].numel() ** 0.5)
+                p.copy_(torch.randn(p.shape, generator=generator, device="cpu") / p[0].numel() ** 0.5)
     return model
 
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64)
+    return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _is_norm(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:

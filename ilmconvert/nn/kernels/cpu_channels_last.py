@@ -107,7 +107,7 @@ def _moments_by_sample(x: Tensor) -> tuple[Tensor, Tensor]:
 def _moments_of_batch(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     samples, channels = x.shape[:2]
     # Types of the statistics are those of the weight.
-    weight = torch.ones(channels, dtype=statistics_dtype(x))
+    weight = torch.ones(channels, dtype=statistics_dtype(x), device=x.device)
     positions = x.numel() // (samples * channels)
     _, mean, rstd = torch.native_group_norm(x, weight, weight, samples, channels, positions, num_groups, _RSTD_EPS)
     return mean, variance(rstd)
@@ -128,7 +128,7 @@ def _scale_shift_sample(sample: Tensor, scale: Tensor, shift: Tensor, out: Tenso
 
 def _block_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     positions = tuple(range(2, x.dim()))
-    products, sums = torch.empty(2, *x.shape[:2], dtype=dtype)
+    products, sums = torch.empty(2, *x.shape[:2], dtype=dtype, device=x.device)
     for part, (g, product) in _blocks(x, dtype, 2):
         torch.sum(g.copy_(grad[part]), positions, out=sums[part])
         torch.sum(product.copy_(x[part]).mul_(g), positions, out=products[part])
@@ -137,7 +137,7 @@ def _block_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 
 def _sample_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """BatchNorm's evaluation backward on (1, C, *), asked for the gradients of weight and bias alone."""
-    ones = torch.ones(x.shape[1], dtype=dtype)
+    ones = torch.ones(x.shape[1], dtype=dtype, device=x.device)
     zeros = torch.zeros_like(ones)
     sums = _aten.native_batch_norm_backward(grad, x, ones, zeros, ones, None, None, False, 0.0, [False, True, True])
     return sums[1], sums[2]

@@ -51,7 +51,7 @@ def variance(rstd: Tensor) -> Tensor:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of (1, C, *); two passes, no cancellation."""
     # The type of the running statistics, which momentum 0 leaves alone, decides that of the result.
-    running = torch.zeros(2, x.shape[1], dtype=statistics_dtype(x))
+    running = torch.zeros(2, x.shape[1], dtype=statistics_dtype(x), device=x.device)
     mean, var = _aten.batch_norm_update_stats(x, running[0], running[1], 0.0)
     return mean, var
 
@@ -106,8 +106,8 @@ def channel_sums(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     channels = x.shape[0] * x.shape[1]
     grad, rows = grad.contiguous().view(1, channels, -1), x.view(1, channels, -1)
     # Only the shape and the type of the weight are looked at.
-    weight = torch.empty(channels, dtype=dtype)
-    mean, rstd = torch.zeros(1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    weight = torch.empty(channels, dtype=dtype, device=x.device)
+    mean, rstd = torch.zeros(1, 1, dtype=dtype, device=x.device), torch.ones(1, 1, dtype=dtype, device=x.device)
     _, products, sums = _aten.native_group_norm_backward(
         grad, rows, mean, rstd, weight, 1, channels, rows.shape[2], 1, [False, True, True]
     )
