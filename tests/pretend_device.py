@@ -30,6 +30,10 @@ _COPIES = frozenset({_aten.copy_, _aten._foreach_copy_, _aten.set_})
 _BY_INDEX = frozenset({_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_})
 
 
+#: Types that the pretend accelerator refuses; see :func:`without_float64`.
+_lacking: frozenset[torch.dtype] = frozenset()
+
+
 class PretendTensor(Tensor):
     """A tensor on :data:`DEVICE`, around the CPU's tensor that holds its values."""
 
@@ -39,6 +43,10 @@ class PretendTensor(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> PretendTensor:
+        if held.dtype in _lacking:
+            raise TypeError(
+                f"Cannot convert a {DEVICE.type} Tensor to {held.dtype}, which {DEVICE.type} doesn't support"
+            )
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
         made = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=DEVICE, **layout)
         made.held = held
@@ -79,6 +87,17 @@ class PretendTensor(Tensor):
     def data(self, value: PretendTensor) -> None:
         Tensor.data.__set__(self, value)
         self.held = value.held
+
+
+@contextmanager
+def without_float64() -> Iterator[None]:
+    """Within it the pretend accelerator is like Apple's, which refuses tensors of float64."""
+    global _lacking
+    _lacking = frozenset({torch.float64, torch.complex128})
+    try:
+        yield
+    finally:
+        _lacking = frozenset()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ilmconvert.calibration.batches import prepared
 from ilmconvert.errors import CalibrationError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.nn.float64 import float64
 from ilmconvert.nn.kernels import dispatch
 from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.record_calls import Call, on_calls
@@ -76,21 +77,21 @@ def _group_statistics(layer: ILMNorm, x: Tensor) -> Tensor:
     count = x[0].numel() // layer.num_groups
     if layer.correction and count > 1:
         var = var * (count / (count - 1))
-    return torch.stack((mu, (var + layer.eps).sqrt())).double()
+    return float64(torch.stack((mu, (var + layer.eps).sqrt())))
 
 
 def _move(layer: ILMNorm, mean: Tensor, std: Tensor) -> None:
     """References (G,) to new ones."""
     assert layer.ref_mean is not None
     assert layer.ref_std is not None
-    old_mean, old_std = layer.ref_mean.double(), layer.ref_std.double()
+    old_mean, old_std = float64(layer.ref_mean), float64(layer.ref_std)
     shifts = {"weight": (std - old_std) / old_std, "bias": (mean - old_mean) / old_std}
     for name, shift in shifts.items():
         base, gain = layer._parameters[name], layer._parameters[f"restore_{name}"]
         assert base is not None
         assert gain is not None
-        by_channel = gain.double().view(layer.num_groups, -1)
-        base.add_((by_channel * shift.unsqueeze(1)).flatten())
+        by_channel = float64(gain).view(layer.num_groups, -1)
+        base.copy_(float64(base) + (by_channel * shift.unsqueeze(1)).flatten())
         gain.copy_((by_channel * (std / old_std).unsqueeze(1)).flatten())
     layer.ref_mean.copy_(mean)
     layer.ref_std.copy_(std)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ilmconvert.evaluation.metrics import Interval, same_class, top1_class, wilson
+from ilmconvert.nn.float64 import float64
 from ilmconvert.surgery.difference import Difference, larger
 
 
@@ -17,7 +18,7 @@ def kl_divergence(expected: Tensor, found: Tensor) -> Tensor:
     >>> kl_divergence(torch.eye(2), torch.eye(2)).tolist()
     [0.0, 0.0]
     """
-    p, q = (t.double().log_softmax(1) for t in (expected, found))
+    p, q = (float64(t).log_softmax(1) for t in (expected, found))
     return (p.exp() * (p - q)).sum(1).clamp(min=0)  # rounding can make it negative
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ilmconvert.nn import ILMNorm, ILMNormAct, ilm_norm
+from ilmconvert.nn.float64 import float64
 from ilmconvert.surgery.new_layers import adopt
 from ilmconvert.surgery.replacement import copy_with
 
@@ -85,11 +86,11 @@ class _Affine(nn.Module):
         assert layer.ref_mean is not None
         assert layer.ref_std is not None
         size = layer.num_channels // layer.num_groups
-        mean, std = (t.double().repeat_interleave(size) for t in (layer.ref_mean, layer.ref_std))
-        scale = layer.restore_weight.double() / std
-        bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
-        self.register_buffer("scale", scale.to(layer.restore_weight.dtype))
-        self.register_buffer("shift", (bias - scale * mean).to(layer.restore_weight.dtype))
+        mean, std = (float64(t).repeat_interleave(size) for t in (layer.ref_mean, layer.ref_std))
+        scale = float64(layer.restore_weight) / std
+        bias = torch.zeros_like(scale) if layer.bias is None else float64(layer.bias)
+        self.register_buffer("scale", scale.to(layer.restore_weight))
+        self.register_buffer("shift", (bias - scale * mean).to(layer.restore_weight))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1,) + (1,) * ((self.input_dims or x.dim()) - 2)

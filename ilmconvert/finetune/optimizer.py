@@ -18,6 +18,7 @@ from ilmconvert.finetune.networks import norm_parameters
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.models.head import classifier
 from ilmconvert.nn import ILMNorm
+from ilmconvert.nn.float64 import float64
 
 _PLAIN_OPTIMIZERS = ("sgd", "momentum")  # their steps are as long as the gradient
 
@@ -70,7 +71,7 @@ def encoder_scales(model: nn.Module, recipe: Recipe) -> dict[int, float]:
     found = {}
     for layer in model.modules():
         if isinstance(layer, ILMNorm) and not layer.encoder.is_meta:
-            square = layer.encoder.detach().double().square().sum(1).mean().item()
+            square = float64(layer.encoder).square().sum(1).mean().item()
             if 0 < square < 1:
                 found[id(layer.encoder)] = 10.0 ** math.floor(power * math.log10(square))
     return found

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ilmconvert.nn.float64 import float64
+
 #: Largest difference of two networks' outputs over the source's largest output that is rounding, by the type that both
 #: compute in. Single precision: EfficientNet-Lite0 with weights from ImageNet comes to 1e-6, and of all models with
 #: random weights and statistics seven in eight stay below 1e-5 (docs/coverage.md); the rest amplify rounding, in the
@@ -54,7 +56,7 @@ class Difference:
         for a, b in zip(expected, found, strict=True):
             if a.numel():
                 single = a.is_floating_point() and a.dtype != torch.float64
-                a = a.detach().to(torch.float32 if single else torch.float64)
+                a = a.detach().float() if single else a.detach() if a.is_floating_point() else float64(a)
                 error = (b.detach().to(a) - a).abs()
                 self.largest = larger(self.largest, error.max().item())
                 self.scale = larger(self.scale, a.abs().max().item())
@@ -110,4 +112,4 @@ def larger(one: float, other: float) -> float:
 
 def _sum(t: Tensor) -> float:
     # sums of a row in the tensor's type, then of the rows in float64: no large copy in float64
-    return t.flatten(1 if t.ndim > 1 else 0).sum(-1).double().sum().item()
+    return float64(t.flatten(1 if t.ndim > 1 else 0).sum(-1)).sum().item()

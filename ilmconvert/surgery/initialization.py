@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ilmconvert.nn.float64 import float64
 from ilmconvert.surgery.sources import NormDescription
 
 # By so much may a group's reference mean magnify the rounding of one of its channels.
@@ -138,8 +139,7 @@ def _affine(source: NormDescription) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _float64(source: NormDescription, t: Tensor | None, default: float) -> Tensor:
-    # Not every accelerator has float64; the tensors are small.
     if t is not None:
-        return (t.detach() if t.is_meta else t.detach().cpu()).double()
+        return float64(t)
     device = "meta" if source.running_mean is not None and source.running_mean.is_meta else "cpu"
     return torch.full((source.num_channels,), default, dtype=torch.float64, device=device)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ConversionError
 from ilmconvert.nn import ILMNorm
+from ilmconvert.nn.float64 import float64
 from ilmconvert.surgery.new_layers import adopt_tensor_hooks
 from ilmconvert.surgery.norm_description import NormDescription
 from ilmconvert.surgery.sources import describe_norm
@@ -79,8 +80,8 @@ def affine_of(layer: ILMNorm) -> tuple[Tensor, Tensor]:
     assert mean is not None
     assert std is not None
     repeat = layer.num_channels // layer.num_groups
-    scale = weight.detach().double() / std.double().repeat_interleave(repeat)
-    return scale, bias.detach().double() - scale * mean.double().repeat_interleave(repeat)
+    scale = float64(weight) / float64(std).repeat_interleave(repeat)
+    return scale, float64(bias) - scale * float64(mean).repeat_interleave(repeat)
 
 
 def _of_groups(name: str, layer: ILMNorm, described: NormDescription) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def _of_groups(name: str, layer: ILMNorm, described: NormDescription) -> dict[st
     assert layer.ref_mean is not None
     assert layer.ref_std is not None
     repeat = layer.num_channels // layer.num_groups
-    mean, std = (t.double().repeat_interleave(repeat) for t in (layer.ref_mean, layer.ref_std))
+    mean, std = (float64(t).repeat_interleave(repeat) for t in (layer.ref_mean, layer.ref_std))
     var = (std.square() - described.eps).clamp(min=0)
     return {
         "running_mean": mean,
@@ -117,21 +118,21 @@ def _of_source(layer: ILMNorm, described: NormDescription) -> dict[str, Tensor] 
         return {}
     if described.bias is None or described.running_mean is None:
         return None
-    moved = bias.detach().double() - values["bias"].to(bias.device).double()
-    return {"bias": described.bias.detach().double() + moved}
+    return {"bias": float64(described.bias) + (float64(bias) - float64(values["bias"]))}
 
 
 def _equals(found: NormDescription | None, layer: ILMNorm) -> bool:
     if found is None or found.running_mean is None or found.running_var is None:
         return False
-    ones = torch.ones_like(found.running_mean)
-    weight, bias = (ones if found.weight is None else found.weight), (0 * ones if found.bias is None else found.bias)
-    scale = weight.double() / (found.running_var.double() + found.eps).sqrt()
-    products = scale * found.running_mean.double()
+    mean, var = float64(found.running_mean), float64(found.running_var)
+    weight = torch.ones_like(mean) if found.weight is None else float64(found.weight)
+    bias = torch.zeros_like(mean) if found.bias is None else float64(found.bias)
+    scale = weight / (var + found.eps).sqrt()
+    products = scale * mean
     expected_scale, expected_shift = affine_of(layer)
     limit = _ROUNDING.get(layer.encoder.dtype, _COARSE)
-    error = bias.double() - products - expected_shift
+    error = bias - products - expected_shift
     return bool(
         ((scale - expected_scale).abs() <= limit * expected_scale.abs()).all()
-        and (error.abs() <= limit * (bias.double().abs() + products.abs() + expected_shift.abs())).all()
+        and (error.abs() <= limit * (bias.abs() + products.abs() + expected_shift.abs())).all()
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
 
 from ilmconvert.errors import PrecisionLost
+from ilmconvert.nn.float64 import float64
 from ilmconvert.surgery.initialization import affine, group_moments
 from ilmconvert.surgery.layer_config import LayerConfig
 from ilmconvert.surgery.plan import Plan
@@ -44,7 +44,7 @@ def lost_part(source: NormDescription, config: LayerConfig) -> float:
     if "restore_weight" not in values or not all(t.isfinite().all() for t in values.values()):
         return 0.0  # not exact anyway, or refused
     a, c = affine(source)
-    mean, var = _on_cpu(mean), _on_cpu(var)
+    mean, var = float64(mean), float64(var)
     std = (var + source.eps).sqrt()
     in_group = source.num_channels // values["ref_std"].numel()
     ref_mean, ref_std = (values[name].repeat_interleave(in_group) for name in ("ref_mean", "ref_std"))
@@ -77,7 +77,7 @@ def is_stuck(source: NormDescription, config: LayerConfig) -> bool:
     if mean is None or var is None or mean.is_meta or not config.is_exact(source):
         return False
     largest = _STEP / torch.finfo(torch.promote_types(mean.dtype, torch.float32)).eps
-    mean, var = _on_cpu(mean), _on_cpu(var)
+    mean, var = float64(mean), float64(var)
     spread = group_moments(mean, var, config.num_groups)[1] + source.eps
     return bool((spread.sqrt().unsqueeze(1) > largest * (var + source.eps).sqrt().view(len(spread), -1)).any())
 
@@ -110,11 +110,6 @@ def warn_of_lost_digits(the_plan: Plan, *, stacklevel: int) -> None:
             "their group's; use to='ilm_in' before fine-tuning",
             stacklevel + 1,
         )
-
-
-def _on_cpu(t: Tensor) -> Tensor:
-    """In float64, where the initial values are, whatever the device of the model."""
-    return t.detach().cpu().double()
 
 
 def _said(name: str, count: int) -> str:

@@ -39,7 +39,7 @@ from ilmconvert.testing import randomize_norms
 from ilmconvert.testing.build_models import targets
 from tests.finetune.finetune_jobs import bars
 from tests.helpers import TOLERANCE, relative_error, source_network
-from tests.pretend_device import DEVICE, awake, moved, pretend_device, same_there, small_network, step
+from tests.pretend_device import DEVICE, awake, moved, pretend_device, same_there, small_network, step, without_float64
 
 SOURCE = small_network()
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -47,9 +47,9 @@ LABELS, SIZE = torch.arange(4), (3, 32, 32)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def device() -> Iterator[torch.device]:
-    with pretend_device() as there:
+@pytest.fixture(autouse=True, scope="module", params=[contextlib.nullcontext, without_float64])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    with pretend_device() as there, request.param():
         yield there
 
 
