@@ -55,7 +55,7 @@ def test_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda program: program.stem)
 def test_quoted_output_is_that_of_the_example(program: Path) -> None:
-    command = rf"^    \$ python examples/{program.name}\n((?:    .+\n)+)"
+    command = rf"^    \$ python examples/{program.name}(?: .*)?\n((?:    .+\n)+)"
     (printed,) = re.findall(command, program.read_text(), re.MULTILINE)
     quoted = {text for page in PAGES for text in re.findall(command, page.read_text(), re.MULTILINE)}
     assert quoted == {printed}
