@@ -131,7 +131,7 @@ class StackedOptimizer:
     SGD with Nesterov momentum and AdamW, as timm makes them. A network whose loss isn't finite stays as it is.
 
     Args:
-        networks: the first of each recipe's run as it starts.
+        networks: that of each recipe, as it starts.
         batches: steps of an epoch.
 
     Attributes:
@@ -140,8 +140,10 @@ class StackedOptimizer:
 
     def __init__(self, stack: Stack, networks: Sequence[nn.Module], recipes: Sequence[Recipe], batches: int) -> None:
         self._stack, self._recipe = stack, recipes[0]
-        if self._recipe.opt not in _MOMENTS:
-            raise ILMConvertError(f"runs with {self._recipe.opt} can't be trained together; leave --together out")
+        # AdamW counts the steps of each parameter, here of all: none may begin later than others.
+        if self._recipe.opt not in _MOMENTS or (self._recipe.opt == "adamw" and self._recipe.freeze_epochs):
+            frozen = " and freeze_epochs" if self._recipe.freeze_epochs else ""
+            raise ILMConvertError(f"runs with {self._recipe.opt}{frozen} can't be trained together; omit --together")
         device, steps = stack.flat.device, batches * self._recipe.epochs
         self.moments = [torch.zeros_like(stack.flat) for _ in range(_MOMENTS[self._recipe.opt])]
         found = [_groups(network, recipe) for network, recipe in zip(networks, recipes, strict=True)]

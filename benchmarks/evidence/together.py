@@ -11,8 +11,8 @@ import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ class Together:
         self._begun = {seed: begin(arm, source, part, num_classes, seed) for seed, part in images.items()}
         recipes = [recipe_of(arm, task.settings, epochs, task.seed, batch_size) for task in tasks]
         networks = [self._begun[task.seed].network for task in tasks]
-        for network, recipe in zip(networks, recipes, strict=True):
-            set_trainable(network, recipe, with_head=True)
+        for begun in self._begun.values():
+            set_trainable(begun.network, recipes[0], with_head=True)
         self._batches = min(map(len, images.values())) // batch_size
         self._stack = Stack(networks)
         self._optimizer = StackedOptimizer(self._stack, networks, recipes, self._batches)
@@ -172,12 +172,8 @@ def train_all(groups: Sequence[Together]) -> None:
     streams = [torch.cuda.Stream() for _ in groups]
     graphs = [_captured(group, stream) for group, stream in zip(groups, streams, strict=True)]
     torch.cuda.synchronize()
-    runs = zip(graphs, streams, groups, strict=True)
-    threads = [Thread(target=_replay, args=(graph, stream, group.steps)) for graph, stream, group in runs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(groups)) as pool:
+        list(pool.map(_replay, graphs, streams, [group.steps for group in groups]))  # raises what one of them does
 
 
 def _captured(group: Together, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

@@ -112,15 +112,18 @@ def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:
     device, dtype = like.device, like.dtype
     if not like.is_meta:
         model.cpu()  # each device has random numbers of its own
-    with torch.random.fork_rng(devices=[]):
-        seed_all(seed)
-        if hasattr(model, "reset_classifier"):
-            model.reset_classifier(num_classes)  # type: ignore[operator]
-        else:
-            old = classifier(model)[1]
-            new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-            replace_modules(model, {old: new})
-    model.to(device, dtype)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            seed_all(seed)
+            if hasattr(model, "reset_classifier"):
+                model.reset_classifier(num_classes)  # type: ignore[operator]
+            else:
+                old = classifier(model)[1]
+                new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+                replace_modules(model, {old: new})
+    finally:
+        model.to(device)
+    model.to(dtype)
     if spec is not None:
         label(model, replace(spec, model_args={**spec.model_args, "num_classes": num_classes}))
 

@@ -187,6 +187,13 @@ def test_runs_trained_together_are_those_trained_alone(name: str) -> None:
         assert off < 1e-6 * moved
 
 
+@pytest.mark.parametrize(("recipe", "share"), [({"opt": "lamb"}, 0.0), ({"opt": "adamw"}, 0.5)], ids=str)
+def test_what_the_stacked_optimizer_does_not_do_is_refused(recipe: dict[str, str], share: float) -> None:
+    arm = Arm("", ARMS[FROZEN].build, recipe=recipe, freeze_share=share)
+    with pytest.raises(ILMConvertError, match=f"{recipe['opt']}.* can't be trained together"):
+        Together(arm, [Task(Settings(0.01), 0, small_images())], small_network(), 3, 2)
+
+
 def test_convolutions_of_one_position_are_the_same_as_products() -> None:
     network, x = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1, bias=False)), torch.randn(3, 8, 5, 6)
     expected = network(x)

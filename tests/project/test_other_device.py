@@ -23,6 +23,7 @@ from ilmconvert.calibration import calibrate, update_references
 from ilmconvert.calibration.collapse import collapse
 from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.data.transforms import unit_images
+from ilmconvert.errors import FineTuneError
 from ilmconvert.evaluation import fidelity, output_error, reconstruct_source
 from ilmconvert.evaluation.accuracy import evaluate
 from ilmconvert.evaluation.robustness import StandardizedInput, all_conditions, compare_networks, networks
@@ -33,7 +34,7 @@ from ilmconvert.export.inference_form import inference_form
 from ilmconvert.finetune import Recipe, find_batch_size, get_recipe
 from ilmconvert.finetune.learner import Job, Learner
 from ilmconvert.finetune.meter import Meter
-from ilmconvert.finetune.networks import start
+from ilmconvert.finetune.networks import replace_head, start
 from ilmconvert.nn import functional, ilm_norm
 from ilmconvert.testing import randomize_norms
 from ilmconvert.testing.build_models import targets
@@ -57,6 +58,13 @@ def is_there(model: nn.Module) -> nn.Module:
     """``model``, all of which is on the device."""
     assert {t.device for t in model.state_dict().values()} == {DEVICE}
     return model
+
+
+def test_a_model_without_a_head_stays_there() -> None:
+    model = moved(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)))
+    with pytest.raises(FineTuneError, match=r"head|classifier"):
+        replace_head(model, 5, seed=0)
+    is_there(model)
 
 
 def test_files_there(tmp_path: Path) -> None:
