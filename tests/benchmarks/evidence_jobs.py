@@ -1,0 +1,34 @@
+"""A small network, a few images and made-up runs for the tests of the evidence runner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from benchmarks.evidence.paired import COLUMNS
+from benchmarks.evidence.runs import FINAL, Run
+from benchmarks.evidence.sets import Images
+from ilmconvert.testing import randomize_norms
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 7))
+    randomize_norms(network)
+    return network.eval()
+
+
+def small_images(count: int = 12, size: int = 16) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.linspace(40, 255, count).view(-1, 1, 1, 1)
+    pixels = (torch.rand(count, 3, size, size, generator=generator) * levels).to(torch.uint8)
+    return Images(pixels, torch.arange(count) % 3)
+
+
+def run(arm: str, seed: int, accuracy: float, **others: object) -> Run:
+    shifted = dict.fromkeys(COLUMNS[1:], accuracy)
+    made = Run("fashion-mnist", 64, "short", arm, FINAL, seed, 0.005, 0.5, 0.1, accuracy, 1.0, 2.0, shifted)
+    return replace(made, **others)  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+"""The evidence runner: its commands resume, and show what they found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import batch_sizes, from_scratch, plot, stability, tables
+from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.paired import COLUMNS
+from benchmarks.evidence.runs import FINAL, SELECTION, read
+from benchmarks.evidence.train import Settings
+from tests.benchmarks.evidence_jobs import small_network
+
+
+def known(folder: Path) -> dict[tuple[str, str, int, Settings], float]:
+    return {(r.arm, r.phase, r.seed, r.settings): r.accuracy for r in read(folder / "runs.jsonl")}
+
+
+def test_command_resumes_and_its_tables_and_plot_show_the_runs(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--arms", FROZEN, "ilm-gn-range"]
+    threads = torch.get_num_threads()
+    command.main(options)
+    first = (tmp_path / "runs.jsonl").read_text()
+    runs = [json.loads(line) for line in first.splitlines()]
+    assert {entry["phase"] for entry in runs} == {SELECTION, FINAL}
+    final = [entry for entry in runs if entry["phase"] == FINAL]
+    assert [(entry["arm"], entry["seed"]) for entry in final] == [
+        (a, s) for s in (0, 1) for a in (FROZEN, "ilm-gn-range")
+    ]
+    assert list(final[0]["shifted"]) == list(COLUMNS[1:])
+    assert set(final[1]["moved"]) == {"affine", "restore", "gate", "offset", "meta"}
+    command.main(options)
+    assert (tmp_path / "runs.jsonl").read_text() == first
+    # all at once they come out the same
+    out = tmp_path / "together"
+    command.main([*options[2:], "--out", str(out), "--cache", str(tmp_path / "cache"), "--together"])
+    assert known(tmp_path).items() <= known(out).items()
+    # a run that is missing is made again and comes out as it was
+    (tmp_path / "runs.jsonl").write_text("".join(line + "\n" for line in first.splitlines()[:-1]))
+    command.main(options)
+    again = json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[-1])
+    assert {**again, "seconds": 0} == {**runs[-1], "seconds": 0}
+    capsys.readouterr()
+    tables.main([str(tmp_path / "runs.jsonl")])
+    text = capsys.readouterr().out
+    assert f"| {ARMS['ilm-gn-range'].title} | 2 |" in text
+    assert "How far the norms moved" in text
+    plot.main([str(tmp_path / "runs.jsonl"), "-o", str(tmp_path / "plot.svg"), "--arms", "ilm-gn-range"])
+    assert ARMS["ilm-gn-range"].title in (tmp_path / "plot.svg").read_text()
+    torch.set_num_threads(threads)
+
+
+def test_networks_from_scratch_are_compared_with_their_base(
+    tmp_path: Path, fashion_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--batch-sizes", "4"]
+    options += ["--norms", "GN", "ILM-GN", "ILM-GN, authors' start"]
+    from_scratch.main(options)
+    lines, printed = (tmp_path / "from_scratch.jsonl").read_text(), capsys.readouterr().out
+    assert len(lines.splitlines()) == 3 * (len(from_scratch.RATES) + 2)
+    assert printed.count("ILM-GN") == 2
+    from_scratch.main(options)
+    assert (tmp_path / "from_scratch.jsonl").read_text() == lines
+    assert capsys.readouterr().out == printed
+    from_scratch.main([*options, "--table"])
+    assert capsys.readouterr().out == printed
+    (tmp_path / "from_scratch.jsonl").write_text("".join(line + "\n" for line in lines.splitlines()[:-1]))
+    from_scratch.main(
+        [*options, "--table"]
+    )  # the norm whose last run is missing has a seed less, and nothing is trained
+    assert capsys.readouterr().out.count("| 1 |") == 1
+
+
+def test_an_ilm_norm_starts_as_its_base_and_the_authors_start_does_not() -> None:
+    x = torch.rand(4, 64, 5, 5)
+    ours, base, theirs = (from_scratch.NORMS[name](64) for name in ("ILM-GN", "GN", "ILM-GN, authors' start"))
+    assert torch.allclose(ours(x), base(x), atol=1e-5)
+    assert 1.2 < (theirs(x).std() / base(x).std()).item() < 1.8
+
+
+def test_batch_sizes_are_swept_and_drawn(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch_sizes, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--batch-sizes", "1", "4"]
+    threads = torch.get_num_threads()
+    batch_sizes.main([*options, "--arms", FROZEN, "ilm-gn"])
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "| network | 1 | 4 |" in printed
+    out = tmp_path / "together"
+    batch_sizes.main([*options[2:], "--out", str(out), "--arms", FROZEN, "ilm-gn", "--together"])
+    assert capsys.readouterr().out == printed
+    alone, together = ((folder / "batch_sizes.jsonl").read_text().splitlines() for folder in (tmp_path, out))
+    assert sorted(alone) == sorted(together)
+    assert ARMS["ilm-gn"].title in (tmp_path / "batch_sizes.svg").read_text()
+
+
+def test_rate_and_clip_are_measured_once(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stability, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick"]
+    threads = torch.get_num_threads()
+    stability.main(options)
+    printed = capsys.readouterr().out
+    assert printed.count(ARMS["ilm-gn-bound"].title) == len(stability.STEPS)
+    monkeypatch.setattr(stability, "train", None)  # nothing is trained again
+    stability.main(options)
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().out == printed

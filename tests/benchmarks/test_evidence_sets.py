@@ -1,0 +1,94 @@
+"""The evidence runner: its sets and their shifts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.evidence.paired import COLUMNS
+from benchmarks.evidence.sets import draw, drawings, load_splits
+from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
+from ilmconvert.errors import ILMConvertError
+from tests.benchmarks.evidence_jobs import small_images
+
+
+def test_training_validation_and_test_images_are_different_ones(fashion_root: Path, tmp_path: Path) -> None:
+    splits = load_splits("fashion-mnist", 28, tmp_path / "cache", fashion_root)
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [50, 10, 12]
+    every = torch.cat([splits.train.pixels, splits.val.pixels, splits.test.pixels]).flatten(1)
+    assert len(every.unique(dim=0)) == 72
+    assert splits.num_classes == 10
+
+
+def test_a_set_is_made_once(fashion_root: Path, tmp_path: Path) -> None:
+    first = load_splits("fashion-mnist", 28, tmp_path / "cache", fashion_root)
+    for file in (fashion_root / "FashionMNIST" / "raw").iterdir():
+        file.unlink()
+    again = load_splits("fashion-mnist", 28, tmp_path / "cache", fashion_root)
+    assert torch.equal(first.train.pixels, again.train.pixels)
+
+
+def test_clip_art_is_split_by_content_and_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.evidence.sets.SUBJECTS", ("animals", "food"))
+    rng = np.random.default_rng(0)
+    for subject in ("animals", "food"):
+        (tmp_path / subject).mkdir()
+        for i in range(40):
+            image = Image.fromarray(rng.integers(0, 256, (20, 30, 4)).astype(np.uint8))
+            for copy in ("a", "b"):
+                image.save(tmp_path / subject / f"{i}{copy}.png")
+    splits = load_splits("clipart", 16, tmp_path / "cache", tmp_path)
+    assert sum(len(part) for part in (splits.train, splits.val, splits.test)) == 80
+    assert min(len(part) for part in (splits.train, splits.val, splits.test)) > 0
+    assert (splits.train.pixels[:, :, 0] == 255).all()  # the paper above a wide drawing
+
+
+def test_drawings_too_large_to_be_opened_safely_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("small", 20), ("large", 200), ("larger", 400)):
+        Image.new("RGBA", (size, size)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)  # a warning beyond, an error beyond twice that
+    assert len(list(drawings(tmp_path, 16))) == 1
+
+
+def test_mixed_light_changes_the_light_of_most_images_and_no_label(fashion_root: Path, tmp_path: Path) -> None:
+    plain, mixed = (load_splits(name, 32, tmp_path, fashion_root) for name in ("fashion-mnist", "mixed-light"))
+    for part in ("train", "val", "test"):
+        before, after = getattr(plain, part), getattr(mixed, part)
+        assert torch.equal(before.labels, after.labels)
+        same = (before.pixels == after.pixels).flatten(1).all(1).double().mean()
+        assert 0 < same < 0.6
+
+
+def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ILMConvertError, match="use one of fashion-mnist, clipart"):
+        load_splits("letters", 28, tmp_path)
+    with pytest.raises(ILMConvertError, match="--data-root"):
+        load_splits("fashion-mnist", 28, tmp_path, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ILMConvertError, match="--data-root"):
+        load_splits("fashion-mnist", 28, tmp_path, tmp_path / "empty")
+
+
+def test_a_seed_draws_its_own_images() -> None:
+    images = small_images()
+    first, again, other = (draw(images, 5, seed).pixels for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_every_shift_changes_images_more_at_the_higher_severity() -> None:
+    pixels = small_images(4, size=64).pixels
+    found = dict(shifted_sets(pixels, seed=3))
+    assert list(found) == list(COLUMNS[1:])
+    for name in SHIFTS:
+        low, high = ((found[f"{name} {s}"].float() - pixels).abs().mean() for s in SEVERITIES)
+        assert 0 < low < high, name
+
+
+def test_inversion_at_its_end_is_the_negative() -> None:
+    image = torch.rand(3, 4, 4)
+    assert torch.allclose(shift(image, "inversion", 5, seed=0), 1 - image)

@@ -1,0 +1,90 @@
+"""The evidence runner: the file of runs, and its tables and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence import from_scratch, plot, rates, tables
+from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.paired import CLEAN, differences, estimate, finals, of
+from benchmarks.evidence.runs import SELECTION, RunFile, read
+from benchmarks.evidence.select import SEEDS
+from ilmconvert.errors import ILMConvertError
+from tests.benchmarks.evidence_jobs import run
+from tests.helpers import ROOT
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    file = RunFile(tmp_path / "runs.jsonl")
+    file.add(run(FROZEN, 0, 0.5))
+    whole = file.path.read_text()
+    file.path.write_text(whole + whole[:20])
+    again = RunFile(file.path)
+    again.add(run(FROZEN, 1, 0.6))
+    assert [found.seed for found in read(file.path)] == [0, 1]
+    file.path.write_text("no run\n" + whole)
+    with pytest.raises(ILMConvertError, match="line 1"):
+        list(read(file.path))
+
+
+def test_intervals_are_students_over_paired_differences() -> None:
+    runs = [run(FROZEN, seed, accuracy) for seed, accuracy in enumerate([0.6, 0.7, 0.8])]
+    runs += [run("ilm-gn", seed, accuracy) for seed, accuracy in enumerate([0.7, 0.8, 0.9, 0.1])]
+    values = differences(finals(runs, "fashion-mnist", "short"), "ilm-gn", of(CLEAN))
+    assert values == pytest.approx([0.1, 0.1, 0.1])  # the fourth seed has nothing to be compared with
+    found = estimate([0.0, 0.1, 0.2, 0.3])
+    assert found.error == pytest.approx(0.0645497)
+    assert found.half == pytest.approx(3.182446 * 0.0645497, rel=1e-5)
+    assert estimate([0.1]).half is None
+
+
+def test_settings_that_were_not_tried_together_are_shown_without_an_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Distillation off and the norms' full rate each help, so both are kept; no selection run has both."""
+    file = RunFile(tmp_path / "runs.jsonl")
+    for seed in SEEDS:
+        file.add(run("ilm-gn", seed, 0.6, phase=SELECTION, rate=0.002))
+        file.add(run("ilm-gn", seed, 0.7, phase=SELECTION))
+        file.add(run("ilm-gn", seed, 0.75, phase=SELECTION, distill=0.0))
+        file.add(run("ilm-gn", seed, 0.75, phase=SELECTION, norm_scale=1.0))
+    tables.main([str(file.path)])
+    assert "| 0.005 | 0 | x1 | - | 8 |" in capsys.readouterr().out
+
+
+def test_a_plot_without_final_runs_is_refused(tmp_path: Path) -> None:
+    file = RunFile(tmp_path / "runs.jsonl")
+    file.add(run(FROZEN, SEEDS[0], 0.5, phase=SELECTION))
+    with pytest.raises(ILMConvertError, match="no final runs of fashion-mnist, short"):
+        plot.main([str(file.path), "-o", str(tmp_path / "plot.svg")])
+
+
+def test_rates_are_shown_with_what_was_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shift_ in (("runs", 0.0), ("before-a-change", 0.1)):
+        file = RunFile(tmp_path / f"{name}.jsonl")
+        file.add(run("ilm-gn", SEEDS[0], 0.6 + shift_, phase=SELECTION))
+        file.add(run("ilm-gn", SEEDS[1], 0.7 + shift_, phase=SELECTION))
+        file.add(run("ilm-gn", SEEDS[0], 0.9, phase=SELECTION, distill=0.0))
+    files = [str(file) for file in tmp_path.glob("*.jsonl")]
+    rates.main([*files, "-o", str(tmp_path / "rates.svg")])
+    title = ARMS["ilm-gn"].title
+    printed = capsys.readouterr().out
+    assert f"| {title} | 0.650 (2 seeds) |" in printed
+    assert f"| {title} (before a change) | 0.750 (2 seeds) |" in printed
+    assert "before a change" in (tmp_path / "rates.svg").read_text()
+
+
+def test_the_page_quotes_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
+    results = ROOT / "benchmarks" / "evidence" / "results"
+    runs = str(results / "runs.jsonl")
+    tables.main([runs])
+    tables.main([runs, "--against", "frozen-bn-standardised"])
+    rates.main([runs, str(results / "before-encoder-scales.jsonl")])
+    from_scratch.main(["--out", str(results), "--table"])
+    printed = set(capsys.readouterr().out.splitlines())
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").partition("## What stands where")[0]
+    quoted = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(quoted) > 20
+    assert [line for line in quoted if line not in printed] == []
