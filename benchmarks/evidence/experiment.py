@@ -15,7 +15,7 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile
 from benchmarks.evidence.select import RATES, SEEDS, choose, grid
-from benchmarks.evidence.sets import Images, draw, load_splits, smaller
+from benchmarks.evidence.sets import Images, draw, load_splits, share, smaller
 from benchmarks.evidence.shifts import shifted_sets
 from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import Settings, Trained, accuracies, accuracy, train
@@ -128,7 +128,7 @@ class Experiment:
     def _tested(self, phase: str, arm: str, settings: Settings, seed: int, trained: Trained, seconds: float) -> Run:
         """A trained network as a line of the file."""
         final = phase == FINAL
-        images = (self._test_part(seed) if final else self._splits.val).to(self._device)
+        images = (share(self._splits.test, seed, len(FINAL_SEEDS)) if final else self._splits.val).to(self._device)
         shifted, moved = {}, {}
         if final:
             some = images.subset(list(range(min(self.scale.shifted, len(images)))))
@@ -167,11 +167,6 @@ class Experiment:
             if (run.image_set, run.size, run.budget, run.arm, run.phase, run.seed) == key and run.settings == settings:
                 return run
         return None
-
-    def _test_part(self, seed: int) -> Images:
-        """The seed's own test images: an equal part for each seed, all of them together the test set."""
-        order = torch.randperm(len(self._splits.test), generator=torch.Generator().manual_seed(0))
-        return self._splits.test.subset(order.chunk(len(FINAL_SEEDS))[seed])
 
     def _shifted(self, some: Images, seed: int) -> list[tuple[str, Images]]:
         """Made once for all arms of a seed, on the processor."""

@@ -101,6 +101,12 @@ def draw(images: Images, count: int, seed: int) -> Images:
     return images.subset(torch.randperm(len(images), generator=generator)[:count])
 
 
+def share(images: Images, seed: int, seeds: int) -> Images:
+    """A seed's own test images: an equal part for each of ``seeds`` seeds from 0, all of them together every image."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images.subset(order.chunk(seeds)[seed])
+
+
 def smaller(splits: Splits, count: int) -> Splits:
     """The first images of each part, ``count`` at most: for runs that only show that something runs."""
     train, val, test = (

@@ -92,16 +92,20 @@ def test_batch_sizes_are_swept_and_drawn(
     monkeypatch.setattr(batch_sizes, "load_lite0", small_network)
     options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--batch-sizes", "1", "4"]
     threads = torch.get_num_threads()
-    batch_sizes.main([*options, "--arms", FROZEN, "ilm-gn"])
+    figure = tmp_path / "batch_sizes.svg"
+    batch_sizes.main([*options, "--arms", FROZEN, "ilm-gn", "-o", str(figure)])
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    assert "| network | 1 | 4 |" in printed
+    assert printed.count("| network | 1 | 4 |") == 2
+    assert printed.count(ARMS["ilm-gn"].title) == 2
+    assert ARMS["ilm-gn"].title in figure.read_text()
     out = tmp_path / "together"
     batch_sizes.main([*options[2:], "--out", str(out), "--arms", FROZEN, "ilm-gn", "--together"])
     assert capsys.readouterr().out == printed
     alone, together = ((folder / "batch_sizes.jsonl").read_text().splitlines() for folder in (tmp_path, out))
     assert sorted(alone) == sorted(together)
-    assert ARMS["ilm-gn"].title in (tmp_path / "batch_sizes.svg").read_text()
+    batch_sizes.main([*options, "--table"])  # the other arms aren't there, and nothing is trained
+    assert capsys.readouterr().out == printed
 
 
 def test_rate_and_clip_are_measured_once(

@@ -1,0 +1,71 @@
+"""The tables and the figure of :mod:`benchmarks.evidence.batch_sizes`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.paired import estimate
+from benchmarks.report import Cell, Table, save_figure
+
+
+class Point(NamedTuple):
+    """One point of the figure."""
+
+    arm: str
+    batch_size: int
+
+
+Found = Mapping[Point, Mapping[int, float]]  # test accuracy by seed
+
+
+def table(found: Found) -> Table:
+    """A row for each arm, a column for each batch size; what isn't there yet is a dash."""
+    made = Table("Accuracy by batch size, equal numbers of images, 95 % intervals over seeds")
+    sizes = sorted({point.batch_size for point in found})
+    for arm in dict.fromkeys(point.arm for point in found):
+        cells = {str(size): _accuracy(found.get(Point(arm, size))) for size in sizes}
+        made.rows.append({"network": ARMS[arm].title, **cells})
+    return made
+
+
+def _accuracy(of: Mapping[int, float] | None) -> Cell:
+    return estimate(list(of.values())).text() if of else "-"
+
+
+def differences(found: Found) -> Table:
+    """The same less frozen BatchNorm at the same batch size, paired by seed, with standard errors in brackets."""
+    made = Table("Less frozen BatchNorm at the same batch size, paired by seed (standard errors)")
+    sizes = sorted({point.batch_size for point in found})
+    for arm in dict.fromkeys(point.arm for point in found if point.arm != FROZEN):
+        cells = {str(size): _difference(found, Point(arm, size)) for size in sizes}
+        made.rows.append({"network": ARMS[arm].title, **cells})
+    return made
+
+
+def _difference(found: Found, point: Point) -> Cell:
+    own, base = found.get(point), found.get(Point(FROZEN, point.batch_size))
+    if not own or not base:
+        return "-"
+    return estimate([value - base[seed] for seed, value in own.items()]).as_difference()
+
+
+def draw_figure(found: Found, output: Path) -> None:
+    """The figure of the paper: accuracy over the batch size."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Any = figure.subplots()
+    for arm in dict.fromkeys(point.arm for point in found):
+        points = {point.batch_size: estimate(list(of.values())) for point, of in found.items() if point.arm == arm}
+        means, halves = [e.mean for e in points.values()], [e.half or 0.0 for e in points.values()]
+        axes.errorbar(list(points), means, yerr=halves, marker="o", capsize=2, label=ARMS[arm].title)
+    axes.set_xscale("log", base=2)
+    sizes = sorted({point.batch_size for point in found})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set(xlabel="batch size", ylabel="test accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    save_figure(figure, output)
