@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,10 @@ def inference_form(model: nn.Module) -> nn.Module:
     """
     folded = fold(model)
     memo: dict[int, object] = {}
+    like = next(chain(folded.parameters(), folded.buffers()), None)
     for layer in folded.modules():
         if isinstance(layer, (ILMNorm, WithoutMeta)) and suits(*_arguments(layer)):
-            norm = InferenceNorm(layer)
+            norm = InferenceNorm(layer, like)
             fused = (layer.drop, layer.act) if isinstance(layer, ILMNormAct) else ()
             memo[id(layer)] = nn.Sequential(norm, *fused) if fused else norm
     return copy.deepcopy(folded, memo).eval()
@@ -43,6 +45,9 @@ def inference_form(model: nn.Module) -> nn.Module:
 class InferenceNorm(nn.Module):
     """What :func:`ilmconvert.nn.inference.infer` needs of a layer.
 
+    Args:
+        like: has the data type and the device of a layer without tensors of its own; None: float32 on the CPU.
+
     Attributes:
         as_one: be a single operation, :func:`ilmconvert.export.onnx_norm.inference_norm`, for the exporter to ONNX.
     """
@@ -50,11 +55,11 @@ class InferenceNorm(nn.Module):
     as_one = False
 
     @torch.no_grad()
-    def __init__(self, layer: ILMNorm | WithoutMeta) -> None:
+    def __init__(self, layer: ILMNorm | WithoutMeta, like: Tensor | None = None) -> None:
         super().__init__()
         self.settings, tensors = _arguments(layer)
         self.input_dims = layer.input_dims
-        own = next(t for t in tensors if t is not None)
+        own = next((t for t in (*tensors, like) if t is not None), torch.empty(0))
         dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
         constants = inference_constants(tensors, self.settings, layer.num_channels, dtype, own.device)
         for name, value in constants._asdict().items():

@@ -25,6 +25,16 @@ def test_as_the_layer(case: str, settings: dict[str, bool]) -> None:
             assert relative_error(form(x), layer(x)) <= 1e-12
 
 
+def test_a_layer_without_tensors_is_as_exact_as_the_model() -> None:
+    """Without a meta-network that does anything and without an affine part nothing is left of it but its settings."""
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), ILMNorm(32, 8, affine=False, input_dims=4)).double()
+    form = inference_form(model)
+    assert isinstance(form[1], InferenceNorm)
+    x = instances(3, positions=(5, 6)).double()
+    with torch.no_grad():
+        assert relative_error(form(x), model(x)) <= 1e-12
+
+
 @pytest.mark.parametrize("case", PARTITIONS)
 def test_nodes_and_outputs_in_onnxruntime(case: str) -> None:
     sizes, most = PARTITIONS[case]
