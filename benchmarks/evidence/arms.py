@@ -74,6 +74,16 @@ def _converted(to: str, **settings: Any) -> Build:
     return build
 
 
+def _first(to: str) -> Build:
+    """The first norm as the paper's layer, from moments; the others stay frozen BatchNorm."""
+
+    def build(source: nn.Module, images: Tensor) -> nn.Module:
+        first = next(name for name, module in source.named_modules() if isinstance(module, nn.BatchNorm2d))
+        return convert(source, to, init="moments", include=[first])
+
+    return build
+
+
 def _ranged(to: str) -> Build:
     def build(source: nn.Module, images: Tensor) -> nn.Module:
         network = convert(source, to)
@@ -121,6 +131,10 @@ ARMS = {
     "ilm-gn-freeze": Arm("ILM-GN, freeze then full", _converted("ilm_gn"), freeze_share=1 / 3),
     "ilm-ln-anneal": Arm("ILM-LN, annealed", _referenced("ilm_ln"), recipe=_ANNEAL),
     "ilm-ln-moments": Arm("ILM-LN, paper's layer from moments", _converted("ilm_ln", init="moments")),
+    "ilm-in-first": Arm("ILM-IN in the first norm", _first("ilm_in")),
+    "ilm-in-first-standardised": Arm(
+        "ILM-IN in the first norm, standardised input", _first("ilm_in"), standardised=True
+    ),
     "frozen-bn-adamw": Arm("frozen BN, AdamW", _same, **_ADAMW),
     "ilm-gn-adamw": Arm("ILM-GN, exact start, AdamW", _converted("ilm_gn"), **_ADAMW),
 }
