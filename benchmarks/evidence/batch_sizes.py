@@ -173,8 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sweep = Sweep(load_lite0(), splits, results, scale, device=options.device, together=options.together)
         sweep.make(points)
     found = results.found(points)
-    print(to_markdown(table(found)), end="\n\n")
-    print(to_markdown(differences(found)))
+    print("\n\n".join(to_markdown(made) for made in (table(found), differences(found)) if made.rows))
     if options.output:
         draw_figure(found, options.output)
 
