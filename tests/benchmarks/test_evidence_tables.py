@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import from_scratch, plot, rates, tables
+from benchmarks.evidence import batch_sizes, from_scratch, plot, rates, tables
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.paired import CLEAN, differences, estimate, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
@@ -82,7 +82,8 @@ def test_the_page_quotes_what_the_commands_print(capsys: pytest.CaptureFixture[s
     tables.main([runs])
     tables.main([runs, "--against", "frozen-bn-standardised"])
     rates.main([runs, str(results / "before-encoder-scales.jsonl")])
-    from_scratch.main(["--out", str(results), "--table"])
+    for command in (from_scratch, batch_sizes):
+        command.main(["--out", str(results), "--table"])
     printed = set(capsys.readouterr().out.splitlines())
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").partition("## What stands where")[0]
     quoted = [line for line in page.splitlines() if line.startswith("|")]
