@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     points = [Point(arm, size) for arm in options.arms for size in options.batch_sizes]
     results = Results(Lines(options.out / "batch_sizes.jsonl"), scale)
     if not options.table:
-        splits = load_splits(options.image_set, SIZE, options.out / "cache", options.data_root)
+        splits = load_splits("fashion-mnist", SIZE, options.out / "cache", options.data_root)
         splits = smaller(splits, scale.images) if options.quick else splits
         sweep = Sweep(load_lite0(), splits, results, scale, device=options.device, together=options.together)
         sweep.make(points)
@@ -182,7 +182,6 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, help="The figure.")
-    parser.add_argument("--set", dest="image_set", default="fashion-mnist")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=SHOWN, metavar="ARM")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--data-root", type=Path)

@@ -20,6 +20,8 @@ from ilmconvert.models.state_dict_search import KNOWN, likely, named, progress, 
 WEIGHTS_CURE = "give a file (--weights FILE) or take random weights (--weights none)"
 #: Between the path of a file and the entry in it that is meant.
 SEPARATOR = "::"
+# No model's name ends so.
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def split_place(place: str | Path) -> tuple[Path, str | None]:
 
 
 def refuse_path(name: str) -> None:
-    """Say what to do with a file or folder that stands in the place of a model's name; nothing where there is none.
+    """Say what to do with a file or folder that stands in the place of a model's name, also with one that is missing.
 
     Raises:
-        ModelError: there is one.
+        ModelError: there is one, or the name ends as files of weights do.
     """
     path, _ = split_place(name)
     if name and path.is_dir():
@@ -125,6 +127,8 @@ def refuse_path(name: str) -> None:
             f"{path} is a file, not a model's name; if it holds weights, name the model that they are of: "
             f"ilmconvert MODEL --weights {name}"
         )
+    if path.suffix in _SUFFIXES:
+        raise ModelError(f"{name} doesn't exist; check the path, or give a model's name (`ilmconvert list`)")
 
 
 def _is_converted(path: Path) -> bool:

@@ -62,6 +62,16 @@ def test_exact_starts_compute_what_frozen_batch_norm_does_on_training_images(nam
     assert equal >= (0.7 if name == "ilm-gn-range" else 1.0)
 
 
+@pytest.mark.parametrize("name", ["ilm-in-first", "ilm-in-first-standardised"])
+def test_the_first_norm_alone_is_converted(name: str) -> None:
+    images = small_images()
+    built = ARMS[name].build(small_network(), prepared_for(ARMS[name], images)(images.pixels))
+    first, second = built.get_submodule("1"), built.get_submodule("4")
+    assert isinstance(first, ILMNorm)
+    assert (first.num_groups, first.restore_weight) == (16, None)
+    assert type(second) is nn.BatchNorm2d
+
+
 def test_frozen_and_trained_statistics() -> None:
     def statistics(name: str) -> tuple[torch.Tensor, torch.Tensor]:
         trained = train(ARMS[name], Settings(0.01), small_network(), small_images(), 3, 1, seed=0)

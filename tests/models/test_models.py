@@ -71,6 +71,8 @@ def test_names(name: str, library: str, architecture: str) -> None:
         ("zzqqxx", "ilmconvert list"),
         ("someone/model", "hf-hub:someone/model"),
         ("s3:model", "hf-hub: or local-dir:"),
+        ("missing.safetensors", "missing.safetensors doesn't exist; check the path"),
+        ("runs/last.pth", "runs/last.pth doesn't exist; check the path"),
         ("hf-hub:", "lacks the model"),
         ("local-dir:/no/such/folder", "no/such/folder"),
         ("", "unknown model"),
