@@ -51,7 +51,7 @@ def table() -> str:
             _on_each(sets, lambda a: f"frozen {own(a, 'frozen-bn', clean)}, converted {less(a, 'ilm-gn', clean)}"),
         ),
         "small batches, test images darker, flatter or in other light": (
-            "**BatchNorm frozen**, each image standardised first",
+            "**BatchNorm frozen**, [each image standardised](docs/finetune.md#standardise-each-image) first",
             "mean of nine shifts: "
             + _on_each(
                 sets,
@@ -60,7 +60,7 @@ def table() -> str:
                 ),
             ),
         ),
-        "the same, and images can't be standardised first": (
+        "the same, and the light itself says something about the class": (
             "**convert**, [bounded by images](docs/robustness.md), then train",
             "the same shifts: "
             + _on_each(sets, lambda a: f"{less(a, 'ilm-gn-range', shifted)}, clean {less(a, 'ilm-gn-range', clean)}"),

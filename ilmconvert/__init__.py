@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         info,
         plan,
         register_source,
+        standardize_input,
     )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "save",
     "save_delta",
     "save_pretrained",
+    "standardize_input",
     "undo",
 ]
 
@@ -65,7 +67,7 @@ __getattr__, __dir__ = lazy_attributes(
         "models.load_weights": "load_weights",
         "models.undo": "undo",
         "nn": "ILMNorm",
-        "surgery": "ConversionInfo NormDescription Plan PlanEntry convert info plan register_source",
+        "surgery": "ConversionInfo NormDescription Plan PlanEntry convert info plan register_source standardize_input",
     },
 )
 

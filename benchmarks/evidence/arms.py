@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ilmconvert import convert
 from ilmconvert.calibration.bound import calibrate_bound
 from ilmconvert.calibration.references import update_references
-from ilmconvert.evaluation.robustness import StandardizedInput
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 FROZEN = "frozen-bn"
@@ -43,12 +42,6 @@ class Arm:
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     freeze_share: float = 0.0
     rate_scale: float = 1.0
-
-
-def standardised(pixels: Tensor, std: float) -> Tensor:
-    """Each image of (N, 3, H, W) at mean 0 and a standard deviation of ``std``."""
-    result: Tensor = StandardizedInput(nn.Identity(), std)(pixels)
-    return result
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.evidence.arms import Arm, standardised
+from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.sets import Images
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
@@ -23,6 +23,7 @@ from ilmconvert.finetune.anneal import Annealing
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
 from ilmconvert.finetune.networks import replace_head, set_trainable, training_mode
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
+from ilmconvert.surgery.input_standardization import standardize
 
 BATCH_SIZE = 2
 CLIP = 2.0
@@ -145,7 +146,7 @@ def prepared_for(arm: Arm, images: Images) -> Prepare:
     if not arm.standardised:
         return normalized
     std = normalized(images.pixels).std((1, 2, 3), correction=0).mean().item()
-    return lambda pixels: standardised(normalized(pixels), std)
+    return lambda pixels: standardize(normalized(pixels), std)
 
 
 @torch.inference_mode()

@@ -16,13 +16,15 @@ from ilmconvert.errors import CheckpointError, ModelError
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.conversion_info import noted
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of, replace_layers
+from ilmconvert.surgery.input_standardization import InputStandardization, input_standardization
 from ilmconvert.surgery.module_state import state_of
 
 if TYPE_CHECKING:
     from ilmconvert.models.create import ModelSpec
 
 METADATA_KEY = "ilmconvert"
-FORMAT_VERSION = 1
+#: The newest that is read. A file says 2 only if it holds what those of 1 can't: a standardisation of the input.
+FORMAT_VERSION = 2
 #: Characters of JSON; a layer takes about 250.
 LARGEST_METADATA = 1 << 20
 _DEEPEST = 64
@@ -39,6 +41,7 @@ class Metadata:
         settings: the ``to`` and ``init`` of the conversion, where known.
         provenance: of the weights.
         extra: entries of the model's state that are no tensors, by name.
+        standardized_input: the standardisation of each image in the network, if there is one.
         ilmconvert: the version that wrote the file.
     """
 
@@ -49,10 +52,14 @@ class Metadata:
     provenance: dict[str, Any] = field(default_factory=dict)
     ilmconvert: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    standardized_input: InputStandardization | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        data = {"format_version": FORMAT_VERSION, **vars(self), "layers": [layer.to_dict() for layer in self.layers]}
+        data = {"format_version": 1, **vars(self), "layers": [layer.to_dict() for layer in self.layers]}
+        standardized = data.pop("standardized_input")
+        if standardized is not None:
+            data |= {"format_version": 2, "standardized_input": standardized.to_dict()}
         if not self.extra:  # as in files that were written before there were any
             del data["extra"]
         return data
@@ -81,7 +88,13 @@ class Metadata:
         if not all(isinstance(v, str) for v in data["aliases"].values()):
             raise ValueError("its metadata is damaged at aliases; convert the model again")
         layers = tuple(ConvertedLayer.from_dict(entry) for entry in data.pop("layers"))
-        return cls(data["spec"], layers, **{k: data[k] for k in kinds if k != "layers"})
+        standardized = data.get("standardized_input")
+        return cls(
+            data["spec"],
+            layers,
+            **{k: data[k] for k in kinds if k != "layers"},
+            standardized_input=None if standardized is None else InputStandardization.from_dict(standardized),
+        )
 
 
 def parse(text: str) -> Any:
@@ -111,11 +124,11 @@ def describe(
     aliases: dict[str, str],
     extra: dict[str, Any],
 ) -> Metadata:
-    """The metadata of ``model``; raises a CheckpointError for a model without converted layers."""
+    """The metadata of ``model``; raises a CheckpointError for one in which nothing is ours."""
     from ilmconvert._constants import __version__
 
-    layers = layers_of(model)
-    if not layers:
+    layers, standardized = layers_of(model), input_standardization(model)
+    if not layers and standardized is None:
         raise CheckpointError(
             "the model holds no ILM Norm layer and no GroupNorm layer of a conversion; convert it first"
         )
@@ -130,6 +143,7 @@ def describe(
         provenance=dict(provenance),
         ilmconvert=__version__,
         extra=extra,
+        standardized_input=standardized,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ilmconvert.checkpoint.metadata import Metadata
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.surgery.converted_layers import layers_replaced, replace_layers
+from ilmconvert.surgery.input_standardization import remove
 from ilmconvert.surgery.module_state import all_or_nothing, put_state, state_of
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -30,6 +31,8 @@ def check(model: nn.Module, metadata: Metadata, entries: Mapping[str, Entry]) ->
     expected = {name: t for name, t in state.items() if isinstance(t, Tensor)}
     _check_names("tensors", expected.keys(), found.keys())
     _check_names("other entries", state.keys() - expected.keys(), metadata.extra.keys())
+    if metadata.standardized_input is not None:
+        metadata.standardized_input.put(model)
     for name, t in expected.items():
         if t.shape != found[name].shape:
             raise ValueError(f"tensor {name!r} has shape {found[name].shape}, the model {tuple(t.shape)}")
@@ -62,6 +65,9 @@ def restore(model: nn.Module, metadata: Metadata, tensors: Mapping[str, Tensor])
         )
         put_state(result, versioned)
         _tie(result, metadata.aliases)
+        remove(result)
+        if metadata.standardized_input is not None:
+            metadata.standardized_input.put(result)
     return result
 
 

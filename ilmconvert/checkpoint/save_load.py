@@ -41,7 +41,7 @@ def save(
     bytes. The file appears under its name when it is complete.
 
     Args:
-        model: a model with ILM Norm layers.
+        model: a model with ILM Norm layers, or one that :func:`ilmconvert.standardize_input` was given.
         path: the file; its folder must exist. An existing file is replaced.
         spec: how the model was built. By default what :func:`ilmconvert.info` says (of models that
             :func:`ilmconvert.models.create.create_model` built), or what timm stores on its models. It is checked

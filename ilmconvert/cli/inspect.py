@@ -53,6 +53,7 @@ def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
         *((key, _text(value)) for key, value in header["settings"].items()),
         *_layer_rows(header["layers"]),
         ("groups", groups),
+        *_input_rows(header),
         *_provenance_rows(header["provenance"]),
         ("tensors", f"{tensors['count']}, {tensors['bytes'] / 2**20:.1f} MiB"),
         ("written by", f"ilmconvert {header['ilmconvert']}, format {header['format_version']}"),
@@ -67,6 +68,14 @@ def _layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:
     restoring = sum(bool(layer["config"].get("restore")) for layer in layers)
     texts = {"ILM Norm": f", {restoring} of them with a restoring path (exact initial values)"}
     return [(f"{title} layers", f"{count}{texts.get(title, '')}") for title, count in titles.items()]
+
+
+def _input_rows(header: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the network does with each image first."""
+    from ilmconvert.surgery.input_standardization import InputStandardization
+
+    found = header.get("standardized_input")
+    return [] if found is None else [("input", str(InputStandardization.from_dict(found)))]
 
 
 def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._common import print_json, progress, warn
 from ilmconvert.cli._outputs import beside, check_output, output_options
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
     from ilmconvert.cli._compare import error_on_random_inputs
     from ilmconvert.models.undo import undo as undone
     from ilmconvert.nn import ILMNorm
+    from ilmconvert.surgery.input_standardization import input_standardization
     from ilmconvert.surgery.module_state import state_of
     from ilmconvert.surgery.undo import why_not_plain
 
@@ -49,10 +50,17 @@ def undo(checkpoint: Path, partial: bool, output: Path | None, force: bool, as_j
         result = undone(model, partial=partial)
         say("comparing on random inputs")
         compared = error_on_random_inputs(model, result)
+        standardized = input_standardization(result)
         kept = {name: why_not_plain(m) for name, m in result.named_modules() if isinstance(m, ILMNorm)}
         if kept:
             save(result, output)
         else:
+            if standardized is not None:
+                warn(
+                    f"the network had {standardized}, which a file of weights doesn't hold: standardise the images "
+                    "before you give them",
+                    loud=True,
+                )
             write(output, {name: t.clone() for name, t in state_of(result).items()}, {"format": "pt"})
     summary = _summary(model, result, kept)
     error = None if compared is None else compared["relative_error"]

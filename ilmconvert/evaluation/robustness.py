@@ -14,6 +14,7 @@ from ilmconvert.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ilmconvert.data.transforms import Normalize
 from ilmconvert.evaluation.metrics import Interval, same_class, top1_class, wilson
 from ilmconvert.nn import ILMNorm
+from ilmconvert.surgery.input_standardization import standardize
 
 CLEAN = "clean"
 BATCH_SIZE = 8  # small batches stay in the processor's cache
@@ -78,8 +79,7 @@ class StandardizedInput(nn.Module):
         self.std = std
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(x, (1, 2, 3), keepdim=True, correction=0)
-        result: Tensor = self.network((x - mean) / std.clamp(min=1e-6) * self.std)
+        result: Tensor = self.network(standardize(x, self.std))
         return result
 
 

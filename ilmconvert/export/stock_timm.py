@@ -12,6 +12,7 @@ from ilmconvert.models.norm_counts import skeleton
 from ilmconvert.models.spec import ModelSpec
 from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.group_norm_target import GroupNormConfig
+from ilmconvert.surgery.input_standardization import input_standardization
 
 #: timm's names of GroupNorm, by the number of groups that every layer then has.
 TIMM_NORM_LAYERS = {1: "groupnorm1", 32: "groupnorm"}
@@ -21,8 +22,8 @@ def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
     """Arguments with which ``timm.create_model`` builds this plain network itself, so that the file loads there.
 
     timm's ``norm_layer`` names fix the number of groups: 1 (``to="ln"``) or 32 (``to="gn"`` where 32 divides the
-    channels of every layer). None where no such name builds the same layers in the same places, and for models that
-    aren't timm's.
+    channels of every layer). None where no such name builds the same layers in the same places, for networks that
+    standardise each image, and for models that aren't timm's.
 
     >>> import timm
     >>> from ilmconvert import convert
@@ -33,6 +34,8 @@ def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
     layers, spec = layers_of(model), infer_spec(model)
     configs = [layer.config for layer in layers]
     plain = all(isinstance(config, GroupNormConfig) for config in configs)
+    if input_standardization(model) is not None:
+        return None
     if not layers or spec is None or spec.library != "timm" or not plain:
         return None
     groups = {config.num_groups for config in configs}

@@ -25,6 +25,8 @@ from ilmconvert.finetune.runs import Run, describe
 from ilmconvert.finetune.seeding import keep_random_state, seed_all
 from ilmconvert.models.head import number_of_classes
 from ilmconvert.surgery.group_norm_baseline import BASELINES
+from ilmconvert.surgery.input_standardization import input_standardization
+from ilmconvert.surgery.standardize_input import standardize_input
 
 
 def finetune(
@@ -87,6 +89,8 @@ def finetune(
             else open_data(data, val_split=val_split, skip_corrupt=skip_corrupt, seed=settings.seed)
         )
         images = _prepared(opened, settings, first.network)
+        if settings.standardize_input:
+            standardize_images(first, images, settings)
         first = _with_teacher(first, teacher, settings, weights)
         config = describe(first, images, settings, init, own_teacher=teacher is not None)
         take_references(first.network, images, settings)
@@ -150,18 +154,38 @@ def _with_teacher(first: Start, teacher: nn.Module | str | Path | None, recipe: 
 
 
 _BATCH = 16
+#: Images to take a standard deviation from.
+_IMAGES = 256
+
+
+def standardize_images(first: Start, data: Data, recipe: Recipe) -> None:
+    """Let the network, and its source, standardise each image, in place, unless it came so.
+
+    Each image gets the mean of the training images' standard deviations.
+
+    Raises:
+        ConversionError: see :func:`ilmconvert.standardize_input`.
+    """
+    if input_standardization(first.network) is None:
+        made = standardize_input(first.network, _training_images(data, recipe, _IMAGES))
+        if first.source is not None:
+            made.put(first.source)
 
 
 def take_references(network: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Apply :func:`ilmconvert.calibration.update_references` with as many training images as the recipe says.
+    """Apply :func:`ilmconvert.calibration.update_references` with as many training images as the recipe says."""
+    if recipe.reference_images:
+        update_references(network, _training_images(data, recipe, recipe.reference_images))
 
-    The images depend on the recipe's seed only, so that every process, and a resumed run, takes the same.
+
+def _training_images(data: Data, recipe: Recipe, most: int) -> list[Tensor]:
+    """Up to so many training images in batches (N, C, H, W).
+
+    They depend on the recipe's seed only, so that every process, and a resumed run, takes the same.
     """
     count = len(data.train)  # type: ignore[arg-type]
-    chosen = random.Random(recipe.seed).sample(range(count), min(recipe.reference_images, count))
-    if chosen:
-        images = [data.train[index][0] for index in chosen]
-        update_references(network, [torch.stack(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+    images = [data.train[index][0] for index in random.Random(recipe.seed).sample(range(count), min(most, count))]
+    return [torch.stack(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
 
 
 def check_recipe(data: Data, recipe: Recipe) -> None:

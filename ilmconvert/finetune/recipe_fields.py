@@ -132,6 +132,9 @@ class Settings:
     crop_pct: float | None = setting(
         None, _AUG, "Share of a validation image's side that its centre crop keeps; none: the model's.", above=0, most=1
     )
+    standardize_input: bool = setting(
+        False, _AUG, "Standardise each image before the first layer, which undoes changes of light and contrast."
+    )
     no_aug: bool = setting(False, _AUG, "Train on centre crops, without any augmentation.")
     scale: tuple[float, float] = setting((0.35, 1.0), _AUG, "Area of a random crop, as a share of the image.", above=0)
     ratio: tuple[float, float] = setting(

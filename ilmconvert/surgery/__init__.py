@@ -6,6 +6,7 @@ from ilmconvert.surgery.left_behind import left_behind
 from ilmconvert.surgery.plan import Plan, plan
 from ilmconvert.surgery.plan_entry import PlanEntry
 from ilmconvert.surgery.sources import NormDescription, register_source
+from ilmconvert.surgery.standardize_input import standardize_input
 
 __all__ = [
     "ConversionInfo",
@@ -17,4 +18,5 @@ __all__ = [
     "left_behind",
     "plan",
     "register_source",
+    "standardize_input",
 ]

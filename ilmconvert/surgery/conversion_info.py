@@ -11,6 +11,7 @@ from torch import nn
 
 from ilmconvert._constants import shown_by
 from ilmconvert.surgery.converted_layers import ConvertedLayer, layers_of
+from ilmconvert.surgery.input_standardization import InputStandardization, input_standardization
 
 # On the root of a model; whatever copies or pickles the module takes it along.
 _ATTRIBUTE = "_ilmconvert_info"
@@ -38,12 +39,15 @@ class ConversionInfo:
             ``collapse_deviation`` after these steps; JSON values. Empty before a conversion.
         spec: from what: library, architecture and constructor arguments; None for a custom model.
         provenance: where the source's weights come from; JSON values.
+        standardized_input: the standardisation of each image in the network, if there is one; see
+            :func:`ilmconvert.standardize_input`.
     """
 
     layers: tuple[ConvertedLayer, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     spec: SourceSpec | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    standardized_input: InputStandardization | None = None
 
     _repr_html_ = shown_by("ilmconvert.report.notebook:conversion")
 
@@ -59,11 +63,13 @@ class ConversionInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, with the keys of a checkpoint's metadata."""
+        standardized = self.standardized_input
         return {
             "layers": [layer.to_dict() for layer in self.layers],
             "settings": dict(self.settings),
             "spec": None if self.spec is None else self.spec.to_dict(),
             "provenance": dict(self.provenance),
+            **({} if standardized is None else {"standardized_input": standardized.to_dict()}),
         }
 
     def __str__(self) -> str:
@@ -72,7 +78,8 @@ class ConversionInfo:
         how = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         name = "a custom model" if self.spec is None else f"{self.spec.library}/{self.spec.architecture}"
         weights = f", weights {self.provenance['weights']}" if "weights" in self.provenance else ""
-        return f"{made}{f' ({how})' if how else ''} of {name}{weights}"
+        standardized = "" if self.standardized_input is None else f"; {self.standardized_input}"
+        return f"{made}{f' ({how})' if how else ''} of {name}{weights}{standardized}"
 
 
 def info(model: nn.Module) -> ConversionInfo:
@@ -90,7 +97,7 @@ def info(model: nn.Module) -> ConversionInfo:
     >>> found.layers[0].name, found.layers[0].config.num_groups
     ('1', 32)
     """
-    return replace(noted(model), layers=layers_of(model))
+    return replace(noted(model), layers=layers_of(model), standardized_input=input_standardization(model))
 
 
 def noted(model: nn.Module) -> ConversionInfo:

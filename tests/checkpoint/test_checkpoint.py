@@ -211,7 +211,9 @@ def test_stock_readers_accept_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda t, r: r.update(format_version=2), "format 2 is newer than this ilmconvert's 1; upgrade"),
+        (lambda t, r: r.update(format_version=3), "format 3 is newer than this ilmconvert's 2; upgrade"),
+        (lambda t, r: r.update(standardized_input={"layer": "conv1.0"}), "standardisation of the input is damaged"),
+        (lambda t, r: r.update(standardized_input={"layer": "x", "std": 1}), "no layer 'x', before which"),
         (lambda t, r: r.pop("format_version"), "names no format version"),
         (lambda t, r: r.pop("layers"), "damaged at layers"),
         (lambda t, r: r.update(spec=3), "damaged at spec"),

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from ilmconvert import ILMNorm, convert, save
+from ilmconvert import ILMNorm, convert, save, standardize_input
 from ilmconvert.cli import main
 from ilmconvert.errors import ExportError
 from ilmconvert.export.fold import WithoutMeta, _Affine, fold
@@ -91,6 +91,7 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 @pytest.mark.parametrize("dynamic_size", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_onnx_in_onnxruntime(tmp_path: Path, dynamic_size: bool) -> None:
     model = disturb(network("test_resnet"))
+    standardize_input(model, [torch.randn(1, 3, 64, 64)], std=0.6)
     session = session_of(export(model, tmp_path / "m.onnx", dynamic_size=dynamic_size, size=64))
     axes = ["height", "width"] if dynamic_size else [64, 64]
     assert [(i.name, i.shape) for i in session.get_inputs()] == [("input", ["batch", 3, *axes])]
@@ -128,10 +129,14 @@ def test_real_network_in_onnxruntime(tmp_path: Path, trained: bool) -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    file = save(network("test_resnet"), tmp_path / "m.safetensors")
+    model = network("test_resnet")
+    standardize_input(model, [torch.randn(1, 3, 64, 64)], std=0.6)
+    file = save(model, tmp_path / "m.safetensors")
     result = CliRunner().invoke(main, ["export", str(file), "--format", "pt2", "--size", "64"])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "m.pt2").exists()
+    program, x = torch.export.load(tmp_path / "m.pt2").module(), torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(program(0.1 * x + 3), model(x)) <= 1e-4
     assert "(dynamic batch; traced with 2 x 3 x 64 x 64)" in result.output
     assert "Error against the model: " in result.output
     again = CliRunner().invoke(main, ["export", str(file), "--format", "pt2"])

@@ -71,14 +71,16 @@ def network(name: str = "test_resnet", **args: Any) -> nn.Module:
     """A small network with BatchNorm whose running statistics are those of the images."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, **args)
-    x = torch.stack([_tensor(image(i % CLASSES, i)) for i in range(16)])
+    x = torch.stack([tensor(image(i % CLASSES, i)) for i in range(16)])
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     model.train()
+    for norm in norms:
+        norm.momentum = 0.3
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.3
         for _ in range(12):
             model(x)
+    for norm in norms:
+        norm.momentum = 0.1  # as the architecture has it
     return model.eval()
 
 
@@ -148,5 +150,5 @@ def kill_when(processes: list[BaseProcess], happened: Callable[[], bool], second
     return True
 
 
-def _tensor(image: Image.Image) -> Tensor:
+def tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1

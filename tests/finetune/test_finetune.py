@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_gr
 from ilmconvert.finetune.trainer import Trainer
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.converted_layers import layers_of
-from tests.finetune.finetune_jobs import CLASSES, SIZE, bars, image, network, run
+from ilmconvert.surgery.input_standardization import standardize
+from tests.finetune.finetune_jobs import CLASSES, SIZE, bars, image, network, run, tensor
 from tests.helpers import relative_error
 
 
@@ -322,6 +325,34 @@ def test_baselines_run_beside(tmp_path: Path) -> None:
     model.load_state_dict(ended["frozen-bn"])
     with pytest.raises(FineTuneError, match="give the model's name instead"):
         run(tmp_path / "again", model=ilmconvert.convert(network()), baselines=names)
+
+
+def tensors(change: Callable[[Tensor], Tensor]) -> Data:
+    """The images of :func:`bars` as tensors."""
+    data = bars()
+    kept = {part: [(change(tensor(item)), label) for item, label in getattr(data, part)] for part in ("train", "val")}
+    return replace(data, **kept)
+
+
+def test_images_are_standardised_in_the_network(tmp_path: Path) -> None:
+    settings = {"epochs": 1, "baselines": ("frozen-bn",), "distill": 0.5, "anneal": "cosine"}
+    own = run(tmp_path / "own", data=tensors(lambda x: x), standardize_input=True, **settings)
+    made = ilmconvert.info(ilmconvert.load(own.last)).standardized_input
+    assert made is not None
+    deviations = [float(x.double().std(correction=0)) for x, _ in tensors(lambda x: x).train]
+    assert made.std == pytest.approx(sum(deviations) / len(deviations))
+
+    other = run(tmp_path / "other", data=tensors(lambda x: standardize(x[None], made.std)[0]), **settings)
+    for folder in ("", "baselines/frozen-bn"):
+        a, b = (load_file(result.output / folder / "last.safetensors") for result in (own, other))
+        assert all(torch.allclose(a[key].float(), b[key].float(), atol=1e-5) for key in a)
+    frozen = ilmconvert.load(own.output / "baselines" / "frozen-bn")
+    assert ilmconvert.info(frozen).standardized_input == made
+    x = tensors(lambda x: x).train[0][0][None]
+    assert torch.allclose(frozen(0.1 * x + 3), frozen(x), atol=1e-4)
+
+    again = run(tmp_path / "again", model=own.last, num_classes=None, data=tensors(lambda x: 3 * x), epochs=1)
+    assert ilmconvert.info(ilmconvert.load(again.last)).standardized_input == made
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

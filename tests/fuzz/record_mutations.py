@@ -65,9 +65,22 @@ def _aliases(record: dict[str, Any], r: Random) -> None:
 
 
 def _version(record: dict[str, Any], r: Random) -> None:
-    record["format_version"] = r.choice((0, 2, 10**30, True, "1", 1.0, None, value(r)))
+    record["format_version"] = r.choice((0, 2, 3, 10**30, True, "1", 1.0, None, value(r)))
+
+
+def _standardization(record: dict[str, Any], r: Random) -> None:
+    record["standardized_input"] = value(r) if r.random() < 0.3 else {"layer": value(r), "std": value(r)}
 
 
 RECORD: tuple[Callable[[dict[str, Any], Random], None], ...] = (
-    *(_anywhere, _anywhere, _architecture, _arguments, _arguments, _layer, _layer, _aliases, _version),
+    _anywhere,
+    _anywhere,
+    _architecture,
+    _arguments,
+    _arguments,
+    _layer,
+    _layer,
+    _aliases,
+    _version,
+    _standardization,
 )

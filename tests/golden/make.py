@@ -1,7 +1,8 @@
-"""Write the golden checkpoints of the present format: ``python -m tests.golden.make``, once a format version.
+"""Write the golden checkpoints: ``python -m tests.golden.make``, once a format version or kind.
 
-Each kind of model is a file in ``tests/golden/v1`` (``v2`` ...); ``outputs.safetensors`` there holds one input and the
-output of each. What is there already stays as it is, for good: these files show that old checkpoints load.
+Each kind of model is a file in the folder of its format, ``tests/golden/v1`` or ``v2``; ``outputs.safetensors`` there
+holds one input and the output of each. What is there already stays as it is, for good: these files show that old
+checkpoints load.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilmconvert import convert, save
+from ilmconvert import convert, save, standardize_input
 from ilmconvert.calibration.bound import bound
-from ilmconvert.checkpoint.metadata import FORMAT_VERSION
 from ilmconvert.finetune.anneal import restoring_parameters, without_restoring
 from ilmconvert.models.create import create_model
 from ilmconvert.nn import ILMNorm
@@ -73,29 +73,38 @@ def annealed() -> nn.Module:
     return without_restoring(model)
 
 
-#: The kinds, by file name.
-KINDS: dict[str, Callable[[], nn.Module]] = {
-    "ilm_gn": lambda: zoo("ilm_gn"),
-    "ilm_ln": lambda: zoo("ilm_ln"),
-    "ilm_in": lambda: zoo("ilm_in"),
-    "moments": lambda: zoo("ilm_gn", init="moments"),
-    "bounded": lambda: zoo("ilm_ln", restore_bound=4.0),
-    "robust": robust,
-    "gn": lambda: zoo("gn"),
-    "annealed": annealed,
-    "half": lambda: zoo("ilm_gn").half(),
-    "custom": lambda: learnt(convert(randomize_norms(Custom()))),
+def standardized() -> nn.Module:
+    model = zoo("ilm_gn")
+    standardize_input(model, [torch.ones(1, 3, 32, 32)], std=0.6)
+    return model
+
+
+#: The kinds, by file name, of each format: a file says the oldest that holds it.
+KINDS: dict[int, dict[str, Callable[[], nn.Module]]] = {
+    1: {
+        "ilm_gn": lambda: zoo("ilm_gn"),
+        "ilm_ln": lambda: zoo("ilm_ln"),
+        "ilm_in": lambda: zoo("ilm_in"),
+        "moments": lambda: zoo("ilm_gn", init="moments"),
+        "bounded": lambda: zoo("ilm_ln", restore_bound=4.0),
+        "robust": robust,
+        "gn": lambda: zoo("gn"),
+        "annealed": annealed,
+        "half": lambda: zoo("ilm_gn").half(),
+        "custom": lambda: learnt(convert(randomize_norms(Custom()))),
+    },
+    2: {"standardized": standardized},
 }
 
 
-def main() -> None:
-    folder = HERE / f"v{FORMAT_VERSION}"
+def write(folder: Path, kinds: dict[str, Callable[[], nn.Module]]) -> None:
+    """One format's files."""
     folder.mkdir(exist_ok=True)
     outputs = load_file(folder / OUTPUTS) if (folder / OUTPUTS).exists() else {}
     # The second instance has four times the contrast: a bound and a range show.
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     outputs.setdefault("input", x * torch.tensor([1.0, 4.0]).view(2, 1, 1, 1))
-    for kind, make in KINDS.items():
+    for kind, make in kinds.items():
         path = folder / f"{kind}.safetensors"
         if path.exists():
             print(f"{path.name} stays")
@@ -110,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for version, kinds in KINDS.items():
+        write(HERE / f"v{version}", kinds)

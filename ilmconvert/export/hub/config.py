@@ -44,6 +44,8 @@ def config_of(model: nn.Module, metadata: Metadata) -> dict[str, Any]:
     own: dict[str, Any] = {"base": base, "layers": [layer.to_dict() for layer in metadata.layers]}
     if metadata.aliases:
         own["aliases"] = metadata.aliases
+    if metadata.standardized_input is not None:
+        own["standardized_input"] = metadata.standardized_input.to_dict()
     own.update({key: value for key, value in args.items() if key != "pretrained_cfg"})
     try:
         with tempfile.TemporaryDirectory() as folder:

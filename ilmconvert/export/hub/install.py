@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import ModelError
 from ilmconvert.surgery.converted_layers import ConvertedLayer, replace_layers
+from ilmconvert.surgery.input_standardization import InputStandardization
 from ilmconvert.surgery.sources import find_source
 
 Layers = Sequence[ConvertedLayer]
@@ -75,6 +76,18 @@ def install(model: nn.Module, whole: nn.Module, layers: Layers, state: Mapping[s
         layer = model.get_submodule(name)
         _fill(layer, made, state, like=old[name])
     return model
+
+
+def standardize(model: nn.Module, made: InputStandardization) -> None:
+    """Put the standardisation of each image into ``model``, in place.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
+    try:
+        replace(made, layer=_places(model).get(_flat(made.layer), made.layer)).put(model)
+    except ValueError as error:
+        raise ModelError(f"config.json: {error}") from error
 
 
 def _places(model: nn.Module) -> dict[str, str]:

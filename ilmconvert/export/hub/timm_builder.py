@@ -16,16 +16,19 @@ from ilmconvert.checkpoint.metadata import METADATA_KEY, Metadata
 from ilmconvert.checkpoint.safetensors_io import read_all
 from ilmconvert.errors import CheckpointError, ModelError, one_line
 from ilmconvert.export.hub.folder import WEIGHTS
-from ilmconvert.export.hub.install import Layers, check, install, own_tensors
+from ilmconvert.export.hub.install import Layers, check, install, own_tensors, standardize
 from ilmconvert.models.norm_counts import skeleton
 from ilmconvert.models.spec import ModelSpec, json_args, label
 from ilmconvert.models.timm_zoo import SOURCE_FIELDS, portable
 from ilmconvert.surgery.conversion_info import note
 from ilmconvert.surgery.converted_layers import ConvertedLayer
+from ilmconvert.surgery.input_standardization import InputStandardization
 
 #: Arguments that timm keeps for its feature extractors, and those about where tensors lie.
 _FEATURE_ARGS = frozenset({"features_only", "out_indices", "feature_cls", "feature_cfg", "feature_location"})
 _RUNTIME_ARGS = frozenset({"device", "dtype", "pretrained_model_args"})
+#: What a config.json says to this library alone.
+_OWN_ARGS = frozenset({"base", "layers", "aliases", "standardized_input"})
 #: A network may be larger than its file by a new head or first convolution; settings of another one are far larger.
 _LARGEST_GROWTH = 4
 _USE = f"{ENTRYPOINT} is built from a folder: timm.create_model('local-dir:FOLDER' or 'hf-hub:ORG/NAME')"
@@ -37,6 +40,7 @@ def build(
     base: str | None = None,
     layers: Any = None,
     aliases: Mapping[str, str] | None = None,
+    standardized_input: Any = None,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
@@ -53,6 +57,7 @@ def build(
         base: timm's name of the architecture that was converted.
         layers: names and settings of its ILM Norms, as in a checkpoint's metadata.
         aliases: second names of tensors that the file holds once.
+        standardized_input: the standardisation of each image in the network, if there is one.
         pretrained_cfg, pretrained_cfg_overlay, cache_dir: as for any entrypoint of timm.
         **kwargs: for the base's entrypoint.
 
@@ -60,6 +65,7 @@ def build(
         ModelError: an unknown base, or layers or weights that don't fit it.
     """
     layers = _checked(base, layers)
+    standardization = None if standardized_input is None else _standardization(standardized_input)
     assert base is not None
     cfg = resolve_pretrained_cfg(base, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     whole = skeleton(ModelSpec("timm", base, {**_without(kwargs, _FEATURE_ARGS | _RUNTIME_ARGS), **_settings(cfg)}))
@@ -72,6 +78,8 @@ def build(
         placeholders = _without_ilm(state, whole, layers)
     check(whole, layers, state, other)
     model = install(_base(base, cfg, kwargs, placeholders), whole, layers, state)
+    if standardization is not None:
+        standardize(model, standardization)
     _note(model, base, cfg, kwargs, metadata)
     return model
 
@@ -89,6 +97,13 @@ def _checked(base: Any, layers: Any) -> Layers:
         raise ModelError(f"config.json: {error}") from error
 
 
+def _standardization(values: Any) -> InputStandardization:
+    try:
+        return InputStandardization.from_dict(values)
+    except ValueError as error:
+        raise ModelError(f"config.json: {error}") from error
+
+
 def _base(base: str, cfg: Mapping[str, Any], kwargs: Mapping[str, Any], state: dict[str, Tensor] | None) -> nn.Module:
     """The base as its own entrypoint builds it, with the weights if there are any."""
     settings = _without(cfg, SOURCE_FIELDS)
@@ -100,7 +115,7 @@ def _base(base: str, cfg: Mapping[str, Any], kwargs: Mapping[str, Any], state: d
         settings["state_dict"] = state
     args = dict(kwargs)
     if "pretrained_model_args" in args:  # of the timm versions that pass it on
-        args["pretrained_model_args"] = _without(args["pretrained_model_args"], {"base", "layers", "aliases"})
+        args["pretrained_model_args"] = _without(args["pretrained_model_args"], _OWN_ARGS)
     model: nn.Module = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=settings, **args)
     return model
 
