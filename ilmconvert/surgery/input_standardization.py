@@ -1,8 +1,8 @@
 """A standardisation of each image before the first layer: it undoes every change of an image's light and contrast.
 
-It is a forward pre-hook of the layer that reads the images, so that names and tensors stay as they are, and
-``forward_features`` has it, too. Where no layer gets the images as they are, as in a network that changes their
-normalisation first, it is one of the network as a whole.
+It is a forward pre-hook of the layer that reads the images, or of the block that holds all such layers, so that names
+and tensors stay as they are, and ``forward_features`` has it, too. Where no layer gets the images as they are, as in a
+network that changes their normalisation first, it is one of the network as a whole.
 """
 
 from __future__ import annotations

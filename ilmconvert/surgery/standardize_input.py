@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ from ilmconvert.surgery.module_state import evaluating
 from ilmconvert.surgery.record_calls import Call, on_calls
 from ilmconvert.surgery.refuse_wrapped import refuse_wrapped
 
-_CURE = "standardise the images in your data instead"
-
 
 def standardize_input(model: nn.Module, batches: Iterable[Tensor], *, std: float | None = None) -> InputStandardization:
-    """Let a network standardise each image before its first layer, in place.
+    """Let a network standardise each image before its first layer, or block, in place.
 
     A change of an image's light or contrast as a whole, ``a * x + b``, then makes no difference. The network computes
     something else than before, and has to be trained so. It stays with the model through copies, ``save`` and
@@ -30,7 +28,7 @@ def standardize_input(model: nn.Module, batches: Iterable[Tensor], *, std: float
         std: the standard deviation that each image gets. None: the mean of those that the images have.
 
     Raises:
-        ConversionError: no images, or the network doesn't read them by one layer alone. It is as it was.
+        ConversionError: no images, or ones that are all of one value. The network is as it was.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> x = torch.randn(4, 3, 16, 16)
@@ -46,26 +44,34 @@ def standardize_input(model: nn.Module, batches: Iterable[Tensor], *, std: float
     had = input_standardization(model)
     remove(model)
     try:
-        made = InputStandardization(_reader(model, found[0]), _mean_deviation(found) if std is None else std)
-        made = InputStandardization.from_dict(made.to_dict())
-        _try(model, made, found[0])
-    except ValueError as error:
-        raise ConversionError(f"each image would get a standard deviation of {std}; give a number above 0") from error
-    finally:
-        remove(model)
+        made = _made(model, found, std)
+    except BaseException:
         if had is not None:
             had.put(model)
+        raise
     made.put(model)
     return made
 
 
+def _made(model: nn.Module, batches: Sequence[Tensor], std: float | None) -> InputStandardization:
+    deviation = _mean_deviation(batches) if std is None else std
+    for name in _places(model, batches[0]):
+        try:
+            made = InputStandardization.from_dict({"layer": name, "std": deviation})
+        except ValueError as error:
+            raise ConversionError(f"each image would get a deviation of {deviation}; give a std above 0") from error
+        if _is_all(model, made, batches[0]):
+            return made
+    raise ConversionError("the network gives other outputs for the same images each time; switch off what is random")
+
+
 def _mean_deviation(batches: Iterable[Tensor]) -> float:
-    each = torch.cat([batch.flatten(1).double().std(1, correction=0).cpu() for batch in batches])
+    each = torch.cat([batch.flatten(1).cpu().double().std(1, correction=0) for batch in batches])
     return float(each.mean())
 
 
-def _reader(model: nn.Module, x: Tensor) -> str:
-    """The name of the one layer that gets the images as the network gets them."""
+def _places(model: nn.Module, x: Tensor) -> list[str]:
+    """The modules that get the images as the network gets them, and hold all that do; the innermost first."""
     names: list[str] = []
 
     def look(call: Call) -> None:
@@ -74,23 +80,23 @@ def _reader(model: nn.Module, x: Tensor) -> str:
 
     with on_calls(dict(model.named_modules()), look, before=True), evaluating(model), torch.no_grad():
         model(x)
-    # A block hands them on to its first layer.
     readers = [name for name in names if not any(other != name and _holds(name, other) for other in names)]
-    if len(readers) != 1:
-        raise ConversionError(f"{len(readers)} layers read the images, {', '.join(readers)}; {_CURE}")
-    return readers[0]
+    return [name for name in reversed(names) if all(_holds(name, reader) for reader in readers)]
 
 
 def _holds(block: str, layer: str) -> bool:
-    return not block or layer.startswith(f"{block}.")
+    return not block or layer == block or layer.startswith(f"{block}.")
 
 
-def _try(model: nn.Module, made: InputStandardization, x: Tensor) -> None:
+def _is_all(model: nn.Module, made: InputStandardization, x: Tensor) -> bool:
     """Whether the network does behind the hook what it does with standardised images: others may read them, too."""
     other = 2 * x + 1
     example = Example.of(model, standardize(other, made.std))
     made.put(model)
     try:
         Example((other,), {}, example.expected).check(model, exact=True)
-    except Differs as error:
-        raise ConversionError(f"{made.layer} isn't all that looks at the images; {_CURE}") from error
+    except Differs:
+        return False
+    finally:
+        remove(model)
+    return True

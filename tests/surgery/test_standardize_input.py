@@ -141,15 +141,32 @@ class Residual(nn.Module):
         return x + self.conv(x)
 
 
-@pytest.mark.parametrize(
-    ("model", "what"),
-    [
-        (Siamese(), "2 layers read the images, left, right; standardise the images in your data instead"),
-        (Residual(), "conv isn't all that looks at the images; standardise the images in your data instead"),
-    ],
-)
-def test_a_network_that_reads_its_images_in_two_ways_is_refused(model: nn.Module, what: str) -> None:
-    with pytest.raises(ConversionError, match=what):
+class Random(nn.Module):
+    """Gives other outputs each time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * next(_numbers)
+
+
+_numbers = iter(range(1, 1000))
+
+
+@pytest.mark.parametrize(("model", "place"), [(Siamese(), ""), (Residual(), ""), (nn.Sequential(Siamese()), "0")])
+def test_the_place_is_the_block_that_holds_all_that_reads_the_images(model: nn.Module, place: str) -> None:
+    plain = copy.deepcopy(model)
+    assert standardize_input(model, [X], std=0.6).layer == place
+    with torch.no_grad():
+        assert torch.equal(model(X), plain(standardize(X, 0.6)))
+
+
+def test_a_network_with_a_branched_stem_is_standardised_before_the_stem() -> None:
+    model = timm.create_model("mobileone_s0").eval()
+    assert standardize_input(model, [X], std=0.6).layer == "stem"
+
+
+def test_a_network_that_does_something_else_each_time_is_refused() -> None:
+    model = Random()
+    with pytest.raises(ConversionError, match="other outputs for the same images each time"):
         standardize_input(model, [X])
     assert input_standardization(model) is None
 
