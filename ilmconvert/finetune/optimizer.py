@@ -21,6 +21,8 @@ from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.float64 import float64
 
 _PLAIN_OPTIMIZERS = ("sgd", "momentum")  # their steps are as long as the gradient
+#: torch's own, which have a kernel for all parameters on these devices.
+_FUSED_OPTIMIZERS, _FUSED_DEVICES = frozenset({"sgd", "momentum", "adamw"}), frozenset({"cpu", "cuda"})
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -106,9 +108,14 @@ def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
-    """timm's optimizer of the recipe over :func:`parameter_groups`."""
+    """timm's optimizer of the recipe over :func:`parameter_groups`; in one kernel a group where torch has one."""
+    settings: dict[str, Any] = {"momentum": recipe.momentum}
+    places = {p.device.type for group in groups for p in group["params"]}
+    if recipe.opt in _FUSED_OPTIMIZERS and places <= _FUSED_DEVICES:
+        # Without it each parameter takes operations of its own, of which small batches feel every one.
+        settings["fused"] = True
     optimizer: Optimizer = create_optimizer_v2(
-        groups, opt=recipe.opt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        groups, opt=recipe.opt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **settings
     )
     return optimizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ilmconvert
 from ilmconvert.data.open_data import Data
@@ -156,6 +158,32 @@ def test_groups_have_their_factors_and_no_decay_of_one_dimension() -> None:
     optimizer = make_optimizer(groups, recipe)
     assert Schedule(optimizer, recipe, 10).apply(0) == pytest.approx(0.1)
     assert {g["kind"]: g["lr"] for g in optimizer.param_groups}["head"] == pytest.approx(1.0)
+
+
+class Operations(TorchDispatchMode):
+    """How often torch's operations run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten":
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("opt", ["sgd", "momentum", "adamw"])
+def test_a_step_of_the_optimizer_is_one_kernel_a_group(opt: str) -> None:
+    model, recipe = start(network(), Recipe(opt=opt)).network, Recipe(opt=opt)
+    optimizer = make_optimizer(parameter_groups(model, recipe), recipe)
+    model(torch.ones(1, 3, SIZE, SIZE)).sum().backward()
+    optimizer.step()
+    with Operations() as operations:
+        optimizer.step()
+    kernel = "aten._fused_adamw_.default" if opt == "adamw" else "aten._fused_sgd_.default"
+    counting = {"aten._foreach_add_.Scalar": len(optimizer.param_groups)} if opt == "adamw" else {}  # of the steps
+    assert operations.counts == {kernel: len(optimizer.param_groups), **counting}
 
 
 def test_layer_decay_falls_towards_the_input() -> None:
