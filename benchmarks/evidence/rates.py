@@ -65,6 +65,12 @@ def draw(found: Scores, output: Path) -> None:
     save_figure(figure, output)
 
 
+def drawn(found: Scores, arms: Iterable[str]) -> Scores:
+    """Of the networks those of some arms, with what was put aside of them."""
+    titles = tuple(ARMS[arm].title for arm in arms)
+    return {name: by_rate for name, by_rate in found.items() if name.startswith(titles)}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table and draw the plot; the networks of every file but ``runs.jsonl`` have its name behind them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found |= scores(read(file), options.image_set, options.budget, note)
     print(to_markdown(table(found, f"Validation accuracy by learning rate: {options.image_set}, {options.budget}")))
     if options.output:
-        titles = tuple(ARMS[arm].title for arm in options.drawn or ARMS)
-        draw({name: by_rate for name, by_rate in found.items() if name.startswith(titles)}, options.output)
+        draw(drawn(found, options.drawn or ARMS), options.output)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import batch_sizes, from_scratch, plot, rates, tables
+from benchmarks.evidence import page, plot, rates, tables
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.paired import CLEAN, differences, estimate, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
 from benchmarks.evidence.select import SEEDS
+from benchmarks.report import Table
 from ilmconvert.errors import ILMConvertError
 from tests.benchmarks.evidence_jobs import run
-from tests.helpers import ROOT
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
@@ -76,16 +76,25 @@ def test_rates_are_shown_with_what_was_put_aside(tmp_path: Path, capsys: pytest.
     assert "before a change" in (tmp_path / "rates.svg").read_text()
 
 
-def test_the_page_quotes_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
-    results = ROOT / "benchmarks" / "evidence" / "results"
-    runs = str(results / "runs.jsonl")
-    tables.main([runs])
-    tables.main([runs, "--against", "frozen-bn-standardised"])
-    rates.main([runs, str(results / "before-encoder-scales.jsonl")])
-    for command in (from_scratch, batch_sizes):
-        command.main(["--out", str(results), "--table"])
+def test_the_page_holds_the_tables_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """When results were added: ``python -m benchmarks.evidence.page --write``."""
+    text, made = page.PAGE.read_text(encoding="utf-8"), page.all_tables()
+    assert page.written(text, made) == text
+    with pytest.raises(SystemExit, match="'speed'"):
+        page.written("<!-- table: speed -->\n", made)
+    page.main([])
     printed = set(capsys.readouterr().out.splitlines())
-    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").partition("## What stands where")[0]
-    quoted = [line for line in page.splitlines() if line.startswith("|")]
+    quoted = [line for line in text.partition("## What stands where")[0].splitlines() if line.startswith("|")]
     assert len(quoted) > 20
     assert [line for line in quoted if line not in printed] == []
+
+
+def test_a_stale_table_is_replaced() -> None:
+    made = {"speed": Table("Speed", [{"network": "a", "ms": 2}])}
+    stale = "Before.\n\n<!-- table: speed -->\n\n| network | ms |\n|---|---|\n| a | 1 |\n\nAfter.\n"
+    assert page.written(stale, made) == stale.replace("| a | 1 |", "| a | 2 |")
+
+
+def test_the_figures_are_drawn(tmp_path: Path) -> None:
+    page.draw(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} <= {file.name for file in page.ASSETS.iterdir()}

@@ -1,0 +1,104 @@
+"""The tables and figures of docs/evidence.md, from what was measured and committed.
+
+python -m benchmarks.evidence.page            # prints the tables by name
+python -m benchmarks.evidence.page --write    # puts each below its mark in the page, and draws the figures
+
+After new results under benchmarks/evidence/results, write them again, and read what the page says of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.evidence import batch_size_tables, batch_sizes, plot, rates, tables
+from benchmarks.evidence.arms import FROZEN
+from benchmarks.evidence.from_scratch import FINAL_SEEDS, NORMS, Comparison
+from benchmarks.evidence.lines import Lines
+from benchmarks.evidence.paired import finals
+from benchmarks.evidence.runs import Run, read
+from benchmarks.report import Table, to_markdown
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
+SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
+_DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first-standardised")
+_DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
+_IMAGES, _EPOCHS = 6_000, 3  # from scratch
+_MARK = re.compile(r"<!-- table: (.+) -->\n\n?((?:\|.*\n)*)")
+
+
+def all_tables() -> dict[str, Table]:
+    """Every table of the page by its name."""
+    runs = list(read(RESULTS / "runs.jsonl"))
+    made = {"overview": tables.overview(runs)}
+    for name in SETS:
+        by_arm = finals(runs, name, BUDGET)
+        made[name] = tables.summary(by_arm, name, FROZEN)
+        made[f"{name}, less {STANDARDISED}"] = tables.summary(by_arm, name, STANDARDISED)
+    first = SETS[0]
+    made["settings"] = tables.chosen(runs, first, BUDGET, first)
+    made["rates"] = rates.table(_rates(runs), first)
+    made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
+    sizes = _by_batch_size()
+    made["batch sizes"] = batch_size_tables.table(sizes)
+    made["batch sizes, differences"] = batch_size_tables.differences(sizes)
+    scratch = Comparison(None, Lines(RESULTS / "from_scratch.jsonl"), _IMAGES, _EPOCHS, FINAL_SEEDS)
+    return made | {f"from scratch, batch size {size}": scratch.table(list(NORMS), size) for size in (32, 2)}
+
+
+def _rates(runs: Sequence[Run]) -> dict[str, dict[float, list[float]]]:
+    before = read(RESULTS / "before-encoder-scales.jsonl")
+    return rates.scores(runs, SETS[0], BUDGET) | rates.scores(before, SETS[0], BUDGET, " (before encoder scales)")
+
+
+def _by_batch_size() -> batch_size_tables.Found:
+    points = [batch_size_tables.Point(arm, size) for arm in batch_sizes.SHOWN for size in batch_sizes.BATCH_SIZES]
+    return batch_sizes.Results(Lines(RESULTS / "batch_sizes.jsonl"), batch_sizes.Scale()).found(points)
+
+
+def written(page: str, made: Mapping[str, Table]) -> str:
+    """The page with each table below its mark; a name that isn't known is an error.
+
+    >>> print(written("<!-- table: speed -->\\n\\n| old |\\n", {"speed": Table("", [{"ms": 2}])}), end="")
+    <!-- table: speed -->
+    <BLANKLINE>
+    | ms |
+    |---|
+    | 2 |
+    """
+
+    def put(mark: re.Match[str]) -> str:
+        if mark[1] not in made:
+            raise SystemExit(f"{PAGE.name} asks for the table {mark[1]!r}; there are {', '.join(made)}")
+        lines = to_markdown(made[mark[1]]).splitlines()
+        return "\n".join([f"<!-- table: {mark[1]} -->", "", *lines[2:], ""])
+
+    return _MARK.sub(put, page)
+
+
+def draw(folder: Path) -> None:
+    """The figures of the page."""
+    runs = list(read(RESULTS / "runs.jsonl"))
+    plot.draw(runs, folder / "evidence.svg", image_sets=SETS, budget=BUDGET, arms=_DRAWN)
+    rates.draw(rates.drawn(_rates(runs), _DRAWN_RATES), folder / "evidence-rates.svg")
+    batch_size_tables.draw_figure(_by_batch_size(), folder / "evidence-batch-sizes.svg")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="Put them into docs/evidence.md, and draw its figures.")
+    write = parser.parse_args(argv).write
+    made = all_tables()
+    if write:
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+        draw(ASSETS)
+    else:
+        print("\n\n".join(to_markdown(Table(name, table.rows)) for name, table in made.items()))
+
+
+if __name__ == "__main__":
+    main()
