@@ -66,14 +66,31 @@ def print_result(result: Result, again: str | None = None) -> None:
     from ilmconvert.data.readable import unreadable_text
     from ilmconvert.report.run import read_run
 
-    print_run(read_run(result.output))
+    run = read_run(result.output)
+    print_run(run)
     if unreadable := result.summary.get("data", {}).get("unreadable"):
         click.echo(f"Left out: {unreadable_text(unreadable)}")
     if result.summary["stopped_early"]:
         click.echo(f"Stopped after {result.summary['epochs']} epochs: no better result")
     click.echo(f"Wrote {result.best}")
+    for line in better_baselines(run):
+        click.echo(line)
     if again is not None:
         click.echo(f"Next: {again}")
+
+
+def better_baselines(run: Run) -> list[str]:
+    """A line for every baseline that did better on the validation images than the converted network."""
+    from ilmconvert.report.run import arms, label
+    from ilmconvert.report.text import share
+
+    own, *others = arms(run)
+    return [
+        f"Better on these images, {share(arm.end)}: {label(arm.name, run)}, "
+        f"{run.path / 'baselines' / arm.name / 'best.safetensors'}"
+        for arm in others
+        if own.end is not None and arm.end is not None and arm.end > own.end
+    ]
 
 
 def print_run(run: Run) -> None:

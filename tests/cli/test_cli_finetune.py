@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ from ilmconvert.cli import finetune as module
 from ilmconvert.cli import main
 from ilmconvert.cli._common import library_warnings
 from ilmconvert.cli._exit import EXIT_INTERRUPTED
-from ilmconvert.cli._finetune_view import bar, numbers
+from ilmconvert.cli._finetune_view import bar, better_baselines, numbers
 from ilmconvert.data.open_data import open_data
 from ilmconvert.finetune import Progress, find_batch_size
 from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe
 from ilmconvert.nn import ILMNorm
+from ilmconvert.report import Run
 from ilmconvert.surgery.group_norm_baseline import BASELINES
 from tests.helpers import randomize_norms, save_trained
 
@@ -135,6 +137,25 @@ def test_baselines_are_trained_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
         assert BASELINES[name] in result.stdout
         assert Path(f"run/baselines/{name}/metrics.csv").exists()
     assert set(module.BASELINES) == set(BASELINES)
+    ended = {name: summary_of(f"run/baselines/{name}")["accuracy"]["fine_tuned"] for name in BASELINES}
+    own = summary_of("run")["accuracy"]["fine_tuned"]
+    for name, accuracy in ended.items():
+        told = f"Better on these images, {100 * accuracy:.1f} %: {BASELINES[name]}, run/baselines/{name}/"
+        assert (told in result.stdout) == (accuracy > own)
+
+
+def summary_of(folder: str) -> Any:
+    return json.loads(Path(folder, "summary.json").read_text())
+
+
+def test_a_baseline_that_did_better_is_named(tmp_path: Path) -> None:
+    rows = [{"epoch": 1.0, "val_top1": share, "val_images": 10.0} for share in (0.5, 0.7, 0.5)]
+    config = {"recipe": {"to": "ilm_gn"}, "model": {"converted_here": True}}
+    names = ("", "frozen-bn", "train-bn")
+    own, *others = (Run(tmp_path, name, config, {"best": row}, [row]) for name, row in zip(names, rows, strict=True))
+    place = tmp_path / "baselines" / "frozen-bn" / "best.safetensors"
+    told = f"Better on these images, 70.0 %: BatchNorm, statistics frozen, {place}"
+    assert better_baselines(replace(own, baselines=tuple(others))) == [told]
 
 
 def test_distillation_without_labels() -> None:
