@@ -52,7 +52,7 @@ def _rows(header: dict[str, Any]) -> list[tuple[str, str]]:
         *([("arguments", ", ".join(f"{key}={value!r}" for key, value in args.items()))] if args else []),
         *((key, _text(value)) for key, value in header["settings"].items()),
         *_layer_rows(header["layers"]),
-        ("groups", groups),
+        *([("groups", groups)] if groups else []),
         *_input_rows(header),
         *_provenance_rows(header["provenance"]),
         ("tensors", f"{tensors['count']}, {tensors['bytes'] / 2**20:.1f} MiB"),

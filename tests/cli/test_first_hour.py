@@ -301,7 +301,7 @@ def test_folders_stand_for_the_checkpoint_in_them(tuned: Path, data: Path, exact
 def test_what_is_converted_already_or_only_weights_is_said(exact: Path, trained: Path, tuned: Path) -> None:
     for place in ("exact.safetensors", "run"):
         message = fails(place)
-        assert "is converted already" in message
+        assert "is a checkpoint of ilmconvert already" in message
         command = re.search(r"ilmconvert (inspect \S+)", message)
         assert command is not None
         assert run(*command[1].split()).exit_code == 0

@@ -86,6 +86,13 @@ def test_a_network_without_a_conversion_is_kept_for_it(tmp_path: Path) -> None:
     own = network()
     standardize_input(own, [X], std=0.6)
     assert equal(load(save(own, tmp_path / "own.safetensors")), own)
+    ilmconvert.save_pretrained(own, tmp_path / "folder")
+    assert equal(timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval(), own)
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "images standardised" in card
+    assert "before `conv_stem`, to mean 0 and a standard\ndeviation of 0.6" in card
+    assert "It standardises its images, so it computes something else than its source." in card
+    assert "norm layers replaced" not in card
 
 
 def test_a_feature_extractor_of_a_published_folder_has_it(tmp_path: Path) -> None:

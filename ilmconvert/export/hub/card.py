@@ -55,6 +55,7 @@ def card_of(config: Mapping[str, Any], metadata: Metadata, name: str, measured: 
         name=name,
         base=base,
         kind=target.title if (target := TARGETS.get(str(metadata.settings.get("to")))) else "ILM Norm",
+        standardized=metadata.standardized_input,
         settings=metadata.settings,
         provenance=metadata.provenance,
         version=metadata.ilmconvert,
