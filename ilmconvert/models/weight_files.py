@@ -118,11 +118,15 @@ def refuse_path(name: str) -> None:
             )
         found = [file for file in ("model.safetensors", "best.safetensors") if _is_converted(path / file)]
         if found:
-            raise ModelError(f"{path / found[0]} is a checkpoint of ilmconvert already; ilmconvert inspect {name} shows what it holds")
+            raise ModelError(
+                f"{path / found[0]} is a checkpoint of ilmconvert already; ilmconvert inspect {name} shows what it holds"
+            )
         raise ModelError(f"{name} is a folder that holds no checkpoint; give a model's name, or a checkpoint's file")
     if path.is_file():
         if _is_converted(path):
-            raise ModelError(f"{path} is a checkpoint of ilmconvert already; ilmconvert inspect {path} shows what it holds")
+            raise ModelError(
+                f"{path} is a checkpoint of ilmconvert already; ilmconvert inspect {path} shows what it holds"
+            )
         raise ModelError(
             f"{path} is a file, not a model's name; if it holds weights, name the model that they are of: "
             f"ilmconvert MODEL --weights {name}"
