@@ -119,7 +119,8 @@ def refuse_path(name: str) -> None:
         found = [file for file in ("model.safetensors", "best.safetensors") if _is_converted(path / file)]
         if found:
             raise ModelError(
-                f"{path / found[0]} is a checkpoint of ilmconvert already; ilmconvert inspect {name} shows what it holds"
+                f"{path / found[0]} is a checkpoint of ilmconvert already; "
+                f"ilmconvert inspect {name} shows what it holds"
             )
         raise ModelError(f"{name} is a folder that holds no checkpoint; give a model's name, or a checkpoint's file")
     if path.is_file():
