@@ -9,13 +9,14 @@ import click
 from ilmconvert.cli._common import model_arg_option, print_json, progress, refuse_ignored, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._data_options import data_options, left_out, open_images, take_data_options
-from ilmconvert.cli._table import print_facts
+from ilmconvert.cli._table import print_facts, print_table
 from ilmconvert.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ilmconvert.data.open_data import Data
+    from ilmconvert.evaluation.robustness import Condition
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
 
@@ -41,6 +42,21 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
 @click.option("--against-weights", default="default", metavar="default|none|FILE", help=_WEIGHTS_HELP.format("SOURCE"))
 @model_arg_option("a model that is given by name")
 @click.option(
+    "--corruption",
+    "corruption_names",
+    multiple=True,
+    metavar="NAME|all",
+    help="Measure under this corruption, too: contrast, fog, gaussian-noise and others. Repeatable.",
+)
+@click.option(
+    "--severity",
+    "severities",
+    type=click.IntRange(1, 5),
+    multiple=True,
+    metavar="N",
+    help="Severity of the corruptions, from 1 to 5. Repeatable.  [default: 1 3 5]",
+)
+@click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Images of a batch."
 )
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
@@ -59,6 +75,8 @@ def evaluate(
     weights: str,
     against_weights: str,
     model_args: dict[str, Any],
+    corruption_names: tuple[str, ...],
+    severities: tuple[int, ...],
     batch_size: int,
     workers: int,
     input_size: int | None,
@@ -72,8 +90,12 @@ def evaluate(
     \b
     Examples:
       ilmconvert evaluate run/ --data images --against resnet50
+      ilmconvert evaluate run/ --data images --against run/baselines/frozen-bn --corruption contrast --corruption fog
       ilmconvert evaluate resnet50-ilm_gn.safetensors --data photos --unlabelled --against resnet50
     """
+    if severities and not corruption_names:
+        raise click.UsageError("--severity is of corruptions; add --corruption NAME, or --corruption all")
+    conditions = _conditions(corruption_names, severities)
     opening = take_data_options(which, data)
     refuse_ignored(checkpoint, ["weights", *(["model_args"] if _is_checkpoint(against) else [])])
     if _is_checkpoint(against):
@@ -99,22 +121,49 @@ def evaluate(
         from ilmconvert.evaluation.accuracy import evaluate as measure
         from ilmconvert.report.facts import evaluation_facts as rows
 
-        result = measure(
-            model,
-            images,
-            against=other,
-            device=device or _device(),
-            amp=amp,
-            batch_size=batch_size,
-            workers=workers,
-            progress=show,
-        )
+        settings: dict[str, Any] = {
+            "against": other,
+            "device": device or _device(),
+            "amp": amp,
+            "batch_size": batch_size,
+            "workers": workers,
+        }
+        result = measure(model, images, progress=show, **settings)
+        corrupted = []
+        if conditions:
+            from ilmconvert.evaluation.corrupted import evaluate_corrupted
+
+            for each in evaluate_corrupted(model, images.items, config, conditions, seed=which["seed"], **settings):
+                corrupted.append(each)
+                say(f"condition {len(corrupted)} of {len(conditions)}", often=True)
     if as_json:
-        facts = {"model": checkpoint, "against": against, "data": data, "images": part, "input": described(config)}
+        facts: dict[str, Any] = {
+            "model": checkpoint,
+            "against": against,
+            "data": data,
+            "images": part,
+            "input": described(config),
+        }
+        if corrupted:
+            facts["corrupted"] = [{**vars(condition), **each.to_dict()} for condition, each in corrupted]
         print_json({**facts, "unreadable": found.unreadable, **result.to_dict()})
     else:
         shown = [("input", transform_text(config)), *left_out(found), *rows(result, against)]
         print_facts(f"{checkpoint} on {data} ({part})", shown)
+        if corrupted:
+            from ilmconvert.report.facts import corrupted_table
+
+            table = corrupted_table(corrupted)
+            caption = None if against is None else f"the other: {against}"
+            print_table("corrupted images", table.columns, table.texts(), right=True, caption=caption)
+
+
+def _conditions(names: tuple[str, ...], severities: tuple[int, ...]) -> list[Condition]:
+    if not names:
+        return []
+    from ilmconvert.evaluation.corrupted import corruptions
+
+    return corruptions(names, severities or (1, 3, 5))
 
 
 def _is_checkpoint(name: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,19 @@ def unit_images(
     transform = create_transform(**config, is_training=False, normalize=False)
     count = len(items)  # type: ignore[arg-type]
     chosen = random.Random(seed).sample(range(count), min(at_most, count))
-    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return [transform(items[i][0]).float() / 255 for i in chosen], normalization(config)
 
-    def normalize(x: Tensor) -> Tensor:
-        return (x - mean.to(x.device)) / std.to(x.device)
 
-    return [transform(items[i][0]).float() / 255 for i in chosen], normalize
+def normalization(config: dict[str, Any]) -> Normalize:
+    """The last step of a transform by itself: from images in [0, 1] to a model's input."""
+    return _Normalization(tuple(config["mean"]), tuple(config["std"]))
+
+
+@dataclass(frozen=True)
+class _Normalization:
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std

@@ -9,7 +9,9 @@ from ilmconvert.calibration.calibrate import Calibration
 from ilmconvert.evaluation.accuracy import Evaluation
 from ilmconvert.evaluation.compare import Fidelity
 from ilmconvert.evaluation.layer_metrics import LayerFidelity, worst_layers
+from ilmconvert.evaluation.robustness import Condition
 from ilmconvert.evaluation.verify.verification import Verification
+from ilmconvert.report.tables import Table
 from ilmconvert.report.text import NONE, decibels, duration, share
 
 Facts = list[tuple[str, str | None]]
@@ -32,6 +34,39 @@ def evaluation_facts(result: Evaluation, against: str | None) -> Facts:
         ("difference", percent(result.difference, result.difference_interval, sign="+")),
         ("speed", None if result.images_per_second is None else f"{result.images_per_second:.1f} images a second"),
     ]
+
+
+def corrupted_table(found: Sequence[tuple[Condition, Evaluation]]) -> Table:
+    """A row for each corruption and severity, and the means of all; the other model's columns where there is one."""
+    rows = [(condition.name, str(condition.severity), *_corrupted_cells(each)) for condition, each in found]
+    if len(found) > 1:
+        names = ("top1", "against_top1", "agreement", "difference")
+        top1, other, same, difference = (_mean([getattr(each, name) for _, each in found]) for name in names)
+        rows.append(("mean", "", *_cells(top1, other, same, difference, None)))
+    columns = ("corruption", "severity", "top-1", "the other", "difference (95 %), points", "same class")
+    return Table(columns, rows).without_empty_columns()
+
+
+def _corrupted_cells(found: Evaluation) -> tuple[str, ...]:
+    return _cells(found.top1, found.against_top1, found.agreement, found.difference, found.difference_interval)
+
+
+def _cells(
+    top1: float | None,
+    other: float | None,
+    same: float | None,
+    difference: float | None,
+    interval: tuple[float, float] | None,
+) -> tuple[str, ...]:
+    ends = "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+    points = None if difference is None else f"{100 * difference:+.1f}{ends}"
+    unlabelled = share(same) if top1 is None else None
+    return tuple(text or NONE for text in (share(top1), share(other), points, unlabelled))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def calibration_rows(found: Calibration) -> list[tuple[str, ...]]:
