@@ -24,7 +24,7 @@ from benchmarks.report import Table, to_markdown
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
 SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
-_DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first-standardised")
+_DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
 _IMAGES, _EPOCHS = 6_000, 3  # from scratch
 _MARK = re.compile(r"<!-- table: (.+) -->\n\n?((?:\|.*\n)*)")
