@@ -81,7 +81,8 @@ def _as_trained(config: dict[str, Any], model: nn.Module) -> None:
 
 def changed_tag(model: nn.Module, metadata: Metadata) -> str:
     """timm's tag of the weights with what became of the norms: these aren't the weights that the tag stands for."""
-    kind = str(metadata.settings.get("to", "ilm" if metadata.layers else "standardized"))
+    only_standardized = metadata.standardized_input is not None and not metadata.layers
+    kind = str(metadata.settings.get("to", "standardized" if only_standardized else "ilm"))
     tag = str(model.pretrained_cfg.get("tag") or "")  # type: ignore[union-attr, operator]
     return tag if tag.endswith(kind) else f"{tag}_{kind}".lstrip("_")
 
