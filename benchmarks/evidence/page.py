@@ -27,7 +27,7 @@ SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-s
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
 _IMAGES, _EPOCHS = 6_000, 3  # from scratch
-_MARK = re.compile(r"<!-- table: (.+) -->\n\n?((?:\|.*\n)*)")
+_MARK = re.compile(r"<!-- table: (.+) -->\n\n?(?:\|.*\n)*")
 
 
 def all_tables() -> dict[str, Table]:

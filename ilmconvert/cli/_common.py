@@ -170,6 +170,22 @@ def given(**settings: Any) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value not in (None, [])}
 
 
+#: Of corruptions, where ``--severity`` isn't given.
+SEVERITIES = (1, 3, 5)
+
+
+def severity_option() -> Callable[[Command], Command]:
+    """``--severity`` of corruptions, as a tuple that is empty unless it is given."""
+    return click.option(
+        "--severity",
+        "severities",
+        type=click.IntRange(1, 5),
+        multiple=True,
+        metavar="N",
+        help=f"Severity of the corruptions, from 1 to 5. Repeatable.  [default: {' '.join(map(str, SEVERITIES))}]",
+    )
+
+
 def model_arg_option(whose: str) -> Callable[[Command], Command]:
     """``--model-arg``, for the constructor of ``whose`` model."""
     return click.option(

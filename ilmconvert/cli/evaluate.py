@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import model_arg_option, print_json, progress, refuse_ignored, warn
+from ilmconvert.cli._common import (
+    SEVERITIES,
+    model_arg_option,
+    print_json,
+    progress,
+    refuse_ignored,
+    severity_option,
+    warn,
+)
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._data_options import data_options, left_out, open_images, take_data_options
 from ilmconvert.cli._table import print_facts, print_table
@@ -16,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ilmconvert.data.open_data import Data
+    from ilmconvert.evaluation.accuracy import Evaluation
     from ilmconvert.evaluation.robustness import Condition
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
@@ -48,14 +57,7 @@ _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random 
     metavar="NAME|all",
     help="Measure under this corruption, too: contrast, fog, gaussian-noise and others. Repeatable.",
 )
-@click.option(
-    "--severity",
-    "severities",
-    type=click.IntRange(1, 5),
-    multiple=True,
-    metavar="N",
-    help="Severity of the corruptions, from 1 to 5. Repeatable.  [default: 1 3 5]",
-)
+@severity_option()
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Images of a batch."
 )
@@ -93,8 +95,6 @@ def evaluate(
       ilmconvert evaluate run/ --data images --against run/baselines/frozen-bn --corruption contrast --corruption fog
       ilmconvert evaluate resnet50-ilm_gn.safetensors --data photos --unlabelled --against resnet50
     """
-    if severities and not corruption_names:
-        raise click.UsageError("--severity is of corruptions; add --corruption NAME, or --corruption all")
     conditions = _conditions(corruption_names, severities)
     opening = take_data_options(which, data)
     refuse_ignored(checkpoint, ["weights", *(["model_args"] if _is_checkpoint(against) else [])])
@@ -129,13 +129,12 @@ def evaluate(
             "workers": workers,
         }
         result = measure(model, images, progress=show, **settings)
-        corrupted = []
-        if conditions:
-            from ilmconvert.evaluation.corrupted import evaluate_corrupted
+        from ilmconvert.evaluation.corrupted import evaluate_corrupted
 
-            for each in evaluate_corrupted(model, images.items, config, conditions, seed=which["seed"], **settings):
-                corrupted.append(each)
-                say(f"condition {len(corrupted)} of {len(conditions)}", often=True)
+        corrupted = []
+        for each in evaluate_corrupted(model, images.items, config, conditions, seed=which["seed"], **settings):
+            corrupted.append(each)
+            say(f"condition {len(corrupted)} of {len(conditions)}", often=True)
     if as_json:
         facts: dict[str, Any] = {
             "model": checkpoint,
@@ -151,19 +150,25 @@ def evaluate(
         shown = [("input", transform_text(config)), *left_out(found), *rows(result, against)]
         print_facts(f"{checkpoint} on {data} ({part})", shown)
         if corrupted:
-            from ilmconvert.report.facts import corrupted_table
+            _print_corrupted(corrupted, against)
 
-            table = corrupted_table(corrupted)
-            caption = None if against is None else f"the other: {against}"
-            print_table("corrupted images", table.columns, table.texts(), right=True, caption=caption)
+
+def _print_corrupted(found: list[tuple[Condition, Evaluation]], against: str | None) -> None:
+    from ilmconvert.report.facts import corrupted_table
+
+    table = corrupted_table(found)
+    caption = None if against is None else f"the other: {against}"
+    print_table("corrupted images", table.columns, table.texts(), right=True, caption=caption)
 
 
 def _conditions(names: tuple[str, ...], severities: tuple[int, ...]) -> list[Condition]:
+    if severities and not names:
+        raise click.UsageError("--severity is of corruptions; add --corruption NAME, or --corruption all")
     if not names:
-        return []
+        return []  # without waiting for torch
     from ilmconvert.evaluation.corrupted import corruptions
 
-    return corruptions(names, severities or (1, 3, 5))
+    return corruptions(names, severities or SEVERITIES)
 
 
 def _is_checkpoint(name: str | None) -> bool:

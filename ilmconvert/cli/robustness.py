@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert.cli._common import print_json, progress
+from ilmconvert.cli._common import SEVERITIES, print_json, progress, severity_option
 from ilmconvert.cli._data_options import data_options, echo_left_out, open_images, take_data_options
 from ilmconvert.cli._table import print_table
 from ilmconvert.errors import ILMConvertError
@@ -28,14 +28,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Largest number of images.",
 )
-@click.option(
-    "--severity",
-    "severities",
-    type=click.IntRange(1, 5),
-    multiple=True,
-    metavar="N",
-    help="Severity of the corruptions, from 1 to 5. Repeatable.  [default: 1 3 5]",
-)
+@severity_option()
 @click.option(
     "--limits",
     type=float,
@@ -96,7 +89,7 @@ def robustness(
         say(f"reading images of {data}")
         opened = open_images(data, opening, unlabelled=True, seed=seed)
         found, normalize = unit_images(model, opened, at_most=images, input_size=input_size, seed=seed)
-        conditions = all_conditions(severities or (1, 3, 5))
+        conditions = all_conditions(severities or SEVERITIES)
         rows = []
         for row in compare_networks(networks(model, normalize, found), found, normalize, conditions):
             rows.append(row)

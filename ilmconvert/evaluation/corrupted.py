@@ -63,6 +63,21 @@ def evaluate_corrupted(
         conditions: see :func:`corruptions`.
         seed: of noise, directions and clouds.
         **settings: for ``evaluate``, such as ``against`` and ``batch_size``.
+
+    Raises:
+        DataError: the network takes images that aren't RGB, or one can't be read.
+        EvaluationError: see ``evaluate``.
+
+    >>> from PIL import Image
+    >>> class Brightest(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.mean((2, 3))
+    >>> items = [(Image.new("RGB", (32, 32), "red"), 0), (Image.new("RGB", (32, 32), "blue"), 2)]
+    >>> config = {"input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    >>> for condition, found in evaluate_corrupted(Brightest(), items, config, corruptions(["contrast"], [1, 5])):
+    ...     print(condition.severity, found.top1)
+    1 1.0
+    5 1.0
     """
     for condition in conditions:
         assert condition.severity is not None

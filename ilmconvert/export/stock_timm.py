@@ -34,9 +34,7 @@ def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
     layers, spec = layers_of(model), infer_spec(model)
     configs = [layer.config for layer in layers]
     plain = all(isinstance(config, GroupNormConfig) for config in configs)
-    if input_standardization(model) is not None:
-        return None
-    if not layers or spec is None or spec.library != "timm" or not plain:
+    if not layers or spec is None or spec.library != "timm" or not plain or input_standardization(model) is not None:
         return None
     groups = {config.num_groups for config in configs}
     name = TIMM_NORM_LAYERS.get(groups.pop()) if len(groups) == 1 else None

@@ -178,4 +178,6 @@ def _misfit(
 ) -> MisfitError:
     what, arguments = differences(best, model, own)
     more = f"; other weights in it: {file.choices(list(others[:2]))}" if others else ""
+    if not own.keys() & best.tensors.keys():
+        more += "; they are another model's, or have other names: name that model, or rename them"
     return MisfitError(f"{file.path} doesn't fit the model: {what}{more}", arguments)

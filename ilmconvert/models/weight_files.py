@@ -156,8 +156,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             if any(key.startswith("ilmconvert") for key in file.metadata() or {}):
                 raise ModelError(
-                    f"{path} is a converted checkpoint, not weights of a source; ilmconvert inspect {path} shows what "
-                    "it holds, and ilmconvert.load reads it"
+                    f"{path} is a checkpoint of ilmconvert, not weights of a source; ilmconvert inspect {path} shows "
+                    "what it holds, and ilmconvert.load reads it"
                 )
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:

@@ -171,7 +171,8 @@ def _check(the_plan: Plan) -> None:
     unmatched = [f"pattern {pattern!r} matches no norm layer" for pattern in the_plan.unmatched]
     if not the_plan.converted and not already:
         holds = f"the model holds: {seen(the_plan.skipped)}"
-        raise ConversionError("; ".join(["nothing to convert", *unmatched, holds]))
+        cure = ["ilmconvert.plan(model), or ilmconvert plan MODEL, lists the names"] if unmatched else []
+        raise ConversionError("; ".join(["nothing to convert", *unmatched, holds, *cure]))
     for message in unmatched:
         warnings.warn(message, stacklevel=3)
     if not the_plan.converted:

@@ -28,7 +28,8 @@ def standardize_input(model: nn.Module, batches: Iterable[Tensor], *, std: float
         std: the standard deviation that each image gets. None: the mean of those that the images have.
 
     Raises:
-        ConversionError: no images, or ones that are all of one value. The network is as it was.
+        ConversionError: no images, ones that are all of one value or that the network can't take, or a network that
+            gives other outputs for the same images each time. The network is as it was.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> x = torch.randn(4, 3, 16, 16)
@@ -55,6 +56,7 @@ def standardize_input(model: nn.Module, batches: Iterable[Tensor], *, std: float
 
 def _made(model: nn.Module, batches: Sequence[Tensor], std: float | None) -> InputStandardization:
     deviation = _mean_deviation(batches) if std is None else std
+    Example.of(model, batches[0])  # raises where the network can't run on them
     for name in _places(model, batches[0]):
         try:
             made = InputStandardization.from_dict({"layer": name, "std": deviation})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,4 +98,6 @@ def test_a_stale_table_is_replaced() -> None:
 
 def test_the_figures_are_drawn(tmp_path: Path) -> None:
     page.draw(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} <= {file.name for file in page.ASSETS.iterdir()}
+    shown = set(re.findall(r"\(assets/(.+?\.svg)\)", page.PAGE.read_text(encoding="utf-8")))
+    assert len(shown) == 3
+    assert {file.name for file in tmp_path.iterdir()} == shown

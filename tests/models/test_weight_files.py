@@ -386,6 +386,16 @@ def test_weights_of_something_else(tmp_path: Path, change: Any, message: str) ->
         create_model("test_resnet", weights=tmp_path / "w.safetensors")
 
 
+def test_weights_without_one_name_of_the_model(tmp_path: Path) -> None:
+    """EfficientNet-Lite0's file of its first authors, for one, whose names begin with an underscore."""
+    state = {f"_{key.replace('.', '._')}": t for key, t in tiny_weights().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(
+        ModelError, match="they are another model's, or have other names: name that model, or rename them"
+    ):
+        create_model("test_resnet", weights=tmp_path / "w.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "theirs", "ours"),
     [

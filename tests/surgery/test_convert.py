@@ -297,7 +297,8 @@ def test_patterns_select_layers() -> None:
     with pytest.warns(UserWarning, match=r"pattern 'layer9\.\*' matches no norm layer"):
         assert converted_names(exclude="layer9.*") == everything
     with pytest.raises(
-        ConversionError, match=r"pattern 'nothing' matches no norm layer; .* \(not matched by include\)"
+        ConversionError,
+        match=r"pattern 'nothing' matches no norm layer; .* \(not matched by include\); .*plan MODEL, lists",
     ):
         convert(source, include="nothing")  # without a warning, which would be an error here
 

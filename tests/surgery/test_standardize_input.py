@@ -120,7 +120,8 @@ def test_it_is_replaced_and_a_failure_leaves_what_there_was() -> None:
     standardize_input(model, [X], std=0.6)
     made = standardize_input(model, [X], std=0.5)
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 1
-    for batches, std in (([], None), ([X], 0.0), ([X], float("nan"))):
+    wrong = [([], None), ([X], 0.0), ([X], float("nan")), ([torch.ones_like(X)], None), ([X[:, :2]], None)]
+    for batches, std in wrong:
         with pytest.raises(ConversionError):
             standardize_input(model, batches, std=std)
         assert input_standardization(model) == made
