@@ -46,7 +46,6 @@ def train(task: Task) -> list[Run]:
             task.recipe(),
             output=Path(scratch) / "run",
             num_classes=len(list((data / "train").iterdir())),
-            init=arm.init,
             log_with=(),
             baselines=arm.baselines,
         )

@@ -47,7 +47,6 @@ class Arm:
     recipe: str
     to: str
     special: Mapping[str, Any] = field(default_factory=dict)
-    init: str = "identity"
     baselines: tuple[str, ...] = ()
 
 
@@ -73,9 +72,9 @@ class Task:
         return get_recipe(self.arm.recipe, **changed, eval_every=budget["epochs"])
 
     def settings(self) -> str:
-        """A digest that changes with the recipe, the start, the library's version or the set's images a class."""
+        """A digest that changes with the recipe, the library's version or the set's images a class."""
         made = SETS[self.image_set]
-        content = [self.recipe().to_dict(), self.arm.init, made.train, made.val, self.quick, __version__]
+        content = [self.recipe().to_dict(), made.train, made.val, self.quick, __version__]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def run_keys(self) -> set[tuple[str, str, int, str]]:

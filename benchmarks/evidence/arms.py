@@ -67,16 +67,6 @@ def _converted(to: str, **settings: Any) -> Build:
     return build
 
 
-def _first(to: str) -> Build:
-    """The first norm as the paper's layer, from moments; the others stay frozen BatchNorm."""
-
-    def build(source: nn.Module, images: Tensor) -> nn.Module:
-        first = next(name for name, module in source.named_modules() if isinstance(module, nn.BatchNorm2d))
-        return convert(source, to, init="moments", include=[first])
-
-    return build
-
-
 def _ranged(to: str) -> Build:
     def build(source: nn.Module, images: Tensor) -> nn.Module:
         network = convert(source, to)
@@ -105,6 +95,7 @@ def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
 
 _ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
 _ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.005}
+_FIRST = _converted("ilm_in", init="moments", first_only=True)  # the others stay frozen BatchNorm
 #: In the order in which they are run.
 ARMS = {
     FROZEN: Arm("frozen BN", _same),
@@ -124,10 +115,8 @@ ARMS = {
     "ilm-gn-freeze": Arm("ILM-GN, freeze then full", _converted("ilm_gn"), freeze_share=1 / 3),
     "ilm-ln-anneal": Arm("ILM-LN, annealed", _referenced("ilm_ln"), recipe=_ANNEAL),
     "ilm-ln-moments": Arm("ILM-LN, paper's layer from moments", _converted("ilm_ln", init="moments")),
-    "ilm-in-first": Arm("ILM-IN in the first norm", _first("ilm_in")),
-    "ilm-in-first-standardised": Arm(
-        "ILM-IN in the first norm, standardised input", _first("ilm_in"), standardised=True
-    ),
+    "ilm-in-first": Arm("ILM-IN in the first norm", _FIRST),
+    "ilm-in-first-standardised": Arm("ILM-IN in the first norm, standardised input", _FIRST, standardised=True),
     "frozen-bn-adamw": Arm("frozen BN, AdamW", _same, **_ADAMW),
     "ilm-gn-adamw": Arm("ILM-GN, exact start, AdamW", _converted("ilm_gn"), **_ADAMW),
 }

@@ -121,6 +121,7 @@ def conversion_options(command: Command) -> Command:
         click.option(
             "--exclude", multiple=True, metavar="PATTERN", help="Leave out layers whose name matches. Repeatable."
         ),
+        click.option("--first-only", is_flag=True, help="Convert only the first norm layer; the others stay."),
         click.option(
             "--num-groups", type=positive, metavar="N", help="Largest number of groups of ilm_gn.  [default: 32]"
         ),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ilmconvert._constants import INITS
 from ilmconvert.cli._common import model_args, print_json, progress, refuse_ignored, warn
 from ilmconvert.cli._complete import models_and_files
 from ilmconvert.cli._data_options import data_options, open_images, take_data_options
@@ -47,7 +46,7 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     default="full",
     show_default=True,
     metavar="NAME|FILE.yaml",
-    help="norm, full, distill, anneal, freeze-then-full, or a file. Every field is an option below, too.",
+    help="norm, full, distill, anneal, freeze-then-full, first-norm, or a file. Every field is an option below, too.",
 )
 @section_option(_RUN, "--recipe-name", metavar="NAME", help="Name of the recipe in reports.  [default: the recipe's]")
 @section_option(_RUN, "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
@@ -78,13 +77,6 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     metavar="KEY=VALUE",
     callback=model_args,
     help="Argument for the constructor of a source model, as in in_chans=1; a JSON value. Repeatable.",
-)
-@section_option(
-    _MODEL,
-    "--init",
-    type=click.Choice(INITS),
-    default="identity",
-    help="Initial values of the conversion of a source; see ilmconvert convert.",
 )
 @section_option(
     _MODEL,
@@ -146,7 +138,9 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
 
     if options["resume"]:
         _check_resume(options["output"])
-    settled = ["model_args", "init", "to", "restore_bound", *(["weights"] if options["teacher"] is None else [])]
+    settled = ["model_args", "to", "init", "first_only", "restore_bound"]
+    if options["teacher"] is None:
+        settled.append("weights")
     refuse_ignored(model, settled)
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
@@ -161,7 +155,6 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
             teacher=options["teacher"],
             weights=options["weights"],
             model_args=options["model_args"],
-            init=options["init"],
             resume=options["resume"],
             dry_run=options["dry_run"],
             baselines=tuple(dict.fromkeys(options["baselines"])),
@@ -240,7 +233,7 @@ def _print_batch_size(model: str, recipe: Recipe, options: dict[str, Any]) -> No
     from ilmconvert.finetune.devices import process
     from ilmconvert.finetune.networks import start
 
-    keys = ("num_classes", "weights", "model_args", "init")
+    keys = ("num_classes", "weights", "model_args")
     with progress(_is_main()) as say:
         say(f"loading {model}")
         network = start(model, recipe, **{key: options[key] for key in keys}).network

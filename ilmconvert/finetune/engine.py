@@ -43,7 +43,6 @@ def finetune(
     model_args: Mapping[str, Any] | None = None,
     resume: bool = False,
     dry_run: bool = False,
-    init: str = "identity",
     progress: Callable[[Progress], None] | bool | None = None,
     log_with: Sequence[str] | None = None,
     baselines: Sequence[str] = (),
@@ -67,7 +66,6 @@ def finetune(
         weights, model_args: of a model by name: its weights, and arguments for its constructor.
         resume: go on with the run in ``output``, exactly; start it if there is none; give its result if it is over.
         dry_run: do everything up to the first step, and write nothing.
-        init: of a conversion.
         progress: called on the main process after every batch; True shows a bar, and a line for every epoch.
         log_with: accelerate's trackers; None is TensorBoard where it is installed.
         baselines: names in ``ilmconvert.surgery.group_norm_baseline.BASELINES``: these run, too, in the same way, under
@@ -81,7 +79,7 @@ def finetune(
     settings = on_device(asked, process().device.type)
     with keep_random_state():
         seed_all(settings.seed)
-        first = start(model, settings, num_classes=num_classes, weights=weights, init=init, model_args=model_args)
+        first = start(model, settings, num_classes=num_classes, weights=weights, model_args=model_args)
         _check_baselines(baselines, first)
         opened = (
             data
@@ -92,7 +90,7 @@ def finetune(
         if settings.standardize_input:
             standardize_images(first, images, settings)
         first = _with_teacher(first, teacher, settings, weights)
-        config = describe(first, images, settings, init, own_teacher=teacher is not None)
+        config = describe(first, images, settings, own_teacher=teacher is not None)
         take_references(first.network, images, settings)
         if run_file is None:
             run_file = run_file_of(
@@ -104,7 +102,6 @@ def finetune(
                 num_classes=num_classes,
                 weights=weights,
                 model_arg=dict(model_args or {}),
-                init=init,
                 val_split=val_split,
                 skip_corrupt=skip_corrupt,
                 baseline=tuple(baselines),

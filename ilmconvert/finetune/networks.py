@@ -25,6 +25,8 @@ from ilmconvert.surgery.converted_layers import layers_of
 from ilmconvert.surgery.replacement import replace_modules
 from ilmconvert.surgery.sources import find_source
 
+#: Fields of a recipe that ``convert`` takes as they are, besides ``to``.
+_CONVERSION = ("init", "restore_bound", "first_only")
 _RESTORING = ("restore_weight", "restore_bias")
 
 
@@ -77,27 +79,36 @@ def start(
     *,
     num_classes: int | None = None,
     weights: str | Path = "default",
-    init: str = "identity",
     model_args: Mapping[str, Any] | None = None,
 ) -> Start:
     """The network to train: converted if it isn't, and with a new head where ``num_classes`` is given.
 
     Raises:
-        ILMConvertError: there is no such model, nothing to convert, or no head that can be replaced.
+        ILMConvertError: there is no such model, nothing to convert, a network that came converted in another way than
+            the recipe's, or no head that can be replaced.
     """
     name, network = open_model(model, weights, model_args)
     if num_classes is not None:
         replace_head(network, num_classes, recipe.seed)
     source = None
     if not layers_of(network):
-        if init != "identity" and recipe.restore_bound is not None:
-            raise FineTuneError(
-                "restore_bound (--restore-bound) is of the restoring path, which a start from moments lacks; leave it "
-                "out, or take init='identity' (--init identity)"
-            )
-        source, network = network, convert(network, recipe.to, init=init, restore_bound=recipe.restore_bound)
+        source, network = network, convert(network, recipe.to, **{name: getattr(recipe, name) for name in _CONVERSION})
+    else:
+        _check_came_so(name, network, recipe)
     exact = noted(network).init != "moments"
     return Start(name, network, source, exact, num_classes is not None)
+
+
+def _check_came_so(name: str, network: nn.Module, recipe: Recipe) -> None:
+    """Refuse a network that came converted in another way, where the way is what the recipe is about."""
+    layers, init = layers_of(network), noted(network).init
+    came = None
+    if recipe.first_only and len(layers) > 1:
+        came = f"in {len(layers)} layers, and the recipe converts the first norm alone (first_only)"
+    elif recipe.init == "moments" and init == "identity":
+        came = "with init: identity, and the recipe starts from moments"
+    if came is not None:
+        raise FineTuneError(f"{name} came converted {came}; name its source instead, or take another recipe")
 
 
 def replace_head(model: nn.Module, num_classes: int, seed: int) -> None:

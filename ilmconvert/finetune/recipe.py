@@ -172,6 +172,11 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(f"freeze_epochs ({recipe.freeze_epochs:g}) has to be less than epochs ({recipe.epochs})")
     if recipe.warmup_epochs >= recipe.epochs:
         raise RecipeError(f"warmup_epochs ({recipe.warmup_epochs:g}) has to be less than epochs ({recipe.epochs})")
+    if recipe.restore_bound is not None and recipe.init != "identity":
+        raise RecipeError(
+            "restore_bound (--restore-bound) is of the restoring path, which a start from moments lacks; leave it out, "
+            "or take init: identity (--init identity)"
+        )
     if recipe.freeze_epochs and recipe.train == "norm":
         raise RecipeError("freeze_epochs has no meaning with train: norm, where the rest never trains; use train: full")
     if recipe.distill == 1 and (recipe.mixup or recipe.cutmix or recipe.smoothing):
@@ -204,5 +209,6 @@ RECIPES: dict[str, Recipe] = {
             **_STEADY,
         ),
         Recipe("freeze-then-full", freeze_epochs=2.0, **_STEADY),
+        Recipe("first-norm", to="ilm_in", init="moments", first_only=True, **_STEADY),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ilmconvert._constants import INITS
 from ilmconvert.finetune.field_checks import setting
 
 #: What ``ilmconvert finetune`` takes besides these fields, as names of Python.
@@ -21,7 +22,6 @@ RUN_OPTIONS = frozenset(
         "num_classes",
         "weights",
         "model_arg",
-        "init",
         "teacher",
         "baseline",
         "val_split",
@@ -36,7 +36,8 @@ RUN_OPTIONS = frozenset(
 )
 
 _TRAINS, _SCHEDULE, _OPT = "What trains", "Length and learning rate", "Optimizer"
-_RESTORE, _LOSS, _AUG = "Restoring path", "Loss and distillation", "Images and augmentation"
+_CONVERT, _RESTORE = "Conversion of a source", "Restoring path"
+_LOSS, _AUG = "Loss and distillation", "Images and augmentation"
 _SPEED, _RUN = "Precision and speed", "The run"
 
 
@@ -94,11 +95,18 @@ class Settings:
     )
 
     to: str = setting(
-        "ilm_gn", _RESTORE, "Layer that the norms of a source are converted to.", choices=("ilm_gn", "ilm_ln", "ilm_in")
+        "ilm_gn", _CONVERT, "Layer that the norms of a source are converted to.", choices=("ilm_gn", "ilm_ln", "ilm_in")
     )
+    init: str = setting(
+        "identity",
+        _CONVERT,
+        "Initial values. identity: what the source computes; moments: the paper's layer alone, close to it.",
+        choices=INITS,
+    )
+    first_only: bool = setting(False, _CONVERT, "Convert only the first norm layer; the others stay.")
     restore_bound: float | None = setting(
         None,
-        _RESTORE,
+        _CONVERT,
         "Soft bound of the restoring path, in standard deviations of its reference values.",
         above=0,
     )

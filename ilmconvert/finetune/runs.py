@@ -170,14 +170,13 @@ def outcome(position: Position, before: dict[str, Any] | None, epochs: int) -> d
     }
 
 
-def describe(first: Start, data: Data, recipe: Recipe, init: str, *, own_teacher: bool) -> dict[str, Any]:
+def describe(first: Start, data: Data, recipe: Recipe, *, own_teacher: bool) -> dict[str, Any]:
     """Recipe, model and data as JSON values: what ``config.yaml`` holds, and a resumed run has to agree with."""
     model = {
         "name": first.name,
         "num_classes": number_of_classes(first.network),
         "head_replaced": first.head_replaced,
         "converted_here": first.source is not None,
-        "init": init if first.source is not None else None,
         "fingerprint": fingerprint(first.source if first.source is not None else first.network),
         "teacher": fingerprint(first.teacher) if own_teacher and first.teacher is not None else None,
     }

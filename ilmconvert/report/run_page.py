@@ -19,7 +19,7 @@ from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 _RECIPE = (
     "train", "epochs", "batch_size", "grad_accum", "lr", "lr_base", "sched", "warmup_epochs", "opt", "momentum",
-    "weight_decay", "anneal", "distill", "restore_bound", "to", "seed", "amp",
+    "weight_decay", "anneal", "distill", "to", "init", "first_only", "restore_bound", "seed", "amp",
 )  # fmt: skip
 _CURVES: tuple[tuple[str, str, str | None, bool], ...] = (
     ("Accuracy on validation images", "val_top1", "train_top1", True),
@@ -159,7 +159,7 @@ def _recipe_facts(run: Run) -> list[tuple[str, str]]:
     recipe = run.config.get("recipe", {})
     hidden = {"lr_base"} if recipe.get("lr") is not None else set[str]()
     if not converted_here(run):
-        hidden |= {"to", "restore_bound"}
+        hidden |= {"to", "init", "first_only", "restore_bound"}
     empty = (None, "none", "no", 0.0)
     kept = [key for key in _RECIPE if key not in hidden and (key == "seed" or recipe.get(key) not in empty)]
     kept = [key for key in kept if key in recipe]
@@ -182,7 +182,6 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             None if classes is None else f"{len(classes)}: {', '.join(classes[:6])}{', …' if len(classes) > 6 else ''}",
         ),
         ("input", shape),
-        ("start", model.get("init")),
         ("SHA-256 of the weights at the start", model.get("fingerprint")),
         ("versions", versions),
     ]

@@ -36,6 +36,7 @@ def convert(
     key_group_size: int = 16,
     reduction: int = 16,
     restore_bound: float | None = None,
+    first_only: bool = False,
     example: Any = None,
 ) -> nn.Module:
     """Replace the BatchNorm, GroupNorm and InstanceNorm layers of ``model`` by ILM Norm layers.
@@ -69,6 +70,9 @@ def convert(
         reduction: key groups per unit of the auto-encoder; see :class:`ilmconvert.ILMNorm`.
         restore_bound: tau of the restoring path's bound ``tau * tanh(z / tau)``. With a bound the result differs
             from ``model`` for instances whose statistics are far from the running statistics.
+        first_only: convert only the first norm that can be, of those that ``include`` and ``exclude`` let through; the
+            others stay as they are. First in the order of registration, which is that of execution for the networks
+            of timm and torchvision.
         example: an input to try the conversion on, in evaluation mode: a tensor, a tuple of positional inputs, or a
             mapping of named ones. The result has to run on it, and an exact conversion has to compute what the model
             does, up to rounding. Other code may use a norm's values in ways that don't show in the model's source text.
@@ -103,6 +107,7 @@ def convert(
         "key_group_size": key_group_size,
         "reduction": reduction,
         "restore_bound": restore_bound,
+        "first_only": first_only,
     }
     refuse_other(model)
     the_plan = _fitting(to, model, asked) if isinstance(to, Plan) else plan(model, to, **asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from ilmconvert._constants import shown_by
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery import refuse_wrapped
-from ilmconvert.surgery.plan_entry import PlanEntry, decide, loose
+from ilmconvert.surgery.plan_entry import ALREADY_CONVERTED, PlanEntry, decide, loose
 from ilmconvert.surgery.settings import DEFAULT_NUM_GROUPS, Settings, as_patterns, default_init
 from ilmconvert.surgery.sources import find_source, reason_to_skip
 from ilmconvert.surgery.surroundings import Surroundings
@@ -91,6 +91,7 @@ def plan(
     key_group_size: int = 16,
     reduction: int = 16,
     restore_bound: float | None = None,
+    first_only: bool = False,
 ) -> Plan:
     """What :func:`ilmconvert.convert` with the same arguments would do to ``model``, which isn't changed.
 
@@ -110,6 +111,7 @@ def plan(
         key_group_size,
         reduction,
         restore_bound,
+        first_only,
     )
     return make_plan(model, settings)
 
@@ -126,12 +128,27 @@ def make_plan(model: nn.Module, settings: Settings) -> Plan:
     entries = [decide(names[key], module, settings, around) for key, module in modules.items()]
     entries += [loose(norm, settings) for norm in around.loose]
     modules.update((id(norm.module), norm.module) for norm in around.loose)
+    if settings.first_only:
+        entries = _first_alone(entries)
     paths = [path for entry in entries for path in (entry.name, *entry.aliases)]
     patterns = [*(settings.include or ()), *settings.exclude]
     unmatched = tuple(p for p in patterns if not any(fnmatchcase(path, p) for path in paths))
     return Plan(
         settings, tuple(entries), unmatched, {e.name: m for e, m in zip(entries, modules.values(), strict=True)}
     )
+
+
+def _first_alone(entries: Sequence[PlanEntry]) -> list[PlanEntry]:
+    """The entries with nothing to convert behind the first norm that can be converted, is refused or is an ILM Norm."""
+    counts = (entry.target or entry.error or entry.reason == ALREADY_CONVERTED for entry in entries)
+    first = next((i for i, found in enumerate(counts) if found), len(entries))
+    return [*entries[: first + 1], *(_passed_over(entry) for entry in entries[first + 1 :])]
+
+
+def _passed_over(entry: PlanEntry) -> PlanEntry:
+    """The entry of a norm behind the first one: it stays, and nobody need hear of what it would have become."""
+    stays = replace(entry, left_behind=False, never_trained=False, note=None)
+    return stays if entry.reason is not None else replace(stays, target=None, error=None, reason="not the first norm")
 
 
 def norm_like(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

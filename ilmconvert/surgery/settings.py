@@ -26,6 +26,7 @@ class Settings:
     key_group_size: int = DEFAULT_META_SIZE
     reduction: int = DEFAULT_META_SIZE
     restore_bound: float | None = None
+    first_only: bool = False
 
     def __post_init__(self) -> None:
         _one_of("to", self.to, tuple(TARGETS))

@@ -378,7 +378,7 @@ def test_options_of_the_data_and_the_model_arrive(monkeypatch: pytest.MonkeyPatc
     assert "enough" in fails("test_resnet", "-o", "run", *args)
     expected = open_data("data/train", val_split=0.5, seed=3)
     assert seen["data"].description == expected.description
-    assert (seen["teacher"], seen["init"], seen["recipe"].seed) == ("resnet18", "moments", 3)
+    assert (seen["teacher"], seen["recipe"].init, seen["recipe"].seed) == ("resnet18", "moments", 3)
     assert seen["baselines"] == ("train-bn",)
     assert seen["log_with"] == ["wandb", "trackio"]
 

@@ -96,6 +96,37 @@ def test_norm_trains_norms_and_the_new_head_only(tmp_path: Path) -> None:
     assert {key.rpartition(".")[0] for key in keys} == layers | {"fc"}
 
 
+def test_first_norm_converts_it_alone_and_trains_everything_but_statistics(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", recipe="first-norm", epochs=1, baselines=["frozen-bn"])
+    model = ilmconvert.load(result.last or "")
+    (made,) = ilmconvert.info(model).layers
+    source, trained = network(), model.state_dict()
+    first = next(name for name, module in source.named_modules() if isinstance(module, nn.BatchNorm2d))
+    assert (made.name, made.config.num_groups) == (first, source.get_submodule(first).num_features)
+    assert ilmconvert.info(model).settings == {"to": "ilm_in", "init": "moments"}
+    others = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    moved = {key for key, value in source.state_dict().items() if not torch.equal(value, trained.get(key, value))}
+    assert {key for key in moved if "running" in key} == set()
+    assert "conv1.0.weight" in moved
+    assert {f"{name}.bias" for name in others} <= moved
+    run(tmp_path / "again", model=str(tmp_path / "run"), num_classes=None, recipe="first-norm", epochs=1)  # it fits
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"first_only": True}, r"came converted in \d+ layers, and the recipe converts the first norm alone"),
+        ({"init": "moments"}, "came converted with init: identity, and the recipe starts from moments"),
+    ],
+)
+def test_a_network_that_came_converted_in_another_way_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FineTuneError, match=message):
+        run(tmp_path / "run", model=ilmconvert.convert(network()), **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_frozen_first_then_all(tmp_path: Path) -> None:
     frozen = changed(run(tmp_path / "a", recipe="freeze-then-full", epochs=1, freeze_epochs=0.99).last)
     all_of_them = changed(run(tmp_path / "b", recipe="freeze-then-full", epochs=3, freeze_epochs=1).last)

@@ -17,13 +17,15 @@ from ilmconvert.finetune.recipe import RECIPES, Recipe, RecipeError, get_recipe
 
 
 def test_the_recipes() -> None:
-    assert set(RECIPES) == {"norm", "full", "distill", "anneal", "freeze-then-full"}
+    assert set(RECIPES) == {"norm", "full", "distill", "anneal", "freeze-then-full", "first-norm"}
     assert all(RECIPES[name].name == name for name in RECIPES)
     assert RECIPES["norm"].train == "norm"
     assert RECIPES["distill"].distill == 1
     assert RECIPES["anneal"].anneal != "none"
     assert 0 < RECIPES["anneal"].distill < 1
     assert RECIPES["freeze-then-full"].freeze_epochs > 0
+    first = RECIPES["first-norm"]
+    assert (first.to, first.init, first.first_only, first.freeze_batch_norm) == ("ilm_in", "moments", True, True)
 
 
 def test_full_has_the_settings_of_the_paper() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ from timm.layers import (
 from timm.layers import GroupNorm as TimmGroupNorm
 from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.models.metaformer import GroupNorm1NoBias
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import ilmconvert
@@ -301,6 +302,38 @@ def test_patterns_select_layers() -> None:
         match=r"pattern 'nothing' matches no norm layer; .* \(not matched by include\); .*plan MODEL, lists",
     ):
         convert(source, include="nothing")  # without a warning, which would be an error here
+
+
+def test_the_first_norm_alone() -> None:
+    source = randomize_norms(timm.create_model("test_resnet")).eval()
+    norms = [name for name, module in source.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    model = convert(source, "ilm_in", first_only=True)
+    assert [layer.name for layer in ilmconvert.info(model).layers] == norms[:1]
+    x = torch.randn(2, 3, 64, 64)
+    assert relative_error(model(x), source(x)) < 1e-5
+    second = plan(source, first_only=True, exclude=norms[0])
+    assert [entry.name for entry in second.converted] == norms[1:2]
+    assert {entry.reason for entry in second.skipped} == {f"excluded by {norms[0]!r}", "not the first norm"}
+    with pytest.warns(UserWarning, match="nothing to do"):
+        assert len(ilmconvert.info(convert(model, "ilm_in", first_only=True)).layers) == 1
+
+
+def test_behind_the_first_norm_nothing_is_refused_or_warned_of() -> None:
+    class Unknown(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).sin()
+
+    damaged = nn.BatchNorm2d(8)
+    damaged.running_var.fill_(math.nan)  # type: ignore[union-attr]
+    first = randomize_norms(nn.BatchNorm2d(8))
+    with pytest.raises(ConversionError, match="NaN"):
+        convert(nn.Sequential(first, damaged))
+    model = convert(nn.Sequential(first, Unknown(8), damaged, nn.BatchNorm2d(8)), first_only=True)  # the last is new
+    assert [type(module) is ILMNorm for module in model] == [True, False, False, False]
+    with pytest.raises(ConversionError, match="NaN"):
+        convert(nn.Sequential(damaged, first), first_only=True)
+    with pytest.warns(NormsLeftBehind):  # it isn't the first that is converted
+        convert(nn.Sequential(Unknown(8), first), first_only=True)
 
 
 def test_converting_twice_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -26,13 +27,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import ilmconvert
 from ilmconvert import ILMNorm
+from ilmconvert.data.example_inputs import example_inputs
 from ilmconvert.evaluation import output_error
 from ilmconvert.models.create import ModelSpec, parse_name
 from ilmconvert.models.norm_counts import stored_counts
 from ilmconvert.models.torchvision_zoo import FROZEN_EPS
 from ilmconvert.surgery.outputs import outputs
 from ilmconvert.testing import outcome, run_model, wake_parameters
-from ilmconvert.testing.build_models import family, keep_boxes
+from ilmconvert.testing.build_models import build_on_meta, family, for_sweep, keep_boxes
 from tests.helpers import TOLERANCE, randomize_norms, relative_error
 
 EXACT = TOLERANCE[torch.float32]
@@ -210,6 +212,24 @@ def test_one_model_of_every_family_passes_all_checks(name: str, to: str) -> None
     line = run_model(name, "ilm_gn" if name in GROUP_NORMS_ONLY else to)
     assert line["error"] is None
     assert outcome(line) in ("exact", "exact but for refused layers")
+
+
+# Several branches begin it, each with a norm.
+BRANCHES = ("fastvit_t8",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL_MODELS + LARGE_MODELS)
+def test_the_first_norm_is_the_one_that_runs_first(name: str) -> None:
+    model = build_on_meta(for_sweep(name)).eval()
+    (first,) = ilmconvert.plan(model, first_only=True).converted
+    ran: list[str] = []
+    for entry in ilmconvert.plan(model).converted:
+        norm = model.get_submodule(entry.name)
+        norm.register_forward_pre_hook(lambda module, args, name=entry.name: ran.append(name))
+    with contextlib.suppress(Exception):  # what a detector does with boxes needs values
+        model(*example_inputs(model, batch_size=2))
+    assert first.name in ran[: 2 if name in BRANCHES else 1]
 
 
 @pytest.mark.parametrize("to", TARGETS)
