@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ilmconvert.checkpoint import safetensors_io, save_load
 from ilmconvert.checkpoint.fingerprint import fingerprint, same_bits
-from ilmconvert.checkpoint.metadata import Metadata, parse
+from ilmconvert.checkpoint.metadata import Metadata, parse, refuse_unconverted
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.errors import CheckpointError
 from ilmconvert.models.create import ModelSpec, infer_spec
@@ -97,6 +97,7 @@ def save_delta(
     >>> torch.equal(again(x), convert(base)(x))
     True
     """
+    refuse_unconverted(model)
     tensors, metadata = save_load.contents(model, spec, provenance)
     theirs = {key: t for key, t in state_of(base).items() if isinstance(t, Tensor)}
     unchanged = {k for k, t in _of_base(theirs, metadata).items() if k in tensors and same_bits(tensors[k], t)}

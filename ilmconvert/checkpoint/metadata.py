@@ -124,14 +124,10 @@ def describe(
     aliases: dict[str, str],
     extra: dict[str, Any],
 ) -> Metadata:
-    """The metadata of ``model``; raises a CheckpointError for one in which nothing is ours."""
+    """The metadata of ``model``."""
     from ilmconvert._constants import __version__
 
-    layers, standardized = layers_of(model), input_standardization(model)
-    if not layers and standardized is None:
-        raise CheckpointError(
-            "the model holds no ILM Norm layer and no GroupNorm layer of a conversion; convert it first"
-        )
+    layers = layers_of(model)
     found, fitting = noted(model), _fitting_spec(model, spec, layers)
     if provenance is None:
         provenance = found.provenance
@@ -143,8 +139,16 @@ def describe(
         provenance=dict(provenance),
         ilmconvert=__version__,
         extra=extra,
-        standardized_input=standardized,
+        standardized_input=input_standardization(model),
     )
+
+
+def refuse_unconverted(model: nn.Module) -> None:
+    """Raise a CheckpointError for a model in which nothing is ours, which was to be converted before it is saved."""
+    if not layers_of(model) and input_standardization(model) is None:
+        raise CheckpointError(
+            "the model holds no ILM Norm layer and no GroupNorm layer of a conversion; convert it first"
+        )
 
 
 def _fitting_spec(model: nn.Module, spec: ModelSpec | None, layers: tuple[ConvertedLayer, ...]) -> ModelSpec | None:

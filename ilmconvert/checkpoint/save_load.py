@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ilmconvert.checkpoint import restore, safetensors_io
 from ilmconvert.checkpoint.build_budget import Budget, build_within_budget
-from ilmconvert.checkpoint.metadata import LARGEST_METADATA, METADATA_KEY, Metadata, describe
+from ilmconvert.checkpoint.metadata import LARGEST_METADATA, METADATA_KEY, Metadata, describe, refuse_unconverted
 from ilmconvert.checkpoint.safetensors_io import Entry
 from ilmconvert.checkpoint.stored_state import json_of, tensors_of
 from ilmconvert.errors import CheckpointError, ModelError, one_line
@@ -53,6 +53,18 @@ def save(
     Raises:
         CheckpointError: no ILM Norm in the model, ``spec`` builds something else, or the file can't be written.
     """
+    refuse_unconverted(model)
+    return save_any(model, path, spec=spec, provenance=provenance)
+
+
+def save_any(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    spec: ModelSpec | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """:func:`save`, also of a model in which nothing is ours, such as a baseline of a run."""
     tensors, metadata = contents(model, spec, provenance)
     text = json.dumps(metadata.to_dict(), sort_keys=True, separators=(",", ":"))
     if len(text) > LARGEST_METADATA:

@@ -138,10 +138,7 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
 
     if options["resume"]:
         _check_resume(options["output"])
-    settled = ["model_args", "to", "init", "first_only", "restore_bound"]
-    if options["teacher"] is None:
-        settled.append("weights")
-    refuse_ignored(model, settled)
+    refuse_ignored(model, _settled(model, options))
     data = _open_data(options, recipe.seed)
     if data.val is None and _is_main():
         warn("no validation images, so the last epoch counts as the best; --val-split 0.2 sets a fifth apart")
@@ -170,6 +167,17 @@ def _run(model: str, recipe: Recipe, options: dict[str, Any]) -> None:
         print_plan(result.summary)
     else:
         print_result(result, _next(options, data))
+
+
+def _settled(model: str, options: dict[str, Any]) -> list[str]:
+    """The options that a checkpoint has no use for; a run's baseline is one that still has its norms."""
+    from ilmconvert.checkpoint.safetensors_io import checkpoint_file
+    from ilmconvert.checkpoint.save_load import read_header
+
+    found = ["model_args"] if options["teacher"] is not None else ["model_args", "weights"]
+    if checkpoint_file(model).is_file() and read_header(model)["layers"]:
+        found += ["to", "init", "first_only", "restore_bound"]
+    return found
 
 
 def _next(options: dict[str, Any], data: Data) -> str:

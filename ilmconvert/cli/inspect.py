@@ -84,6 +84,9 @@ def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
     run = provenance.get(_FINETUNED)
     if not isinstance(run, dict):
         return rows if run is None else [*rows, (_FINETUNED, _text(run))]
+    run = dict(run)
+    if isinstance(baseline := run.pop("baseline", None), str):
+        rows.append(("fine-tuned as", f"the baseline {baseline} of a run"))
     if isinstance(run.get("recipe"), dict):
         rows.append(("fine-tuned with", _recipe_text(run["recipe"])))
     if isinstance(run.get("data"), dict):

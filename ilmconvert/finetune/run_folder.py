@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import nn
 
 from ilmconvert._constants import __version__
 from ilmconvert.checkpoint.atomic_write import remove_leftovers, write_atomically
-from ilmconvert.checkpoint.save_load import save
+from ilmconvert.checkpoint.save_load import save_any
 from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.run_config import check_same_run, read_config
 from ilmconvert.surgery.conversion_info import noted
-from ilmconvert.surgery.converted_layers import layers_of
-from ilmconvert.surgery.input_standardization import input_standardization
 
 if sys.platform != "win32":
     import fcntl
@@ -129,13 +126,10 @@ class RunFolder:
             write_atomically(self.metrics, write)
 
     def write_checkpoints(self, network: nn.Module, provenance: Mapping[str, Any], *, best: bool) -> None:
-        """``last``, and a copy of it as ``best``. A baseline in which nothing is ours is a plain state dict."""
+        """``last``, and a copy of it as ``best``; of baselines, too, in which nothing need be ours."""
         if not self.main:
             return
-        if layers_of(network) or input_standardization(network) is not None:
-            save(network, self.last, provenance={**noted(network).provenance, "finetuned": dict(provenance)})
-        else:
-            write_atomically(self.last, lambda path: save_model(network, str(path), metadata={"format": "pt"}))
+        save_any(network, self.last, provenance={**noted(network).provenance, "finetuned": dict(provenance)})
         if best:
             write_atomically(self.best, self._copy_last)
 

@@ -95,7 +95,7 @@ class Run:
         data = {**self.data.description, "source": place}
         if self.data.unreadable:
             data["unreadable"] = len(self.data.unreadable)  # names of files are nobody's business either
-        provenance = {"recipe": self.recipe.to_dict(), "data": data}
+        provenance = {"recipe": self.recipe.to_dict(), "data": data, **({"baseline": name} if name else {})}
         trainer.run(provenance)
         summary = {
             "status": FINISHED,

@@ -123,8 +123,11 @@ def label(name: str, run: Run) -> str:
     """What a network is called in tables."""
     if name:
         return BASELINES.get(name, name)
-    target = str(run.config.get("recipe", {}).get("to", "ilm_norm")).upper().replace("_", "-")
-    return target if converted_here(run) else "converted checkpoint"
+    if not converted_here(run):
+        return "converted checkpoint"
+    recipe = run.config.get("recipe", {})
+    target = str(recipe.get("to", "ilm_norm")).upper().replace("_", "-")
+    return f"{target} in the first norm" if recipe.get("first_only") else target
 
 
 def converted_here(run: Run) -> bool:

@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from ilmconvert.surgery.group_norm_target import EPS, GroupNormConfig
 from ilmconvert.surgery.replacement import copy_with
 
 #: The baselines of a fine-tuning run, and what they are called in tables.
@@ -46,11 +47,11 @@ def _group_norm(norm: nn.Module, num_groups: int | None, copy_affine: bool) -> n
     channels = norm.num_features
     limit = num_groups or channels
     groups = max(divisor for divisor in range(1, min(limit, channels) + 1) if channels % divisor == 0)
-    new = nn.GroupNorm(groups, channels)
+    # a layer of ours, so that a checkpoint can hold it
+    new = GroupNormConfig(channels, groups, EPS).build(drop=getattr(norm, "drop", None), act=getattr(norm, "act", None))
     if copy_affine and norm.affine:
         new.load_state_dict({"weight": norm.weight.detach(), "bias": norm.bias.detach()})
     like = norm.weight if norm.affine else norm.running_mean
     if like is not None:
         new.to(like.device, like.dtype)
-    fused = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
-    return nn.Sequential(new, *fused) if fused else new
+    return new

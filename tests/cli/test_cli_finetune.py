@@ -136,6 +136,8 @@ def test_baselines_are_trained_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in BASELINES:
         assert BASELINES[name] in result.stdout
         assert Path(f"run/baselines/{name}/metrics.csv").exists()
+        shown = CliRunner().invoke(main, ["inspect", f"run/baselines/{name}"]).stdout
+        assert f"the baseline {name} of a run" in shown
     assert set(module.BASELINES) == set(BASELINES)
     ended = {name: summary_of(f"run/baselines/{name}")["accuracy"]["fine_tuned"] for name in BASELINES}
     own = summary_of("run")["accuracy"]["fine_tuned"]

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ilmconvert
 from ilmconvert.data.open_data import Data
-from ilmconvert.errors import ILMConvertError
+from ilmconvert.errors import CheckpointError, ILMConvertError
 from ilmconvert.evaluation.accuracy import Evaluation
 from ilmconvert.finetune import FineTuneError, Progress, Recipe, find_batch_size
 from ilmconvert.finetune.anneal import without_restoring
@@ -382,6 +382,15 @@ def test_baselines_run_beside(tmp_path: Path) -> None:
     assert not any("running" in key for key in ended["group-norm"])
     replace_head(model, CLASSES, 0)
     model.load_state_dict(ended["frozen-bn"])
+    # each loads by itself
+    x = torch.stack([tensor(image(0, 0))])
+    loaded = {name: ilmconvert.load(tmp_path / "run" / "baselines" / name) for name in names}
+    assert torch.equal(loaded["frozen-bn"](x), model(x))
+    assert not layers_of(loaded["train-bn"])
+    assert [layer.config.title for layer in layers_of(loaded["group-norm"])] == ["GroupNorm"] * len(source)
+    assert ilmconvert.info(loaded["group-norm"]).provenance["finetuned"]["baseline"] == "group-norm"
+    with pytest.raises(CheckpointError, match="convert it first"):
+        ilmconvert.save(loaded["frozen-bn"], tmp_path / "mine.safetensors")
     with pytest.raises(FineTuneError, match="give the model's name instead"):
         run(tmp_path / "again", model=ilmconvert.convert(network()), baselines=names)
 
