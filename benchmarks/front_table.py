@@ -17,10 +17,11 @@ from benchmarks.evidence import federated
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
-from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
+from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
 from benchmarks.evidence.private import FINAL_SEEDS, Runs
 from benchmarks.evidence.private_arms import HEAD
 from benchmarks.evidence.runs import Run, read
+from ilmconvert.evaluation.estimate import estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/evidence/results"

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.evidence.arms import ARMS, FROZEN
-from benchmarks.evidence.paired import estimate
 from benchmarks.report import Cell, Table, save_figure
+from ilmconvert.evaluation.estimate import estimate
 
 
 class Point(NamedTuple):

@@ -20,9 +20,9 @@ from torch import nn
 from benchmarks.evidence.cut import QUICK, Parts, accuracy, cut, opened, out_of_place, run_options
 from benchmarks.evidence.fed_avg import FROZEN, TRAINED, train
 from benchmarks.evidence.lines import Lines, MissingLine
-from benchmarks.evidence.paired import estimate
 from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert import convert
+from ilmconvert.evaluation.estimate import estimate
 from ilmconvert.finetune.networks import replace_head
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.evidence.lines import Lines, MissingLine
-from benchmarks.evidence.paired import estimate
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
 from benchmarks.report import Cell, Table, to_markdown
+from ilmconvert.evaluation.estimate import estimate
 from ilmconvert.nn import ILMNorm
 
 SIZE = 28

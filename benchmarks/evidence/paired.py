@@ -1,11 +1,8 @@
-"""Paired differences with intervals."""
+"""What final runs measured, and paired differences."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.runs import FINAL, Run
@@ -15,45 +12,6 @@ CLEAN = "clean"
 Measured = Callable[[Run], float]
 #: What a final run is judged on, in the order of the tables.
 COLUMNS = (CLEAN, *(f"{name} {severity}" for name in SHIFTS for severity in SEVERITIES))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds; ``error`` is its standard error and ``half`` half of the 95 % interval; None of one seed."""
-
-    mean: float
-    error: float | None
-    half: float | None
-    count: int
-
-    @property
-    def in_errors(self) -> float | None:
-        return self.mean / self.error if self.error else None
-
-    def text(self, sign: str = "") -> str:
-        """
-        >>> estimate([0.1, 0.2, 0.3]).text("+")
-        '+0.200 ± 0.248'
-        """
-        return f"{self.mean:{sign}.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
-
-    def as_difference(self) -> str:
-        """
-        >>> estimate([0.1, 0.2, 0.3]).as_difference()
-        '+0.200 ± 0.248 (+3.5)'
-        """
-        return self.text("+") + ("" if self.in_errors is None else f" ({self.in_errors:+.1f})")
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard error and half of Student's 95 % interval."""
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    count = len(values)
-    if count < 2:
-        return Estimate(statistics.fmean(values), None, None, count)
-    error = statistics.stdev(values) / math.sqrt(count)
-    return Estimate(statistics.fmean(values), error, error * float(t.ppf(0.975, count - 1)), count)
 
 
 def of(column: str) -> Measured:

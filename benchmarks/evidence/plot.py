@@ -13,10 +13,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.evidence.arms import ARMS, FROZEN
-from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
+from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
 from benchmarks.evidence.runs import Run, read
 from benchmarks.report import save_figure
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.evaluation.estimate import estimate
 
 _WIDTH = 0.8  # of a group of points
 

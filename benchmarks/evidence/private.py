@@ -20,9 +20,9 @@ from torch import nn
 from benchmarks.evidence.cut import LAST_STAGE, QUICK, Parts, accuracy, opened, run_options
 from benchmarks.evidence.dp_sgd import Scale, Settings, pooled, train_privately
 from benchmarks.evidence.lines import Lines, MissingLine
-from benchmarks.evidence.paired import estimate
 from benchmarks.evidence.private_arms import ARMS, HEAD, build
 from benchmarks.report import Cell, Table, to_markdown
+from ilmconvert.evaluation.estimate import estimate
 
 EPSILONS = (8.0, 1.0, 3.0)
 RATES, SHARES = (0.1, 0.3, 1.0, 3.0), (0.3, 0.1, 0.03)

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence.arms import ARMS, FROZEN
-from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, estimate, finals, of
+from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, Run, read
 from benchmarks.evidence.select import SEEDS, at_edge, choose
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS
 from benchmarks.evidence.train import Settings
 from benchmarks.report import Cell, Table, to_markdown
+from ilmconvert.evaluation.estimate import estimate
 
 ByArm = Mapping[str, Mapping[int, Run]]
 

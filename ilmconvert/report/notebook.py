@@ -17,6 +17,7 @@ from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.finetune.result import Result
 from ilmconvert.models.load_weights import LoadedWeights
+from ilmconvert.report.compare_runs import RunComparison
 from ilmconvert.report.facts import (
     CALIBRATION_COLUMNS,
     calibration_rows,
@@ -137,6 +138,11 @@ def result(found: Result) -> str:
     summary = found.summary
     facts = [(name.replace("_", " "), _value(value)) for name, value in summary.items() if not isinstance(value, dict)]
     return _shown(f"{found.output}: {'dry run' if found.best is None else 'the files are gone'}", _facts(facts))
+
+
+def run_comparison(found: RunComparison) -> str:
+    """Several runs together."""
+    return _shown(str(found), found.table())
 
 
 def run(found: Run) -> str:

@@ -151,7 +151,10 @@ def _notes(run: Run) -> list[str]:
             cure += ", but of a model that still has its BatchNorm: name that instead of the checkpoint"
         notes.append(f"No baseline was run, so that this doesn't tell what other ways would have given: {cure}.")
     elif run.baselines:
-        notes.append("One run each: another seed may change any row by as much as the intervals span.")
+        notes.append(
+            "One run each: another seed may change any row by as much as the intervals span. Runs with several seeds "
+            "are put together by ilmconvert report RUN RUN ..."
+        )
     return notes
 
 

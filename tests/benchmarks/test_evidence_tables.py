@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks.evidence import page, plot, rates, tables
 from benchmarks.evidence.arms import ARMS, FROZEN
-from benchmarks.evidence.paired import CLEAN, differences, estimate, finals, of
+from benchmarks.evidence.paired import CLEAN, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
 from benchmarks.evidence.select import SEEDS
 from benchmarks.report import Table
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.evaluation.estimate import estimate
 from tests.benchmarks.evidence_jobs import run
 
 

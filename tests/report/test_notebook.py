@@ -30,7 +30,8 @@ from ilmconvert.finetune.field_checks import settings_of
 from ilmconvert.finetune.run_folder import RunFolder
 from ilmconvert.models.create import create_model
 from ilmconvert.models.load_weights import LoadedWeights
-from ilmconvert.report import Run, notebook, read_run
+from ilmconvert.report import Run, RunComparison, notebook, read_run
+from ilmconvert.report.compare_runs import Repeated
 from ilmconvert.report.tables import Cell, Table
 from tests.helpers import randomize_norms, save_trained
 
@@ -130,6 +131,7 @@ OBJECTS: dict[type, tuple[Callable[[Path], Any], str]] = {
     Recipe: (lambda path: Recipe(name=BAD), "Softmax temperature for distillation."),
     Result: (result_of, "75.0 %"),
     Run: (run_of, "75.0 %"),
+    RunComparison: (lambda path: RunComparison((Repeated(BAD, "", {0: 0.75}, {}),), None), "75.0 %"),
 }  # fmt: skip
 
 
