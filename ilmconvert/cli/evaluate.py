@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import click
 
@@ -21,11 +21,16 @@ from ilmconvert.cli._table import print_facts, print_table
 from ilmconvert.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
+    from ilmconvert.data.dataset import Augmented
     from ilmconvert.data.open_data import Data
     from ilmconvert.evaluation.accuracy import Evaluation
     from ilmconvert.evaluation.robustness import Condition
+
+    _Corrupted: TypeAlias = list[tuple[Condition, Evaluation]]
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
 
@@ -105,22 +110,7 @@ def evaluate(
         model = _load(checkpoint, weights, model_args)
         other = None if against is None else _load_other(against, against_weights, model_args)
         say(f"opening {data}")
-        from ilmconvert.data.trained_images import described
-        from ilmconvert.data.transforms import evaluation_images, transform_config, transform_text
-
-        config = transform_config(model, input_size)
-        found, images = evaluation_images(model, open_images(data, opening, **which), input_size=input_size)
-        _check_classes(found, model)
-        part = "all images" if found.val is None else "validation images"
-        if against is None and not (found.labelled or found.val is not None):
-            raise click.UsageError("without labels there is only the comparison with another model: add --against")
-
-        def show(done: int, total: int | None) -> None:
-            say(f"{done} of {total} images" if total else f"{done} images", often=True)
-
-        from ilmconvert.evaluation.accuracy import evaluate as measure
-        from ilmconvert.report.facts import evaluation_facts as rows
-
+        images = _images(model, open_images(data, opening, **which), input_size, compared=against is not None)
         settings: dict[str, Any] = {
             "against": other,
             "device": device or _device(),
@@ -128,32 +118,90 @@ def evaluate(
             "batch_size": batch_size,
             "workers": workers,
         }
-        result = measure(model, images, progress=show, **settings)
-        from ilmconvert.evaluation.corrupted import evaluate_corrupted
-
-        corrupted = []
-        for each in evaluate_corrupted(model, images.items, config, conditions, seed=which["seed"], **settings):
-            corrupted.append(each)
-            say(f"condition {len(corrupted)} of {len(conditions)}", often=True)
+        result = _measure(model, images, say, settings)
+        corrupted = _measure_corrupted(model, images, conditions, which["seed"], say, settings)
     if as_json:
-        facts: dict[str, Any] = {
-            "model": checkpoint,
-            "against": against,
-            "data": data,
-            "images": part,
-            "input": described(config),
-        }
-        if corrupted:
-            facts["corrupted"] = [{**vars(condition), **each.to_dict()} for condition, each in corrupted]
-        print_json({**facts, "unreadable": found.unreadable, **result.to_dict()})
-    else:
-        shown = [("input", transform_text(config)), *left_out(found), *rows(result, against)]
-        print_facts(f"{checkpoint} on {data} ({part})", shown)
-        if corrupted:
-            _print_corrupted(corrupted, against)
+        named = {"model": checkpoint, "against": against, "data": data, "images": images.part}
+        print_json(_to_dict(named, images, result, corrupted))
+        return
+    shown = [("input", images.text), *left_out(images.found), *_facts(result, against)]
+    print_facts(f"{checkpoint} on {data} ({images.part})", shown)
+    if corrupted:
+        _print_corrupted(corrupted, against)
 
 
-def _print_corrupted(found: list[tuple[Condition, Evaluation]], against: str | None) -> None:
+class _Images(NamedTuple):
+    """What a network is measured on: the data, the images behind its transform, and the transform."""
+
+    found: Data
+    items: Augmented
+    config: dict[str, Any]
+
+    @property
+    def part(self) -> str:
+        return "all images" if self.found.val is None else "validation images"
+
+    @property
+    def text(self) -> str:
+        from ilmconvert.data.transforms import transform_text
+
+        return transform_text(self.config)
+
+
+def _images(model: nn.Module, opened: Data, input_size: int | None, *, compared: bool) -> _Images:
+    """The images as the network takes them; those without labels only to compare two networks."""
+    from ilmconvert.data.transforms import evaluation_images, transform_config
+
+    config = transform_config(model, input_size)
+    found, items = evaluation_images(model, opened, input_size=input_size)
+    _check_classes(found, model)
+    if not compared and not (found.labelled or found.val is not None):
+        raise click.UsageError("without labels there is only the comparison with another model: add --against")
+    return _Images(found, items, config)
+
+
+def _measure(model: nn.Module, images: _Images, say: Callable[..., None], settings: dict[str, Any]) -> Evaluation:
+    from ilmconvert.evaluation.accuracy import evaluate as measure
+
+    def show(done: int, total: int | None) -> None:
+        say(f"{done} of {total} images" if total else f"{done} images", often=True)
+
+    return measure(model, images.items, progress=show, **settings)
+
+
+def _measure_corrupted(
+    model: nn.Module,
+    images: _Images,
+    conditions: list[Condition],
+    seed: int,
+    say: Callable[..., None],
+    settings: dict[str, Any],
+) -> _Corrupted:
+    from ilmconvert.evaluation.corrupted import evaluate_corrupted
+
+    corrupted = []
+    for each in evaluate_corrupted(model, images.items.items, images.config, conditions, seed=seed, **settings):
+        corrupted.append(each)
+        say(f"condition {len(corrupted)} of {len(conditions)}", often=True)
+    return corrupted
+
+
+def _to_dict(named: dict[str, Any], images: _Images, result: Evaluation, corrupted: _Corrupted) -> dict[str, Any]:
+    from ilmconvert.data.trained_images import described
+
+    facts = {**named, "input": described(images.config)}
+    if corrupted:
+        facts["corrupted"] = [{**vars(condition), **each.to_dict()} for condition, each in corrupted]
+    return {**facts, "unreadable": images.found.unreadable, **result.to_dict()}
+
+
+def _facts(result: Evaluation, against: str | None) -> list[tuple[str, str | None]]:
+    from ilmconvert.report.facts import evaluation_facts
+
+    return evaluation_facts(result, against)
+
+
+def _print_corrupted(found: _Corrupted, against: str | None) -> None:
     from ilmconvert.report.facts import corrupted_table
 
     table = corrupted_table(found)

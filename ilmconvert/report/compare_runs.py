@@ -188,7 +188,7 @@ def _reference(networks: Sequence[Repeated], against: str | None) -> Repeated | 
     there = [network.baseline for network in networks if network.baseline]
     if against is not None and against not in there:
         names = ", ".join(dict.fromkeys(there))
-        cure = f"they have {names}" if names else f"run them with --baseline {against}"
+        cure = f"they have {names}" if names else f"ilmconvert finetune --baseline {against} runs it"
         raise ReportError(f"no run has the baseline {against}; {cure}")
     name = against or next((name for name in _STRONGEST_FIRST if name in there), "")
     same = [network for network in networks if network.baseline == name]
@@ -214,7 +214,7 @@ def _points(found: Estimate | None) -> str:
 def _sentence(network: Repeated, found: Estimate, against: Repeated | None) -> str:
     assert against is not None
     if found.half is None:
-        return f"{network.title}, {against.title}: one seed tells nothing; run more, with --seed N and another folder"
+        return f"{network.title}, {against.title}: one seed tells nothing; run more by ilmconvert finetune --seed N"
     if not found.told_from_zero:
         return f"{network.title} can't be told from {against.title}: {_points(found)} points over {found.count} seeds"
     where = "ahead of" if found.mean > 0 else "behind"

@@ -221,6 +221,7 @@ WHERE = {
     "evaluation/verify/source_model.py --data": ("evaluate",),  # it names this command
     "evaluation/verify/source_model.py": ("verify", "calibrate", "apply", "export"),
     "finetune/": ("finetune",),
+    "report/compare_runs.py": ("finetune",),  # it names this command
     "report/run_page.py": ("finetune",),  # a page on a run
     "export/formats.py": ("export",),
     "surgery/undo.py": ("undo",),

@@ -94,7 +94,7 @@ def test_without_baselines_networks_are_compared_with_the_first(tmp_path: Path) 
     a, b = write(tmp_path / "a", 0, 0.5), write(tmp_path / "b", 0, 0.6, to="ilm_ln")
     found = compare_runs([a, b])
     assert found.against is found.networks[0]
-    assert str(found) == "ILM-LN, ILM-GN: one seed tells nothing; run more, with --seed N and another folder"
+    assert str(found) == "ILM-LN, ILM-GN: one seed tells nothing; run more by ilmconvert finetune --seed N"
     alone = compare_runs([a, write(tmp_path / "c", 1, 0.5)])
     assert alone.against is None
     assert str(alone) == ""
@@ -104,7 +104,7 @@ def test_without_baselines_networks_are_compared_with_the_first(tmp_path: Path) 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, runs: list[Path]) -> None:
     with pytest.raises(ReportError, match=r"no run has the baseline group-norm; they have frozen-bn, train-bn"):
         compare_runs(runs, against="group-norm")
-    with pytest.raises(ReportError, match="run them with --baseline frozen-bn"):
+    with pytest.raises(ReportError, match="finetune --baseline frozen-bn runs it"):
         compare_runs([runs[1]], against="frozen-bn")
     with pytest.raises(ReportError, match=r"have other images \(classes\)"):
         compare_runs([runs[0], write(tmp_path / "others", 0, 0.5, data={"classes": ["hat"]})])
