@@ -24,6 +24,7 @@ from benchmarks.report import Table, to_markdown
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
 SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
+LONGER = "medium"  # of the first set
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
 _IMAGES, _EPOCHS = 6_000, 3  # from scratch
@@ -41,6 +42,8 @@ def all_tables() -> dict[str, Table]:
     first = SETS[0]
     made["settings"] = tables.chosen(runs, first, BUDGET, first)
     made["rates"] = rates.table(_rates(runs), first)
+    made[f"{first}, {LONGER}"] = tables.summary(finals(runs, first, LONGER), first, FROZEN)
+    made[f"rates, {LONGER}"] = rates.table(rates.scores(runs, first, LONGER), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
     sizes = _by_batch_size()
     made["batch sizes"] = batch_size_tables.table(sizes)
