@@ -156,7 +156,7 @@ def test_a_missing_extra_is_said_before_the_slow_part(tmp_path: Path, monkeypatc
 
 def test_aoti_without_a_compiler(tmp_path: Path) -> None:
     save(network("test_resnet"), tmp_path / "m.safetensors")
-    command = [sys.executable, "-m", "ilmconvert", "export", "m.safetensors", "--format", "aoti"]
+    command = [sys.executable, "-m", "ilmconvert", "--quiet", "export", "m.safetensors", "--format", "aoti"]
     environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("CXX", None)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
