@@ -119,7 +119,7 @@ def test_a_folder_is_not_written_over(stopped: Path) -> None:
 def test_a_run_of_which_too_little_was_written_down_is_refused_with_a_way_out(stopped: Path) -> None:
     config = yaml.safe_load((stopped / "config.yaml").read_text())
     before = (stopped / "metrics.csv").read_bytes()
-    missing = {"data": "input_size", "recipe": "cuda_graphs", "model": "teacher"}
+    missing = {"data": "input_size", "recipe": "cuda_graphs", "model": "head_replaced"}
     for part, key in missing.items():
         older = {**config, part: {name: value for name, value in config[part].items() if name != key}}
         (stopped / "config.yaml").write_text(yaml.safe_dump(older))
