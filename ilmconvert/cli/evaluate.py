@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -16,8 +16,8 @@ from ilmconvert.cli._common import (
     warn,
 )
 from ilmconvert.cli._complete import models_and_files
-from ilmconvert.cli._data_options import data_options, left_out, open_images, take_data_options
-from ilmconvert.cli._table import print_facts, print_table
+from ilmconvert.cli._data_options import data_options, open_images, take_data_options
+from ilmconvert.cli._evaluate_view import print_evaluation, to_dict
 from ilmconvert.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ilmconvert.cli._evaluate_view import Corrupted
     from ilmconvert.data.dataset import Augmented
     from ilmconvert.data.open_data import Data
     from ilmconvert.evaluation.accuracy import Evaluation
     from ilmconvert.evaluation.robustness import Condition
-
-    _Corrupted: TypeAlias = list[tuple[Condition, Evaluation]]
 
 _WEIGHTS_HELP = "Weights of {} if that is a model's name: the library's, random ones, or a file."
 
@@ -122,12 +121,10 @@ def evaluate(
         corrupted = _measure_corrupted(model, images, conditions, which["seed"], say, settings)
     if as_json:
         named = {"model": checkpoint, "against": against, "data": data, "images": images.part}
-        print_json(_to_dict(named, images, result, corrupted))
-        return
-    shown = [("input", images.text), *left_out(images.found), *_facts(result, against)]
-    print_facts(f"{checkpoint} on {data} ({images.part})", shown)
-    if corrupted:
-        _print_corrupted(corrupted, against)
+        print_json(to_dict(named, images.found, images.config, result, corrupted))
+    else:
+        title = f"{checkpoint} on {data} ({images.part})"
+        print_evaluation(title, images.found, images.config, result, corrupted, against)
 
 
 class _Images(NamedTuple):
@@ -140,12 +137,6 @@ class _Images(NamedTuple):
     @property
     def part(self) -> str:
         return "all images" if self.found.val is None else "validation images"
-
-    @property
-    def text(self) -> str:
-        from ilmconvert.data.transforms import transform_text
-
-        return transform_text(self.config)
 
 
 def _images(model: nn.Module, opened: Data, input_size: int | None, *, compared: bool) -> _Images:
@@ -176,7 +167,7 @@ def _measure_corrupted(
     seed: int,
     say: Callable[..., None],
     settings: dict[str, Any],
-) -> _Corrupted:
+) -> Corrupted:
     from ilmconvert.evaluation.corrupted import evaluate_corrupted
 
     corrupted = []
@@ -184,29 +175,6 @@ def _measure_corrupted(
         corrupted.append(each)
         say(f"condition {len(corrupted)} of {len(conditions)}", often=True)
     return corrupted
-
-
-def _to_dict(named: dict[str, Any], images: _Images, result: Evaluation, corrupted: _Corrupted) -> dict[str, Any]:
-    from ilmconvert.data.trained_images import described
-
-    facts = {**named, "input": described(images.config)}
-    if corrupted:
-        facts["corrupted"] = [{**vars(condition), **each.to_dict()} for condition, each in corrupted]
-    return {**facts, "unreadable": images.found.unreadable, **result.to_dict()}
-
-
-def _facts(result: Evaluation, against: str | None) -> list[tuple[str, str | None]]:
-    from ilmconvert.report.facts import evaluation_facts
-
-    return evaluation_facts(result, against)
-
-
-def _print_corrupted(found: _Corrupted, against: str | None) -> None:
-    from ilmconvert.report.facts import corrupted_table
-
-    table = corrupted_table(found)
-    caption = None if against is None else f"the other: {against}"
-    print_table("corrupted images", table.columns, table.texts(), right=True, caption=caption)
 
 
 def _conditions(names: tuple[str, ...], severities: tuple[int, ...]) -> list[Condition]:

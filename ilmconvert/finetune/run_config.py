@@ -12,7 +12,7 @@ from ilmconvert.data.trained_images import REMEMBERED
 from ilmconvert.errors import FineTuneError
 
 # What may differ when a run goes on: it changes no number, or only when something is written; the place of the data.
-_MAY_DIFFER = {"recipe": ("workers", "save_every"), "data": ("source",)}
+MAY_DIFFER = {"recipe": ("workers", "save_every"), "data": ("source",)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def check_same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     """
     changed, missing = [], []
     for part, key, before, after, known in _pairs(old, new):
-        if before == after or key in _MAY_DIFFER.get(part, ()):
+        if before == after or key in MAY_DIFFER.get(part, ()):
             continue
         # of the data, other keys are there in some runs and not in others
         if not known and (part != "data" or key in REMEMBERED):

@@ -12,6 +12,7 @@ from typing import Any
 from ilmconvert._constants import shown_by
 from ilmconvert.errors import ReportError
 from ilmconvert.evaluation.estimate import Estimate, estimate
+from ilmconvert.finetune.run_config import MAY_DIFFER
 from ilmconvert.report.run import Run, label, read_run
 from ilmconvert.report.tables import Table
 from ilmconvert.report.text import NONE
@@ -19,7 +20,7 @@ from ilmconvert.report.text import NONE
 #: The baselines in the order in which one is taken to compare with.
 _STRONGEST_FIRST = ("frozen-bn", "train-bn", "group-norm")
 #: Fields of a recipe in which repeated runs may differ, and those that mean nothing to a baseline.
-_NOT_COMPARED = ("seed", "workers", "save_every")
+_NOT_COMPARED = ("seed", *MAY_DIFFER["recipe"])
 _OF_A_CONVERSION = (
     "name", "to", "init", "first_only", "restore_bound", "reference_images", "anneal", "anneal_end",
     "restore_lr_scale", "freeze_batch_norm",

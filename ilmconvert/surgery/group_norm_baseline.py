@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from ilmconvert.surgery.conversion_info import note
 from ilmconvert.surgery.group_norm_target import EPS, GroupNormConfig
 from ilmconvert.surgery.replacement import copy_with
 
@@ -39,7 +40,8 @@ def group_norm_baseline(model: nn.Module, *, num_groups: int | None = 32, copy_a
     24
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    return copy_with(model, norms, lambda _, norm: _group_norm(norm, num_groups, copy_affine)).eval()
+    made = copy_with(model, norms, lambda _, norm: _group_norm(norm, num_groups, copy_affine)).eval()
+    return note(made, settings={"to": "gn"})
 
 
 def _group_norm(norm: nn.Module, num_groups: int | None, copy_affine: bool) -> nn.Module:

@@ -138,6 +138,9 @@ def test_baselines_are_trained_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
         assert Path(f"run/baselines/{name}/metrics.csv").exists()
         shown = CliRunner().invoke(main, ["inspect", f"run/baselines/{name}"]).stdout
         assert f"the baseline {name} of a run" in shown
+    # one that has its BatchNorm is converted, in the way that is asked for
+    again = run("run/baselines/frozen-bn", "--data", "data", "-o", "again", "--to", "ilm_ln", "--dry-run", *SMALL)
+    assert again.exit_code == 0, again.stderr
     assert set(module.BASELINES) == set(BASELINES)
     ended = {name: summary_of(f"run/baselines/{name}")["accuracy"]["fine_tuned"] for name in BASELINES}
     own = summary_of("run")["accuracy"]["fine_tuned"]

@@ -380,7 +380,9 @@ def test_a_delta_names_the_command_that_reads_it(exact: Path) -> None:
     assert "a whole checkpoint is used as it is" in fails("apply", "exact.safetensors", "-o", "other.safetensors")
 
 
-@pytest.mark.parametrize("more", ["--to ilm_ln", "--init moments", "--model-arg in_chans=1", "--weights none"])
+@pytest.mark.parametrize(
+    "more", ["--to ilm_ln", "--init moments", "--first-only", "--model-arg in_chans=1", "--weights none"]
+)
 def test_options_that_a_checkpoint_has_no_use_for_are_refused(more: str, tuned: Path, data: Path) -> None:
     option = more.split()[0]
     message = fails("finetune", "run", "--data", "data", "-o", "new", *more.split())

@@ -25,6 +25,7 @@ from ilmconvert.checkpoint.save_load import read_header
 from ilmconvert.export.hub import HubError
 from ilmconvert.models.create import create_model, list_models
 from ilmconvert.surgery.conversion_info import note
+from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 from tests.helpers import randomize_norms
 
 TINY = ["test_resnet", "test_byobnet", "test_efficientnet", "test_efficientnet_gn"]
@@ -515,3 +516,13 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found["pets"](x).shape == (2, 37)
     assert found["grey"](x[:, :1]).shape == (2, 1000)
     assert len(found["backbone"](x)) == 5
+
+
+def test_the_card_of_a_baseline_says_what_it_is(tmp_path: Path) -> None:
+    source = randomize_norms(timm.create_model("test_resnet"))
+    save_pretrained(group_norm_baseline(source, copy_affine=True), tmp_path / "gn")
+    card = (tmp_path / "gn" / "README.md").read_text()
+    assert "its norm layers replaced by GroupNorm with" in card
+    assert "None" not in card
+    config = json.loads((tmp_path / "gn" / "config.json").read_text())
+    assert config["pretrained_cfg"]["tag"].endswith("_gn")

@@ -388,6 +388,7 @@ def test_baselines_run_beside(tmp_path: Path) -> None:
     assert torch.equal(loaded["frozen-bn"](x), model(x))
     assert not layers_of(loaded["train-bn"])
     assert [layer.config.title for layer in layers_of(loaded["group-norm"])] == ["GroupNorm"] * len(source)
+    assert ilmconvert.info(loaded["group-norm"]).to == "gn"
     assert ilmconvert.info(loaded["group-norm"]).provenance["finetuned"]["baseline"] == "group-norm"
     with pytest.raises(CheckpointError, match="convert it first"):
         ilmconvert.save(loaded["frozen-bn"], tmp_path / "mine.safetensors")
