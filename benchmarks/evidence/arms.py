@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +33,7 @@ class Arm:
         standardised: whether the network sees standardised images.
         recipe: the fields of the recipe that make this arm.
         freeze_share: the part of the run, from its start, in which only norms and head train.
+        warmup_share: the part in which the rate rises from zero.
         rate_scale: what the rates of the selection are multiplied by.
     """
 
@@ -41,6 +42,7 @@ class Arm:
     standardised: bool = False
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     freeze_share: float = 0.0
+    warmup_share: float = 0.0
     rate_scale: float = 1.0
 
 
@@ -96,8 +98,7 @@ def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
 _ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
 _ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.005}
 _FIRST = _converted("ilm_in", init="moments", first_only=True)  # the others stay frozen BatchNorm
-#: In the order in which they are run.
-ARMS = {
+_COLD = {
     FROZEN: Arm("frozen BN", _same),
     "ilm-gn-range": Arm("ILM-GN, range calibrated first", _ranged("ilm_gn")),
     "frozen-bn-standardised": Arm("frozen BN, standardised input", _same, standardised=True),
@@ -120,3 +121,12 @@ ARMS = {
     "frozen-bn-adamw": Arm("frozen BN, AdamW", _same, **_ADAMW),
     "ilm-gn-adamw": Arm("ILM-GN, exact start, AdamW", _converted("ilm_gn"), **_ADAMW),
 }
+_WARM = (FROZEN, "ilm-in-first", "frozen-bn-standardised", "ilm-in-first-standardised", "ilm-gn", "frozen-bn-adamw")
+
+
+def _warmed(arm: Arm) -> Arm:
+    return replace(arm, title=f"{arm.title}, warm-up", warmup_share=0.1)
+
+
+#: In the order in which they are run.
+ARMS = _COLD | {f"{name}-warm": _warmed(_COLD[name]) for name in _WARM}

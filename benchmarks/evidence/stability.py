@@ -1,9 +1,11 @@
-"""Too high a rate: where training at batch size 2 falls back to chance, with frozen BatchNorm and with ILM-GN.
+"""Too high a rate: where training at batch size 2 falls back to chance, with and without a warm-up.
 
     python -m benchmarks.evidence.stability --out DIR [--quick]
 
 Fashion-MNIST, 200 steps on 400 training images, without distillation and with norms at the full rate; the seed, the
-images and the validation accuracy are those of the protocol's selection. Runs are lines of ``DIR/stability.jsonl``.
+images and the validation accuracy are those of the protocol's selection. Below the head is the part of the gradient's
+squared length after the run that isn't the head's: 0 where the network has died. Runs are lines of
+``DIR/stability.jsonl``.
 """
 
 from __future__ import annotations
@@ -17,20 +19,22 @@ from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.lines import Lines
-from benchmarks.evidence.sets import Splits, draw, load_splits, smaller
-from benchmarks.evidence.train import Settings, accuracy, train
+from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
+from benchmarks.evidence.train import Settings, Trained, accuracy, train
 from benchmarks.report import Table, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
+from ilmconvert.models.head import classifier
 
-SHOWN = (FROZEN, "ilm-gn-bound")
-STEPS = ((0.02, 2.0), (0.02, 0.5))  # rate and clip
-SIZE, IMAGES, EPOCHS, SEED = 64, 400, 1, 1000
+SHOWN = (FROZEN, f"{FROZEN}-warm", "ilm-gn-bound", "ilm-in-first", "ilm-in-first-warm")
+STEPS = ((0.02, 2.0), (0.012, 2.0), (0.02, 0.5))  # rate and clip
+SIZE, IMAGES, EPOCHS, SEED, BATCH = 64, 400, 1, 1000, 20
+MEASURED = ("accuracy", "gradient", "below the head")
 
 
 def measured(
     lines: Lines, arm: str, rate: float, clip: float, source: nn.Module, splits: Splits, images: int, epochs: int
 ) -> dict[str, float]:
-    """Validation accuracy and the median length of the gradient, from ``lines`` where they have been measured."""
+    """Validation accuracy, the median length of the gradient, and its part below the head; measured once."""
     found: dict[str, float] = {}
 
     def make(name: str) -> float:
@@ -40,10 +44,22 @@ def measured(
             trained = train(ARMS[arm], settings, source, part, classes, epochs, seed=SEED, clip=clip)
             found["gradient"] = trained.gradient
             found["accuracy"] = accuracy(trained.network, trained.prepare, splits.val)
+            found["below the head"] = below_head(trained, part)
         return found[name]
 
     key: dict[str, str | int | float] = {"arm": arm, "rate": rate, "clip": clip, "images": images, "epochs": epochs}
-    return {n: lines.value({**key, "what": n}, lambda n=n: make(n)) for n in ("accuracy", "gradient")}  # type: ignore[misc]
+    return {n: lines.value({**key, "what": n}, lambda n=n: make(n)) for n in MEASURED}  # type: ignore[misc]
+
+
+def below_head(trained: Trained, images: Images) -> float:
+    """The part of the gradient's squared length that isn't the head's, on the training images."""
+    network = trained.network
+    for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH), strict=True):
+        nn.functional.cross_entropy(network(trained.prepare(pixels)), labels, reduction="sum").backward()
+    of_head = {id(parameter) for parameter in classifier(network)[1].parameters()}
+    lengths = [(id(p) in of_head, p.grad.square().sum().item()) for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    return sum(length for head, length in lengths if not head) / sum(length for _, length in lengths)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "rate x clip": f"{rate * clip:g}",
                     "network": ARMS[arm].title,
                     "median gradient": f"{found['gradient']:.0f}",
+                    "below the head": f"{found['below the head']:.2f}",
                     "accuracy": f"{found['accuracy']:.3f}",
                 }
             )

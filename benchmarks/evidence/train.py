@@ -99,6 +99,7 @@ def recipe_of(
             "restore_lr_scale": settings.norm_scale,
             "distill": settings.distill,
             "freeze_epochs": arm.freeze_share * epochs,
+            "warmup_epochs": arm.warmup_share * epochs,
             "seed": seed,
             **arm.recipe,
         }
