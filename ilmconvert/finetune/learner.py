@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ilmconvert.errors import FineTuneError
 from ilmconvert.finetune.anneal import Annealing, check_annealing, restoring_parameters, without_restoring
+from ilmconvert.finetune.dead import part_below_head
 from ilmconvert.finetune.losses import Objective
 from ilmconvert.finetune.networks import set_trainable, training_mode
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
@@ -51,6 +52,10 @@ class Learner:
         job: see there.
         accelerator: puts everything where it belongs.
         steps_per_epoch: optimizer steps.
+
+    Attributes:
+        below_head: the part of the gradient that isn't the head's, in the last step of the last epoch; see
+            :func:`ilmconvert.finetune.dead.part_below_head`.
     """
 
     recipe: Recipe
@@ -64,6 +69,7 @@ class Learner:
     model: Any
     optimizer: Any
     lr: float
+    below_head: Tensor | None
 
     def __init__(self, job: Job, accelerator: Accelerator, steps_per_epoch: int) -> None:
         recipe, network = job.recipe, job.network
@@ -86,7 +92,7 @@ class Learner:
         self._mixup = _mixup(recipe, number_of_classes(network))
         _save_memory_and_time(self.network, recipe)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
-        self.lr = 0.0
+        self.lr, self.below_head = 0.0, None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -111,6 +117,8 @@ class Learner:
             if updates:
                 self.lr = self.schedule.apply(step)
                 self._drop_frozen_gradients(step)
+                if (step + 1) % self.steps_per_epoch == 0:
+                    self.below_head = part_below_head(self.optimizer.param_groups)
                 if self.recipe.clip_grad is not None:
                     accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
             self.optimizer.step()

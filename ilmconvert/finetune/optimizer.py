@@ -20,6 +20,7 @@ from ilmconvert.models.head import classifier
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.float64 import float64
 
+_WARMUP_PART = 10
 _PLAIN_OPTIMIZERS = ("sgd", "momentum")  # their steps are as long as the gradient
 #: torch's own, which have a kernel for all parameters on these devices.
 _FUSED_OPTIMIZERS, _FUSED_DEVICES = frozenset({"sgd", "momentum", "adamw"}), frozenset({"cpu", "cuda"})
@@ -127,7 +128,7 @@ class Schedule:
         self._optimizer = optimizer
         self._highest = recipe.learning_rate
         self._scheduler: Scheduler | None = None
-        if recipe.sched != "constant" or recipe.warmup_epochs:
+        if recipe.sched != "constant" or warmup_epochs(recipe, steps_per_epoch):
             self._scheduler = _timm_schedule(optimizer, recipe, steps_per_epoch)
 
     def apply(self, step: int) -> float:
@@ -143,6 +144,22 @@ class Schedule:
         return 0.0
 
 
+def warmup_epochs(recipe: Recipe, steps_per_epoch: int) -> float:
+    """Epochs in which the rate rises: the recipe's, or whole steps up to a tenth of the run, in a short one none.
+
+    A new head is random and sends long gradients below. At a full rate the first steps can silence a network for good,
+    with any norm (docs/finetune.md, "Too high a rate").
+
+    >>> warmup_epochs(Recipe(epochs=3), 200), warmup_epochs(Recipe(epochs=3, warmup_epochs=1), 200)
+    (0.3, 1.0)
+    >>> warmup_epochs(Recipe(epochs=1), 9)
+    0.0
+    """
+    if recipe.warmup_epochs is not None:
+        return recipe.warmup_epochs
+    return recipe.epochs * steps_per_epoch // _WARMUP_PART / steps_per_epoch
+
+
 def _timm_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
     constant = recipe.sched == "constant"
     scheduler, _ = create_scheduler_v2(
@@ -151,7 +168,7 @@ def _timm_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -
         sched="step" if constant else recipe.sched,
         decay_epochs=recipe.epochs + 1,
         num_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
+        warmup_epochs=warmup_epochs(recipe, steps_per_epoch),
         warmup_lr=0.0,
         min_lr=recipe.min_lr,
         step_on_epochs=False,

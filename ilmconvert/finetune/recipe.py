@@ -170,7 +170,7 @@ def _check_together(recipe: Recipe) -> None:
     """Fields that are right each by itself, and wrong together."""
     if recipe.freeze_epochs >= recipe.epochs:
         raise RecipeError(f"freeze_epochs ({recipe.freeze_epochs:g}) has to be less than epochs ({recipe.epochs})")
-    if recipe.warmup_epochs >= recipe.epochs:
+    if recipe.warmup_epochs is not None and recipe.warmup_epochs >= recipe.epochs:
         raise RecipeError(f"warmup_epochs ({recipe.warmup_epochs:g}) has to be less than epochs ({recipe.epochs})")
     if recipe.restore_bound is not None and recipe.init != "identity":
         raise RecipeError(

@@ -78,7 +78,9 @@ class Settings:
         0.1, _SCHEDULE, "Learning rate for 256 images a step: lr = lr_base * batch_size * grad_accum / 256.", above=0
     )
     sched: str = setting("cosine", _SCHEDULE, "Learning-rate schedule.", choices=("cosine", "constant"))
-    warmup_epochs: float = setting(0.0, _SCHEDULE, "Epochs in which the learning rate rises.", least=0)
+    warmup_epochs: float | None = setting(
+        None, _SCHEDULE, "Epochs in which the learning rate rises from zero; none: a tenth of the steps.", least=0
+    )
     min_lr: float = setting(0.0, _SCHEDULE, "Learning rate at the end.", least=0)
 
     opt: str = setting("sgd", _OPT, "Optimizer of timm; sgd has Nesterov momentum, momentum has the usual one.")

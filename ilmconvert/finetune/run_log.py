@@ -12,7 +12,9 @@ from datetime import timedelta
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
+from ilmconvert.finetune.dead import DEAD
 from ilmconvert.finetune.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class EpochLog:
     def __init__(self, name: str, done: int, epochs: int) -> None:
         self._name, self._done, self._epochs = name, done, epochs
         self._start = time.perf_counter()
+        self._said_dead = False
 
     def say(self, row: Mapping[str, Any], *, best: bool) -> None:
         """An epoch is over.
@@ -68,6 +71,22 @@ class EpochLog:
         passed = time.perf_counter() - self._start
         left = passed / (epoch - self._done) * (self._epochs - epoch)
         logger.info("%s", epoch_text(row, self._epochs, left, name=self._name, best=best))
+
+    def warn_of_death(self, below_head: Tensor | None) -> None:
+        """Say once if the network below the head has died.
+
+        Args:
+            below_head: see :func:`ilmconvert.finetune.dead.part_below_head`.
+        """
+        if below_head is None or self._said_dead or not below_head < DEAD:
+            return
+        self._said_dead = True
+        logger.warning(
+            "%sonly the head still has a gradient: the network below it has died and gives the same for every image; "
+            "start again with a lower learning rate (lr), a longer warm-up (warmup_epochs) or clipped gradients "
+            "(clip_grad)",
+            f"{self._name}: " if self._name else "",
+        )
 
 
 def epoch_text(row: Mapping[str, Any], epochs: int, left: float, *, name: str = "", best: bool = False) -> str:

@@ -91,6 +91,7 @@ class Trainer:
             best = self._finish_epoch(provenance)
             if self.accelerator.is_main_process:
                 log.say(self.position.rows[-1], best=best and self.val_loader is not None)
+                log.warn_of_death(self.learner.below_head)
 
     def evaluate(self, against: nn.Module | None = None, model: nn.Module | None = None) -> Evaluation | None:
         """``model`` (by default the network as it would be kept) on the validation images; None without any."""

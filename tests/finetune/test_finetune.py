@@ -52,7 +52,8 @@ def changed(path: Path | None) -> set[str]:
 
 def test_a_run_learns_and_leaves_a_folder(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    result = run(tmp_path / "run", epochs=6, opt="adamw", lr=0.003, head_lr_scale=5.0, progress=seen.append)
+    settings = {"opt": "adamw", "lr": 0.003, "head_lr_scale": 5.0, "warmup_epochs": 0.5}
+    result = run(tmp_path / "run", epochs=6, **settings, progress=seen.append)
     assert result.summary["accuracy"]["fine_tuned"] > 0.5  # four classes
     assert result.metrics["val_top1"] == result.summary["accuracy"]["fine_tuned"]
     assert seen[-1].step == seen[-1].steps == 18
@@ -174,7 +175,8 @@ def test_a_robust_start_keeps_its_range_unless_it_is_annealed(tmp_path: Path, re
 
 
 def test_groups_have_their_factors_and_no_decay_of_one_dimension() -> None:
-    recipe = Recipe(norm_lr_scale=2.0, restore_lr_scale=0.5, head_lr_scale=10.0, lr=0.1, weight_decay=0.01)
+    factors = {"norm_lr_scale": 2.0, "restore_lr_scale": 0.5, "head_lr_scale": 10.0}
+    recipe = Recipe(**factors, lr=0.1, warmup_epochs=0.0, weight_decay=0.01)  # type: ignore[arg-type]
     model = start(network(), recipe).network
     set_trainable(model, recipe, with_head=False)
     groups = parameter_groups(model, recipe)
@@ -243,6 +245,22 @@ def test_the_schedule_warms_up_and_ends(sched: str) -> None:
     expected = [0.4 if sched == "constant" else 0.2 * (1 + math.cos(math.pi * step / 40)) for step in after]
     assert rates[15:] == pytest.approx(expected)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[39] / 2)
+
+
+@pytest.mark.parametrize("sched", ["cosine", "constant"])
+def test_by_default_a_tenth_of_the_steps_warms_up(sched: str) -> None:
+    def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
+        groups = [{"params": [nn.Parameter(torch.zeros(2))], "lr_scale": 1.0, "weight_decay": 0.0}]
+        schedule = Schedule(make_optimizer(groups, recipe), recipe, steps_per_epoch)
+        return [schedule.apply(step) for step in range(recipe.epochs * steps_per_epoch)]
+
+    recipe = Recipe(sched=sched, epochs=4, lr=0.4)
+    assert rates(recipe, 20)[:8] == pytest.approx([0.05 * step for step in range(8)])
+    assert rates(recipe, 20) == pytest.approx(rates(replace(recipe, warmup_epochs=0.4), 20))
+    cold = replace(recipe, warmup_epochs=0.0)
+    assert rates(recipe, 20)[8:] == pytest.approx(rates(cold, 20)[8:])
+    assert rates(recipe, 2) == rates(cold, 2)  # eight steps
+    assert rates(cold, 20)[0] == 0.4
 
 
 def test_two_half_batches_are_one(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from ilmconvert.finetune import run_log
 from ilmconvert.finetune.run_log import EpochLog, epoch_text
-from tests.finetune.finetune_jobs import bars, run
+from tests.finetune.finetune_jobs import bars, network, run
 
 
 def test_python_hears_it_by_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -41,6 +42,19 @@ def test_the_time_left_counts_only_what_this_process_trained(
         log.say({"epoch": 6, "train_loss": 1.0}, best=False)
     # two epochs in 20 s, four to go
     assert caplog.records[0].getMessage() == "epoch 6/10: loss 1.000, 0:00:40 left"
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_network_that_died_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, dead: bool) -> None:
+    model = network()
+    if dead:
+        for norm in (model.layer4[-1].bn2, model.layer4[-1].downsample[-1]):  # type: ignore[index,union-attr]
+            nn.init.constant_(norm.bias, -1e4)  # before a ReLU  # type: ignore[union-attr,arg-type]
+    with caplog.at_level(logging.INFO, logger="ilmconvert"):
+        run(tmp_path / "run", model=model, epochs=2, to="ilm_gn")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == dead
+    assert all("the network below it has died" in text for text in warned)
 
 
 def test_agreement_and_names() -> None:

@@ -19,6 +19,7 @@ from ilmconvert.testing import randomize_norms
 
 RECOMMENDED_RATE = 0.004  # docs/finetune.md, for batch size 2
 CLASSES, SIZE = 3, 32
+FIRST = {"to": "ilm_in", "init": "moments", "first_only": True}
 
 
 def colours(count: int, seed: int) -> list[tuple[Tensor, int]]:
@@ -44,7 +45,7 @@ def source() -> nn.Module:
         {},
         *(
             pytest.param(s, marks=pytest.mark.slow)
-            for s in ({"restore_bound": 2.0}, {"to": "ilm_ln", "restore_bound": 2.0}, {"to": "ilm_in"})
+            for s in ({"restore_bound": 2.0}, {"to": "ilm_ln", "restore_bound": 2.0}, {"to": "ilm_in"}, FIRST)
         ),
     ],
 )
@@ -68,7 +69,7 @@ def test_twice_the_recommended_rate_trains(tmp_path: Path, settings: dict[str, A
 @pytest.mark.parametrize("opt", ["sgd", "adamw"])
 def test_a_step_moves_encoders_before_large_variances_no_further_than_others(opt: str) -> None:
     """Relative to their size; at the common rate a variance of 10,000 makes it five thousand times as far and more."""
-    recipe = Recipe(opt=opt, lr=0.01, weight_decay=0.0)
+    recipe = Recipe(opt=opt, lr=0.01, warmup_epochs=0.0, weight_decay=0.0)
     moved = []
     for deviation in (1.0, 100.0):
         torch.manual_seed(0)
