@@ -15,7 +15,7 @@ from benchmarks.evidence.select import RATES, SEEDS, at_edge, choose
 from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, prepared_for, train
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.nn import ILMNorm
-from tests.benchmarks.evidence_jobs import small_images, small_network
+from tests.benchmarks.evidence_jobs import DIFFERENT_ARMS, small_images, small_network
 
 
 def test_choice_takes_the_better_mean_of_the_best_two_rates_and_aids_that_help_twice() -> None:
@@ -36,7 +36,7 @@ def test_choice_takes_the_better_mean_of_the_best_two_rates_and_aids_that_help_t
     assert at_edge(Settings(max(RATES)))
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", DIFFERENT_ARMS)
 def test_every_arm_trains_its_network(name: str) -> None:
     images, source = small_images(), small_network()
     before = {key: value.clone() for key, value in source.state_dict().items()}

@@ -13,10 +13,10 @@ from benchmarks.evidence.stacked import stackable
 from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import Settings, train
 from ilmconvert.errors import ILMConvertError
-from tests.benchmarks.evidence_jobs import small_images, small_network
+from tests.benchmarks.evidence_jobs import DIFFERENT_ARMS, small_images, small_network
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", DIFFERENT_ARMS)
 def test_runs_trained_together_are_those_trained_alone(name: str) -> None:
     source, others = small_network(), small_images().subset(list(range(11, -1, -1)))
     tasks = [Task(Settings(0.01), 0, small_images()), Task(Settings(0.002, 0.0, 1.0), 1, others)]
