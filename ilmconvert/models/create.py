@@ -44,6 +44,8 @@ def parse_name(name: str) -> ModelSpec:
     library, slash, bare = name.partition("/")
     if slash and library not in LIBRARIES:
         refuse_path(name)
+        if bare.count("/") or library in (".", "..", "~", ""):
+            raise ModelError(f"there is no file or folder {name}, nor a model; check it, or see `ilmconvert list`")
         raise ModelError(f"{unknown(name)} (for a model on the hub write hf-hub:{name}, for a folder local-dir:{name})")
     for candidate in (library,) if slash else LIBRARIES:
         library_zoo, architecture = zoo(candidate), bare if slash else name

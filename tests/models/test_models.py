@@ -70,6 +70,7 @@ def test_names(name: str, library: str, architecture: str) -> None:
         ("resnet50.a1_in2k", "resnet50.a1_in1k"),
         ("zzqqxx", "ilmconvert list"),
         ("someone/model", "hf-hub:someone/model"),
+        *((path, f"no file or folder {path}, nor a model") for path in ("run/baselines/frozen-bn", "./run", "/no/run")),
         ("s3:model", "hf-hub: or local-dir:"),
         ("missing.safetensors", "missing.safetensors doesn't exist; check the path"),
         ("runs/last.pth", "runs/last.pth doesn't exist; check the path"),
