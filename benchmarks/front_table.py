@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import federated
+from benchmarks.evidence.arms import FROZEN
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
@@ -82,14 +83,14 @@ def table() -> str:
 
 
 def under_shifts(by_arm: ByArm, shifted: Callable[[Run], float]) -> str:
-    """Frozen BatchNorm under shifts, and what a standardisation, a converted first norm and both give."""
+    """Frozen BatchNorm under shifts, and what a standardisation, a converted first norm and both give; warmed up."""
     arms = {
-        "standardised": "frozen-bn-standardised",
-        "the first norm converted": "ilm-in-first",
-        "both": "ilm-in-first-standardised",
+        "standardised": "frozen-bn-standardised-warm",
+        "the first norm converted": "ilm-in-first-warm",
+        "both": "ilm-in-first-standardised-warm",
     }
-    others = [f"{title} {less(by_arm, arm, shifted)}" for title, arm in arms.items()]
-    return ", ".join([f"frozen {own(by_arm, 'frozen-bn', shifted)}", *others])
+    others = [f"{title} {less(by_arm, arm, shifted, 'frozen-bn-warm')}" for title, arm in arms.items()]
+    return ", ".join([f"frozen {own(by_arm, 'frozen-bn-warm', shifted)}", *others])
 
 
 def _on_each(sets: Mapping[str, ByArm], measured: Callable[[ByArm], str]) -> str:
@@ -105,11 +106,11 @@ def own(by_arm: ByArm, arm: str, measured: Callable[[Run], float]) -> str:
     return _percent([measured(run) for run in by_arm[arm].values()]) if arm in by_arm else NOT_YET
 
 
-def less(by_arm: ByArm, arm: str, measured: Callable[[Run], float]) -> str:
+def less(by_arm: ByArm, arm: str, measured: Callable[[Run], float], against: str = FROZEN) -> str:
     """What an arm has more or less than frozen BatchNorm, paired by seed, with the 95 % interval."""
     if arm not in by_arm:
         return NOT_YET
-    return _percent(differences(by_arm, arm, measured), "+").replace("%", "points")
+    return _percent(differences(by_arm, arm, measured, against), "+").replace("%", "points")
 
 
 def _percent(values: Sequence[float], sign: str = "") -> str:

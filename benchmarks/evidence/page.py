@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
 SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
 LONGER = "medium"  # of the first set
+WARM = "-warm"
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
+_DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
 _IMAGES, _EPOCHS = 6_000, 3  # from scratch
 _MARK = re.compile(r"<!-- table: (.+) -->\n\n?(?:\|.*\n)*")
@@ -37,8 +39,13 @@ def all_tables() -> dict[str, Table]:
     made = {"overview": tables.overview(runs)}
     for name in SETS:
         by_arm = finals(runs, name, BUDGET)
-        made[name] = tables.summary(by_arm, name, FROZEN)
-        made[f"{name}, less {STANDARDISED}"] = tables.summary(by_arm, name, STANDARDISED)
+        warm, cold = (
+            {arm: found for arm, found in by_arm.items() if arm.endswith(WARM) == warmed} for warmed in (True, False)
+        )
+        made[name] = tables.summary(cold, name, FROZEN)
+        made[f"{name}, less {STANDARDISED}"] = tables.summary(cold, name, STANDARDISED)
+        for against in (FROZEN + WARM, STANDARDISED + WARM):
+            made[f"{name}, less {against}"] = tables.summary(warm, name, against)
     first = SETS[0]
     made["settings"] = tables.chosen(runs, first, BUDGET, first)
     made["rates"] = rates.table(_rates(runs), first)
@@ -86,6 +93,8 @@ def draw(folder: Path) -> None:
     """The figures of the page."""
     runs = list(read(RESULTS / "runs.jsonl"))
     plot.draw(runs, folder / "evidence.svg", image_sets=SETS, budget=BUDGET, arms=_DRAWN)
+    warm = {"arms": [arm + WARM for arm in _DRAWN_WARM], "against": FROZEN + WARM}
+    plot.draw(runs, folder / "evidence-warm-up.svg", image_sets=SETS, budget=BUDGET, **warm)  # type: ignore[arg-type]
     rates.draw(rates.drawn(_rates(runs), _DRAWN_RATES), folder / "evidence-rates.svg")
     batch_size_tables.draw_figure(_by_batch_size(), folder / "evidence-batch-sizes.svg")
 

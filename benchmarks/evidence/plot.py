@@ -1,4 +1,4 @@
-"""The plot of the evidence: every arm less frozen BatchNorm, on clean and shifted test images.
+"""The plot of the evidence: every arm less frozen BatchNorm or another one, on clean and shifted test images.
 
 python -m benchmarks.evidence.plot benchmarks/evidence/results/runs.jsonl -o docs/assets/evidence.svg
 """
@@ -30,13 +30,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", default=["fashion-mnist"], help="One below the other.")
     parser.add_argument("--budget", default="short")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="Default: all that were run, less hopeless ones.")
+    parser.add_argument("--against", choices=ARMS, default=FROZEN, help="What all differences are against.")
     options = parser.parse_args(argv)
     runs = [run for file in options.files for run in read(file)]
-    draw(runs, options.output, image_sets=options.sets, budget=options.budget, arms=options.arms)
+    settings = {"image_sets": options.sets, "budget": options.budget, "arms": options.arms, "against": options.against}
+    draw(runs, options.output, **settings)
 
 
 def draw(
-    runs: Sequence[Run], output: Path, *, image_sets: Sequence[str], budget: str, arms: Sequence[str] | None
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    image_sets: Sequence[str],
+    budget: str,
+    arms: Sequence[str] | None,
+    against: str = FROZEN,
 ) -> None:
     """Points with 95 % intervals; arms far below the rest on clean images are left out unless they are named."""
     figure = Figure(figsize=(11, 1 + 4 * len(image_sets)), layout="constrained")
@@ -44,23 +52,25 @@ def draw(
     colours: dict[str, str] = {}
     for axes, image_set in zip(panels[:, 0], image_sets, strict=True):
         by_arm = finals(runs, image_set, budget)
-        shown = [arm for arm in by_arm if arm != FROZEN and (arm in arms if arms else not _hopeless(by_arm, arm))]
+        others = [arm for arm in by_arm if arm != against]
+        shown = [arm for arm in others if (arm in arms if arms else not _hopeless(by_arm, arm, against))]
         if not shown:
             raise ILMConvertError(
-                f"there are no final runs of {image_set}, {budget} to draw beside {FROZEN}; make them first"
+                f"there are no final runs of {image_set}, {budget} to draw beside {against}; make them first"
             )
         colours |= {arm: f"C{len(colours) + i}" for i, arm in enumerate(a for a in shown if a not in colours)}
-        _draw_set(axes, by_arm, {arm: colours[arm] for arm in shown})
+        _draw_set(axes, by_arm, {arm: colours[arm] for arm in shown}, against)
         axes.set(
-            ylabel="accuracy less frozen BN", title=f"{image_set}, budget {budget}: paired by seed, 95 % intervals"
+            ylabel=f"accuracy less {ARMS[against].title}",
+            title=f"{image_set}, budget {budget}: paired by seed, 95 % intervals",
         )
     panels[0, 0].legend(loc="best", fontsize="small")
     save_figure(figure, output)
 
 
-def _draw_set(axes: Any, by_arm: dict[str, dict[int, Run]], colours: dict[str, str]) -> None:
+def _draw_set(axes: Any, by_arm: dict[str, dict[int, Run]], colours: dict[str, str], against: str) -> None:
     for number, (arm, colour) in enumerate(colours.items()):
-        found = [estimate(differences(by_arm, arm, of(column))) for column in COLUMNS]
+        found = [estimate(differences(by_arm, arm, of(column), against)) for column in COLUMNS]
         step = _WIDTH / len(colours)
         places = [i - _WIDTH / 2 + step * (number + 0.5) for i in range(len(COLUMNS))]
         axes.errorbar(
@@ -81,8 +91,8 @@ def _draw_set(axes: Any, by_arm: dict[str, dict[int, Run]], colours: dict[str, s
     axes.grid(axis="y", alpha=0.3)
 
 
-def _hopeless(by_arm: dict[str, dict[int, Run]], arm: str) -> bool:
-    values = differences(by_arm, arm, of(CLEAN))
+def _hopeless(by_arm: dict[str, dict[int, Run]], arm: str, against: str) -> bool:
+    values = differences(by_arm, arm, of(CLEAN), against)
     return not values or estimate(values).mean < -0.2
 
 

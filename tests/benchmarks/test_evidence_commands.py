@@ -55,6 +55,8 @@ def test_command_resumes_and_its_tables_and_plot_show_the_runs(
     assert "How far the norms moved" in text
     plot.main([str(tmp_path / "runs.jsonl"), "-o", str(tmp_path / "plot.svg"), "--arms", "ilm-gn-range"])
     assert ARMS["ilm-gn-range"].title in (tmp_path / "plot.svg").read_text()
+    plot.main([str(tmp_path / "runs.jsonl"), "-o", str(tmp_path / "plot.svg"), "--against", "ilm-gn-range"])
+    assert f"accuracy less {ARMS['ilm-gn-range'].title}" in (tmp_path / "plot.svg").read_text()
     torch.set_num_threads(threads)
 
 

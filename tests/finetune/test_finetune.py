@@ -110,7 +110,9 @@ def test_first_norm_converts_it_alone_and_trains_everything_but_statistics(tmp_p
     assert {key for key in moved if "running" in key} == set()
     assert "conv1.0.weight" in moved
     assert {f"{name}.bias" for name in others} <= moved
-    run(tmp_path / "again", model=str(tmp_path / "run"), num_classes=None, recipe="first-norm", epochs=1)  # it fits
+    run(
+        tmp_path / "again", model=str(tmp_path / "run"), num_classes=None, recipe="first-norm", distill=0, epochs=1
+    )  # it fits
 
 
 @pytest.mark.parametrize(
