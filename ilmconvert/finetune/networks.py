@@ -193,7 +193,7 @@ def open_teacher(teacher: nn.Module | str | Path | None, first: Start, weights: 
         found = copy.deepcopy(first.source)
     else:
         raise FineTuneError(
-            f"{first.name} started from moments and can't teach itself; name its source with --teacher (teacher=), or take "
-            "--distill 0 (distill=0)"
+            f"{first.name} started from moments and can't teach itself; name its source with --teacher (teacher=), "
+            "or take --distill 0 (distill=0)"
         )
     return found.eval().requires_grad_(False)
