@@ -39,8 +39,9 @@ def test_set_has_the_announced_images_of_every_class(name: str) -> None:
 def test_seed_chooses_training_images_only(name: str) -> None:
     images = {}
     for run, seed in enumerate((0, 0, 1)):
+        made = list(examples(name, seed))
         for split in ("train", "val"):
-            images[run, split] = [e.image.tobytes() for e in examples(name, seed) if e.split == split]
+            images[run, split] = [e.image.tobytes() for e in made if e.split == split]
     assert images[0, "train"] == images[1, "train"] != images[2, "train"]
     assert images[0, "val"] == images[1, "val"] == images[2, "val"]
     assert not set(images[0, "train"]) & set(images[0, "val"])

@@ -150,7 +150,14 @@ def test_the_meta_network_recovers_one() -> None:
 
 @pytest.mark.parametrize(
     ("name", "to"),
-    [("test_resnet", "ilm_ln"), ("test_resnet", "gn"), ("test_efficientnet", "ilm_gn"), ("test_efficientnet", "ln")],
+    [
+        ("test_resnet", "ilm_ln"),
+        ("test_efficientnet", "ln"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("test_resnet", "gn"), ("test_efficientnet", "ilm_gn"))
+        ),
+    ],
 )
 def test_it_comes_nearer_to_the_source_on_other_images(name: str, to: str) -> None:
     source = network(name)
