@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import federated
-from benchmarks.evidence.arms import FROZEN
+from benchmarks.evidence.arms import FROZEN, WARM
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
@@ -85,12 +85,13 @@ def table() -> str:
 def under_shifts(by_arm: ByArm, shifted: Callable[[Run], float]) -> str:
     """Frozen BatchNorm under shifts, and what a standardisation, a converted first norm and both give; warmed up."""
     arms = {
-        "standardised": "frozen-bn-standardised-warm",
-        "the first norm converted": "ilm-in-first-warm",
-        "both": "ilm-in-first-standardised-warm",
+        "standardised": "frozen-bn-standardised",
+        "the first norm converted": "ilm-in-first",
+        "both": "ilm-in-first-standardised",
     }
-    others = [f"{title} {less(by_arm, arm, shifted, 'frozen-bn-warm')}" for title, arm in arms.items()]
-    return ", ".join([f"frozen {own(by_arm, 'frozen-bn-warm', shifted)}", *others])
+    base = FROZEN + WARM
+    others = [f"{title} {less(by_arm, arm + WARM, shifted, base)}" for title, arm in arms.items()]
+    return ", ".join([f"frozen {own(by_arm, base, shifted)}", *others])
 
 
 def _on_each(sets: Mapping[str, ByArm], measured: Callable[[ByArm], str]) -> str:

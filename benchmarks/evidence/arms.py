@@ -17,6 +17,7 @@ from ilmconvert.calibration.references import update_references
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 FROZEN = "frozen-bn"
+WARM = "-warm"  # ends the name of an arm with a warm-up
 _BATCH = 16
 _REFERENCES = 128  # images for the references, as the recipe ``anneal`` has it
 
@@ -121,7 +122,7 @@ _COLD = {
     "frozen-bn-adamw": Arm("frozen BN, AdamW", _same, **_ADAMW),
     "ilm-gn-adamw": Arm("ILM-GN, exact start, AdamW", _converted("ilm_gn"), **_ADAMW),
 }
-_WARM = (FROZEN, "ilm-in-first", "frozen-bn-standardised", "ilm-in-first-standardised", "ilm-gn", "frozen-bn-adamw")
+_WARMED = (FROZEN, "ilm-in-first", "frozen-bn-standardised", "ilm-in-first-standardised", "ilm-gn", "frozen-bn-adamw")
 
 
 def _warmed(arm: Arm) -> Arm:
@@ -129,4 +130,4 @@ def _warmed(arm: Arm) -> Arm:
 
 
 #: In the order in which they are run.
-ARMS = _COLD | {f"{name}-warm": _warmed(_COLD[name]) for name in _WARM}
+ARMS = _COLD | {name + WARM: _warmed(_COLD[name]) for name in _WARMED}

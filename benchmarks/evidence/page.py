@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, plot, rates, tables
-from benchmarks.evidence.arms import FROZEN
+from benchmarks.evidence.arms import FROZEN, WARM
 from benchmarks.evidence.from_scratch import FINAL_SEEDS, NORMS, Comparison
 from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.paired import finals
@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
 SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
 LONGER = "medium"  # of the first set
-WARM = "-warm"
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")

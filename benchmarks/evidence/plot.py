@@ -33,8 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", choices=ARMS, default=FROZEN, help="What all differences are against.")
     options = parser.parse_args(argv)
     runs = [run for file in options.files for run in read(file)]
-    settings = {"image_sets": options.sets, "budget": options.budget, "arms": options.arms, "against": options.against}
-    draw(runs, options.output, **settings)
+    draw(
+        runs,
+        options.output,
+        image_sets=options.sets,
+        budget=options.budget,
+        arms=options.arms,
+        against=options.against,
+    )
 
 
 def draw(

@@ -17,15 +17,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.arms import ARMS, FROZEN, WARM
 from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
 from benchmarks.evidence.train import Settings, Trained, accuracy, train
 from benchmarks.report import Table, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
-from ilmconvert.models.head import classifier
+from ilmconvert.finetune import Recipe
+from ilmconvert.finetune.dead import part_below_head
+from ilmconvert.finetune.optimizer import parameter_groups
 
-SHOWN = (FROZEN, f"{FROZEN}-warm", "ilm-gn-bound", "ilm-in-first", "ilm-in-first-warm")
+SHOWN = (FROZEN, FROZEN + WARM, "ilm-gn-bound", "ilm-in-first", "ilm-in-first" + WARM)
 STEPS = ((0.02, 2.0), (0.012, 2.0), (0.02, 0.5))  # rate and clip
 SIZE, IMAGES, EPOCHS, SEED, BATCH = 64, 400, 1, 1000, 20
 MEASURED = ("accuracy", "gradient", "below the head")
@@ -56,10 +58,10 @@ def below_head(trained: Trained, images: Images) -> float:
     network = trained.network
     for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH), strict=True):
         nn.functional.cross_entropy(network(trained.prepare(pixels)), labels, reduction="sum").backward()
-    of_head = {id(parameter) for parameter in classifier(network)[1].parameters()}
-    lengths = [(id(p) in of_head, p.grad.square().sum().item()) for p in network.parameters() if p.grad is not None]
+    part = part_below_head(parameter_groups(network, Recipe()))
     network.zero_grad()
-    return sum(length for head, length in lengths if not head) / sum(length for _, length in lengths)
+    assert part is not None
+    return part.item()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -126,7 +126,7 @@ def train(
     """
     recipe = recipe_of(arm, settings, epochs, seed, batch_size, clip)
     begun = begin(arm, source, images, num_classes, seed, distilled=bool(settings.distill))
-    # on a processor a step of two images takes a fifth less in this layout
+    # a step of two images takes less time on a processor in this layout
     network = copy.deepcopy(begun.network).to(memory_format=torch.channels_last)
     run = _Run(network, recipe, len(images))
     loss = run.all(begun.inputs, begun.labels, begun.features)

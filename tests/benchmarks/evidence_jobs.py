@@ -7,14 +7,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.arms import ARMS, WARM
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, Run
 from benchmarks.evidence.sets import Images
 from ilmconvert.testing import randomize_norms
 
 #: All arms, of those with a warm-up one: it is the same for all.
-DIFFERENT_ARMS = [name for name in ARMS if name == "ilm-in-first-warm" or not name.endswith("-warm")]
+DIFFERENT_ARMS = [name for name in ARMS if name == "ilm-in-first" + WARM or not name.endswith(WARM)]
 
 
 def small_network() -> nn.Module:

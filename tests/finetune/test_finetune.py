@@ -52,7 +52,7 @@ def changed(path: Path | None) -> set[str]:
 
 def test_a_run_learns_and_leaves_a_folder(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    settings = {"opt": "adamw", "lr": 0.003, "head_lr_scale": 5.0, "warmup_epochs": 0.5}
+    settings = {"opt": "adamw", "lr": 0.003, "head_lr_scale": 5.0, "warmup_epochs": 0.0}
     result = run(tmp_path / "run", epochs=6, **settings, progress=seen.append)
     assert result.summary["accuracy"]["fine_tuned"] > 0.5  # four classes
     assert result.metrics["val_top1"] == result.summary["accuracy"]["fine_tuned"]
