@@ -98,6 +98,7 @@ def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
 
 _ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
 _ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.005}
+_ADAMW_FAST = _ADAMW | {"rate_scale": 0.01}
 _FIRST = _converted("ilm_in", init="moments", first_only=True)  # the others stay frozen BatchNorm
 _COLD = {
     FROZEN: Arm("frozen BN", _same),
@@ -121,8 +122,29 @@ _COLD = {
     "ilm-in-first-standardised": Arm("ILM-IN in the first norm, standardised input", _FIRST, standardised=True),
     "frozen-bn-adamw": Arm("frozen BN, AdamW", _same, **_ADAMW),
     "ilm-gn-adamw": Arm("ILM-GN, exact start, AdamW", _converted("ilm_gn"), **_ADAMW),
+    "frozen-bn-adamw-fast": Arm("frozen BN, faster AdamW", _same, **_ADAMW_FAST),
+    "frozen-bn-standardised-adamw-fast": Arm(
+        "frozen BN, standardised input, faster AdamW", _same, standardised=True, **_ADAMW_FAST
+    ),
+    "ilm-in-first-standardised-adamw-fast": Arm(
+        "ILM-IN in the first norm, standardised input, faster AdamW", _FIRST, standardised=True, **_ADAMW_FAST
+    ),
+    "train-bn-fast": Arm("BN in training, faster", _same, recipe={"freeze_batch_norm": False}, rate_scale=10.0),
 }
-_WARMED = (FROZEN, "ilm-in-first", "frozen-bn-standardised", "ilm-in-first-standardised", "ilm-gn", "frozen-bn-adamw")
+_WARMED = (
+    FROZEN,
+    "ilm-in-first",
+    "frozen-bn-standardised",
+    "ilm-in-first-standardised",
+    "ilm-gn",
+    "frozen-bn-adamw",
+    "frozen-bn-adamw-fast",
+    "frozen-bn-standardised-adamw-fast",
+    "ilm-in-first-standardised-adamw-fast",
+    "ilm-gn-range",
+    "group-norm",
+    "train-bn-fast",
+)
 
 
 def _warmed(arm: Arm) -> Arm:

@@ -1,7 +1,8 @@
 """The paper's own claim: networks trained from scratch with and without the meta-network.
 
     python -m benchmarks.evidence.from_scratch --out DIR [--batch-sizes 2 32] [--quick]
-    python -m benchmarks.evidence.from_scratch --out benchmarks/evidence/results --table
+    python -m benchmarks.evidence.from_scratch --out DIR --longer
+    python -m benchmarks.evidence.from_scratch --out benchmarks/evidence/results --table [--longer]
 
 A small ResNet on Fashion-MNIST. The rate is chosen per norm and batch size on validation images with a seed of its own,
 then each norm is trained with new seeds and tested on the full test set. Runs are lines of ``DIR/from_scratch.jsonl``.
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +28,25 @@ from ilmconvert.evaluation.estimate import estimate
 from ilmconvert.nn import ILMNorm
 
 SIZE = 28
-RATES = (0.005, 0.02, 0.08)
 SELECTION_SEED = 1000
 FINAL_SEEDS: tuple[int, ...] = (0, 1, 2, 3)
 _WIDTHS = (16, 32, 64)
 
 MakeNorm = Callable[[int], nn.Module]
+
+
+class Scale(NamedTuple):
+    """How much is trained."""
+
+    images: int = 6_000
+    epochs: int = 3
+    rates: tuple[float, ...] = (0.005, 0.02, 0.08)
+    seeds: tuple[int, ...] = FINAL_SEEDS
+
+
+USUAL = Scale()
+LONGER = Scale(epochs=15, rates=(0.02, 0.08, 0.32))
+QUICK = Scale(images=16, epochs=1, seeds=FINAL_SEEDS[:2])
 
 
 def _ilm(groups: Callable[[int], int], key_group_size: int = 16, reduction: int = 16) -> MakeNorm:
@@ -138,20 +153,21 @@ def _input(pixels: Tensor) -> Tensor:
 class Comparison:
     """Runs of every norm at every batch size, each made once; without ``splits`` those of the file alone."""
 
-    def __init__(self, splits: Splits | None, lines: Lines, images: int, epochs: int, seeds: Sequence[int]) -> None:
-        self._splits, self._lines, self._seeds = splits, lines, seeds
-        self.images, self.epochs = images, epochs
+    def __init__(self, splits: Splits | None, lines: Lines, scale: Scale = USUAL) -> None:
+        self._splits, self._lines, self._scale = splits, lines, scale
 
     def table(self, norms: Sequence[str], batch_size: int) -> Table:
         """Mean accuracy with its interval, and each ILM Norm less the norm that it is built on."""
-        made = Table(f"From scratch, batch size {batch_size}: {self.images} images, {self.epochs} epochs")
+        scale = self._scale
+        made = Table(f"From scratch, batch size {batch_size}: {scale.images} images, {scale.epochs} epochs")
         rates, found = self._results(norms, batch_size)
+        edges = (min(scale.rates), max(scale.rates))
         for norm, by_seed in found.items():
             base = found.get(BASES.get(norm.split(",")[0], ""), {})
             common = [value - base[seed] for seed, value in by_seed.items() if seed in base]
             row: dict[str, Cell] = {
                 "norm": norm,
-                "rate": f"{rates[norm]:g}" + (" (edge)" if rates[norm] in (RATES[0], RATES[-1]) else ""),
+                "rate": f"{rates[norm]:g}" + (" (edge)" if rates[norm] in edges else ""),
                 "seeds": len(by_seed),
                 "accuracy": estimate(list(by_seed.values())).text(),
             }
@@ -163,10 +179,10 @@ class Comparison:
         rates: dict[str, float] = {}
         for norm in norms:
             with suppress(MissingLine):
-                scores = {rate: self._accuracy(norm, batch_size, rate, SELECTION_SEED) for rate in RATES}
+                scores = {rate: self._accuracy(norm, batch_size, rate, SELECTION_SEED) for rate in self._scale.rates}
                 rates[norm] = max(scores, key=lambda rate, scores=scores: scores[rate])  # type: ignore[misc]
         found: dict[str, dict[int, float]] = {}
-        for seed in self._seeds:
+        for seed in self._scale.seeds:
             for norm, rate in rates.items():
                 with suppress(MissingLine):
                     found.setdefault(norm, {})[seed] = self._accuracy(norm, batch_size, rate, seed)
@@ -174,14 +190,14 @@ class Comparison:
 
     def _accuracy(self, norm: str, batch_size: int, rate: float, seed: int) -> float:
         key: dict[str, str | int | float] = {"norm": norm, "batch": batch_size, "rate": rate, "seed": seed}
-        key |= {"images": self.images, "epochs": self.epochs}
+        key |= {"images": self._scale.images, "epochs": self._scale.epochs}
         return self._lines.value(key, lambda: self._trained(norm, batch_size, rate, seed))
 
     def _trained(self, norm: str, batch_size: int, rate: float, seed: int) -> float:
         if self._splits is None:
             raise MissingLine
-        images = draw(self._splits.train, self.images, seed)
-        network = train(norm, rate, batch_size, images, self.epochs, seed)
+        images = draw(self._splits.train, self._scale.images, seed)
+        network = train(norm, rate, batch_size, images, self._scale.epochs, seed)
         return accuracy(network, self._splits.val if seed == SELECTION_SEED else self._splits.test)
 
 
@@ -191,17 +207,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[32, 2])
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS), metavar="NORM")
-    parser.add_argument("--images", type=int, default=6_000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--longer", action="store_true", help="Five times as long, and higher rates.")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--table", action="store_true", help="What has been measured; nothing is trained.")
     parser.add_argument("--quick", action="store_true", help="A few images, to see that it runs.")
     options = parser.parse_args(argv)
     splits = None if options.table else load_splits("fashion-mnist", SIZE, options.out / "cache", options.data_root)
-    images, epochs, seeds = options.images, options.epochs, FINAL_SEEDS
+    scale = LONGER if options.longer else USUAL
     if options.quick:
-        splits, images, epochs, seeds = splits and smaller(splits, 16), 16, 1, FINAL_SEEDS[:2]
-    comparison = Comparison(splits, Lines(options.out / "from_scratch.jsonl"), images, epochs, seeds)
+        splits, scale = splits and smaller(splits, QUICK.images), QUICK
+    comparison = Comparison(splits, Lines(options.out / "from_scratch.jsonl"), scale)
     for batch_size in options.batch_sizes:
         made = comparison.table(options.norms, batch_size)
         if made.rows:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, plot, rates, tables
 from benchmarks.evidence.arms import FROZEN, WARM
-from benchmarks.evidence.from_scratch import FINAL_SEEDS, NORMS, Comparison
+from benchmarks.evidence.from_scratch import NORMS, Comparison
 from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.paired import finals
 from benchmarks.evidence.runs import Run, read
@@ -28,7 +28,6 @@ LONGER = "medium"  # of the first set
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
-_IMAGES, _EPOCHS = 6_000, 3  # from scratch
 _MARK = re.compile(r"<!-- table: (.+) -->\n\n?(?:\|.*\n)*")
 
 
@@ -54,7 +53,7 @@ def all_tables() -> dict[str, Table]:
     sizes = _by_batch_size()
     made["batch sizes"] = batch_size_tables.table(sizes)
     made["batch sizes, differences"] = batch_size_tables.differences(sizes)
-    scratch = Comparison(None, Lines(RESULTS / "from_scratch.jsonl"), _IMAGES, _EPOCHS, FINAL_SEEDS)
+    scratch = Comparison(None, Lines(RESULTS / "from_scratch.jsonl"))
     return made | {f"from scratch, batch size {size}": scratch.table(list(NORMS), size) for size in (32, 2)}
 
 

@@ -67,7 +67,7 @@ def test_networks_from_scratch_are_compared_with_their_base(
     options += ["--norms", "GN", "ILM-GN", "ILM-GN, authors' start"]
     from_scratch.main(options)
     lines, printed = (tmp_path / "from_scratch.jsonl").read_text(), capsys.readouterr().out
-    assert len(lines.splitlines()) == 3 * (len(from_scratch.RATES) + 2)
+    assert len(lines.splitlines()) == 3 * (len(from_scratch.QUICK.rates) + 2)
     assert printed.count("ILM-GN") == 2
     from_scratch.main(options)
     assert (tmp_path / "from_scratch.jsonl").read_text() == lines
