@@ -1,7 +1,7 @@
 """Converted networks against frozen BatchNorm, by the protocol of ``docs/evidence-protocol.md``.
 
     python -m benchmarks.evidence --out DIR [--sets fashion-mnist clipart] [--budgets short] [--arms ...] [--quick]
-    python -m benchmarks.evidence --out DIR --device cuda --together
+    python -m benchmarks.evidence --out DIR --device cuda --together [--budgets medium long --compile]
 
 Every run is a line of ``DIR/runs.jsonl``; the same command goes on where it was stopped.
 """
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 scale,
                 options.device,
                 options.together,
+                options.compile,
             )
             chosen = {}
             for arm, settings in experiment.selections(options.arms):
@@ -64,6 +65,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--together", action="store_true", help="Train the missing runs of all arms at the same time.")
+    parser.add_argument("--compile", action="store_true", help="Compile the step of --together, for long runs.")
     parser.add_argument("--quick", action="store_true", help="A few steps of everything, for the tests.")
     return parser
 

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile
-from benchmarks.evidence.select import RATES, SEEDS, choose, grid
+from benchmarks.evidence.select import RATES, SEEDS, choose, first_round, second_round
 from benchmarks.evidence.sets import Images, draw, load_splits, share, smaller
 from benchmarks.evidence.shifts import shifted_sets
 from benchmarks.evidence.together import Task, Together, train_all
@@ -33,7 +33,7 @@ class Budget:
     epochs: int
 
 
-BUDGETS = {"short": Budget(400, 3), "medium": Budget(2_000, 5), "long": Budget(2_000, 25)}
+BUDGETS = {"short": Budget(400, 3), "medium": Budget(2_000, 5), "long": Budget(2_000, 15)}
 QUICK = Budget(4, 1)
 
 
@@ -59,6 +59,7 @@ class Experiment:
         file: where runs are kept; those that are there aren't made again.
         cache: for the tensors of sets.
         together: train all runs that are missing at the same time, for which a GPU is made.
+        compiled: compile their step, which takes minutes and pays in budgets above the short one.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Experiment:
         scale: Scale | None = None,
         device: str = "cpu",
         together: bool = False,
+        compiled: bool = False,
     ) -> None:
         self._set, self._size, self._file, self._cache = image_set, size, file, cache
-        self._budget, self._device, self._together = budget, torch.device(device), together
+        self._budget, self._device = budget, torch.device(device)
+        self._together, self._compiled = together, compiled
         self._source = source.to(self._device)
         self.scale = scale or Scale()
         splits = load_splits(image_set, size, cache, root)
@@ -84,7 +87,10 @@ class Experiment:
     def selections(self, arms: Sequence[str]) -> Iterator[tuple[str, Settings]]:
         """Each arm's choice, after the runs that it takes."""
         if self._together:
-            self._train_together(SELECTION, [(arm, *pair) for arm in arms for pair in grid(self.scale.rates, SEEDS)])
+            first = first_round(self.scale.rates, SEEDS)
+            self._train_together(SELECTION, [(arm, *pair) for arm in arms for pair in first])
+            second = {arm: second_round(partial(self._score, arm), self.scale.rates, SEEDS) for arm in arms}
+            self._train_together(SELECTION, [(arm, *pair) for arm in arms for pair in second[arm]])
         for arm in arms:
             yield arm, choose(partial(self._score, arm), self.scale.rates, SEEDS)
 
@@ -113,17 +119,19 @@ class Experiment:
         missing = [run for run in wanted if self._find(run[0], phase, *run[1:]) is None]
         images = {seed: self._training_images(seed) for _, _, seed in missing}
         tasks = {arm: [Task(s, seed, images[seed]) for a, s, seed in missing if a == arm] for arm, _, _ in missing}
-        groups = {
-            arm: Together(ARMS[arm], found, self._source, self._splits.num_classes, self._of_budget.epochs)
-            for arm, found in tasks.items()
-        }
-        train_all(list(groups.values()))
+        groups = {arm: self._group(arm, found) for arm, found in tasks.items()}
+        if groups:
+            train_all(list(groups.values()))
         each = (time.monotonic() - begin) / max(len(missing), 1)
         return [
             self._tested(phase, arm, task.settings, task.seed, trained, each)
             for arm, group in groups.items()
             for task, trained in zip(tasks[arm], group.results(), strict=True)
         ]
+
+    def _group(self, arm: str, tasks: Sequence[Task]) -> Together:
+        classes, epochs = self._splits.num_classes, self._of_budget.epochs
+        return Together(ARMS[arm], tasks, self._source, classes, epochs, compiled=self._compiled)
 
     def _tested(self, phase: str, arm: str, settings: Settings, seed: int, trained: Trained, seconds: float) -> Run:
         """A trained network as a line of the file."""

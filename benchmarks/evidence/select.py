@@ -24,9 +24,9 @@ def choose(score: Score, rates: Sequence[float] = RATES, seeds: tuple[int, int] 
     Settings(rate=0.012, distill=0.5, norm_scale=0.1)
     """
     first, second = seeds
-    candidates = [Settings(rate) for rate in rates]
-    ranked = sorted(candidates, key=lambda settings: -score(settings, first))
-    best = max(ranked[:2], key=lambda settings: statistics.fmean(score(settings, seed) for seed in seeds))
+    best = max(
+        _best_two(score, rates, first), key=lambda settings: statistics.fmean(score(settings, seed) for seed in seeds)
+    )
     kept = {}
     for name, value in CHANGES.items():
         changed = replace(best, **{name: value})
@@ -37,11 +37,25 @@ def choose(score: Score, rates: Sequence[float] = RATES, seeds: tuple[int, int] 
     return replace(best, **kept)
 
 
-def grid(rates: Sequence[float] = RATES, seeds: Sequence[int] = SEEDS) -> list[tuple[Settings, int]]:
-    """Every run that :func:`choose` may ask for, for where it costs nothing to make them all."""
-    plain = [Settings(rate) for rate in rates]
-    changed = [replace(settings, **{name: value}) for settings in plain for name, value in CHANGES.items()]
-    return [(settings, seed) for settings in (*plain, *changed) for seed in seeds]
+def first_round(rates: Sequence[float] = RATES, seeds: Sequence[int] = SEEDS) -> list[tuple[Settings, int]]:
+    """Runs that :func:`choose` asks for, and some that it may ask for, to be made at the same time."""
+    return [(Settings(rate), seed) for rate in rates for seed in seeds]
+
+
+def second_round(
+    score: Score, rates: Sequence[float] = RATES, seeds: tuple[int, int] = SEEDS
+) -> list[tuple[Settings, int]]:
+    """The same after the first round: the changes of the two best rates, as many runs as before.
+
+    A step that is compiled for a number of runs serves for both rounds, and for eight final seeds.
+    """
+    best = _best_two(score, rates, seeds[0])
+    changed = [replace(settings, **{name: value}) for settings in best for name, value in CHANGES.items()]
+    return [(settings, seed) for settings in changed for seed in seeds]
+
+
+def _best_two(score: Score, rates: Sequence[float], seed: int) -> list[Settings]:
+    return sorted((Settings(rate) for rate in rates), key=lambda settings: -score(settings, seed))[:2]
 
 
 def at_edge(settings: Settings, rates: Sequence[float] = RATES) -> bool:

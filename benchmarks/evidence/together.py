@@ -2,7 +2,8 @@
 
 A step at batch size 2 leaves a GPU idle: its hundreds of small kernels take as long as it takes to start them. Here
 the parameters of all runs are stacked, ``torch.func.vmap`` makes one forward pass of all networks, and the whole step
-is one CUDA graph. Each run is that of :func:`benchmarks.evidence.train.train` up to rounding; a test compares them.
+is one CUDA graph, for long runs one of fused kernels. Each run is that of :func:`benchmarks.evidence.train.train` up to
+rounding; a test compares them.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.sets import Images
-from benchmarks.evidence.stacked import Stack, StackedOptimizer, stackable
+from benchmarks.evidence.stacked import Stack, stackable
+from benchmarks.evidence.stacked_optimizer import StackedOptimizer
 from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, begin, orders, recipe_of
+from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
 from ilmconvert.finetune.networks import set_trainable, training_mode
+
+Learn = Callable[..., tuple[Tensor, Tensor]]
+_COMPILED: dict[object, Learn] = {}
+_TOLERANCE = 1e-3  # of a compiled step's gradient: rounding
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Together:
 
     Args:
         source: the pretrained network in evaluation mode, on the device of the images; stays as it is.
+        compiled: whether the step is to be compiled, which takes a minute or two.
     """
 
     def __init__(
@@ -53,6 +63,8 @@ class Together:
         num_classes: int,
         epochs: int,
         batch_size: int = BATCH_SIZE,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._tasks = tasks
         images = {task.seed: task.images for task in tasks}
@@ -63,9 +75,12 @@ class Together:
             set_trainable(begun.network, recipes[0], with_head=True)
         self._batches = min(map(len, images.values())) // batch_size
         self._stack = Stack(networks)
-        self._optimizer = StackedOptimizer(self._stack, networks, recipes, self._batches)
+        self._optimizer = StackedOptimizer(self._stack, networks, recipes, self._batches, compiled=compiled)
         self._prepare_images(recipes)
-        self._prepare_loss(networks[0], recipes)
+        self._prepare_loss(networks[0], recipes, compiled)
+        self._learn: Learn = self._loss_and_gradient
+        if compiled:
+            self._learn = compile_learning(self._learn, self._seen())
 
     @property
     def steps(self) -> int:
@@ -73,15 +88,12 @@ class Together:
 
     def step(self) -> None:
         """The next step of every run."""
-        x, labels, wanted = self._batch()
-        losses = self._loss(self._stack.parameters(), self._stack.constants, x, labels, wanted, self._distill)
-        (gradient,) = torch.autograd.grad(losses.sum(), self._stack.flat)
-        with torch.no_grad():
-            self._alive &= losses.isfinite()
-            lengths = self._optimizer.step(self._number, gradient, self._alive)
-            self._losses.index_copy_(0, self._number, losses.detach().unsqueeze(0))
-            self._lengths.index_copy_(0, self._number, lengths.unsqueeze(0))
-            self._number += 1
+        losses, gradient = self._learn(*self._seen())
+        self._alive &= losses.isfinite()
+        lengths = self._optimizer.step(self._number, gradient, self._alive)
+        self._losses.index_copy_(0, self._number, losses.unsqueeze(0))
+        self._lengths.index_copy_(0, self._number, lengths.unsqueeze(0))
+        self._number += 1
 
     def results(self) -> list[Trained]:
         """The networks after their last step, in evaluation mode, in the order of the tasks."""
@@ -139,8 +151,22 @@ class Together:
             self._features[self._place, side, image],
         )
 
-    def _prepare_loss(self, network: nn.Module, recipes: Sequence[Recipe]) -> None:
-        base = stackable(copy.deepcopy(network))
+    def _seen(self) -> tuple[Tensor, ...]:
+        """What :meth:`_loss_and_gradient` takes in the next step."""
+        return (*self._batch(), self._distill, self._stack.flat, *self._stack.constants.values())
+
+    def _loss_and_gradient(
+        self, x: Tensor, labels: Tensor, wanted: Tensor, distill: Tensor, flat: Tensor, *constants: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of every run, (R,) and (R, P)."""
+        flat = flat.detach().requires_grad_()
+        named = dict(zip(self._stack.constants, constants, strict=True))
+        losses = self._loss(self._stack.parameters(flat), named, x, labels, wanted, distill)
+        (gradient,) = torch.autograd.grad(losses.sum(), flat)
+        return losses.detach(), gradient
+
+    def _prepare_loss(self, network: nn.Module, recipes: Sequence[Recipe], compiled: bool) -> None:
+        base = stackable(copy.deepcopy(network), compiled=compiled)
         training_mode(base, freeze_batch_norm=recipes[0].freeze_batch_norm)
         caught = ClassifierInput(base)
         self._distill = torch.tensor([recipe.distill for recipe in recipes], device=self._losses.device)
@@ -159,6 +185,28 @@ class Together:
             return result
 
         self._loss: Callable[..., Any] = vmap(loss)
+
+
+def compile_learning(learn: Learn, seen: Sequence[Tensor]) -> Learn:
+    """``learn`` as fused kernels, the same ones for all arms whose networks do the same.
+
+    The forward and the backward pass are traced to plain operations first: hooks and ``vmap`` are gone then.
+    """
+    traced = make_fx(learn)(*_copied(seen))  # BatchNorm in training changes its statistics
+    if any(node.op == "get_attr" for node in traced.graph.nodes):
+        raise ILMConvertError("this arm's networks hold tensors beside parameters and buffers; omit --compile")
+    key = traced.code, tuple(tensor.shape for tensor in seen)
+    if key not in _COMPILED:
+        _COMPILED[key] = torch._inductor.compile(traced, _copied(seen))
+    _, expected = learn(*_copied(seen))
+    _, found = _COMPILED[key](*_copied(seen))
+    if (found - expected).norm() > _TOLERANCE * expected.norm():
+        raise ILMConvertError("the compiled step gives other gradients than the plain one; omit --compile")
+    return _COMPILED[key]
+
+
+def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
 
 
 def train_all(groups: Sequence[Together]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
@@ -13,6 +15,7 @@ from benchmarks.evidence.stacked import stackable
 from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import Settings, train
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.testing import randomize_norms
 from tests.benchmarks.evidence_jobs import DIFFERENT_ARMS, small_images, small_network
 
 
@@ -41,10 +44,33 @@ def test_what_the_stacked_optimizer_does_not_do_is_refused(recipe: dict[str, str
         Together(arm, [Task(Settings(0.01), 0, small_images())], small_network(), 3, 2)
 
 
-def test_convolutions_of_one_position_are_the_same_as_products() -> None:
-    network, x = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1, bias=False)), torch.randn(3, 8, 5, 6)
-    expected = network(x)
-    assert torch.allclose(stackable(network)(x), expected, atol=1e-6)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_written_for_stacked_networks_compute_the_same(compiled: bool, training: bool) -> None:
+    layers = (
+        nn.Conv2d(8, 4, 1),
+        nn.Conv2d(4, 6, (3, 5), 2, (1, 2), bias=False),
+        Conv2dSame(6, 6, 3, 2, groups=6),
+        BatchNormAct2d(6),
+        nn.Conv2d(6, 6, 3, groups=6, bias=False, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 2, 1, bias=False),
+    )
+    network, x = nn.Sequential(*layers), torch.randn(3, 8, 15, 16)
+    randomize_norms(network)
+    network.train(training)
+    expected = copy.deepcopy(network)(x)
+    assert torch.allclose(stackable(network, compiled=compiled)(x), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [FROZEN, "train-bn", "ilm-gn-range", "ilm-ln-anneal", "frozen-bn-adamw"])
+def test_a_compiled_step_is_the_plain_one(name: str) -> None:
+    tasks = [Task(Settings(0.01), 0, small_images()), Task(Settings(0.002, 0.0, 1.0), 1, small_images())]
+    plain, compiled = (Together(ARMS[name], tasks, small_network(), 3, 2, compiled=how) for how in (False, True))
+    train_all([plain, compiled])
+    for found, expected in zip(compiled.state(), plain.state(), strict=True):
+        assert torch.allclose(found.double(), expected.double(), atol=1e-5)
 
 
 def test_a_run_that_diverges_among_others_stays_as_it_was_and_leaves_them_alone() -> None:
