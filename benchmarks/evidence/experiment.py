@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from benchmarks.evidence.sets import Images, draw, load_splits, share, smaller
 from benchmarks.evidence.shifts import shifted_sets
 from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import Settings, Trained, accuracies, accuracy, train
+from ilmconvert.errors import ILMConvertError
 
 FINAL_SEEDS = tuple(range(8))
 
@@ -27,13 +28,14 @@ Wanted = tuple[str, Settings, int]  # arm, settings and seed of a run
 
 @dataclass(frozen=True)
 class Budget:
-    """Training images and epochs of a run."""
+    """Training images and epochs of a run, and the budget whose settings it takes, if it doesn't choose its own."""
 
     images: int
     epochs: int
+    chosen_in: str | None = None
 
 
-BUDGETS = {"short": Budget(400, 3), "medium": Budget(2_000, 5), "long": Budget(2_000, 15)}
+BUDGETS = {"short": Budget(400, 3), "medium": Budget(2_000, 5), "long": Budget(2_000, 15, chosen_in="medium")}
 QUICK = Budget(4, 1)
 
 
@@ -86,6 +88,9 @@ class Experiment:
 
     def selections(self, arms: Sequence[str]) -> Iterator[tuple[str, Settings]]:
         """Each arm's choice, after the runs that it takes."""
+        if self._of_budget.chosen_in:
+            yield from ((arm, choose(partial(self._known_score, arm), self.scale.rates, SEEDS)) for arm in arms)
+            return
         if self._together:
             first = first_round(self.scale.rates, SEEDS)
             self._train_together(SELECTION, [(arm, *pair) for arm in arms for pair in first])
@@ -105,6 +110,16 @@ class Experiment:
 
     def _score(self, arm: str, settings: Settings, seed: int) -> float:
         found = self._find(arm, SELECTION, settings, seed) or self._make(SELECTION, arm, settings, seed)
+        return found.accuracy
+
+    def _known_score(self, arm: str, settings: Settings, seed: int) -> float:
+        """Of the budget that this one takes its settings from."""
+        budget = BUDGETS[self._budget].chosen_in
+        found = self._find(arm, SELECTION, settings, seed, budget)
+        if found is None:
+            raise ILMConvertError(
+                f"{self._budget} takes the settings of {budget}, which has no runs of {arm}; run it first"
+            )
         return found.accuracy
 
     def _make(self, phase: str, arm: str, settings: Settings, seed: int) -> Run:
@@ -164,13 +179,14 @@ class Experiment:
 
     @property
     def _of_budget(self) -> Budget:
-        return QUICK if self.scale.quick else BUDGETS[self._budget]
+        whole = BUDGETS[self._budget]
+        return replace(whole, images=QUICK.images, epochs=QUICK.epochs) if self.scale.quick else whole
 
     def _training_images(self, seed: int) -> Images:
         return draw(self._splits.train, self._of_budget.images, seed).to(self._device)
 
-    def _find(self, arm: str, phase: str, settings: Settings, seed: int) -> Run | None:
-        key = (self._set, self._size, self._budget, arm, phase, seed)
+    def _find(self, arm: str, phase: str, settings: Settings, seed: int, budget: str | None = None) -> Run | None:
+        key = (self._set, self._size, budget or self._budget, arm, phase, seed)
         for run in self._file.runs:
             if (run.image_set, run.size, run.budget, run.arm, run.phase, run.seed) == key and run.settings == settings:
                 return run

@@ -14,6 +14,7 @@ from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, SELECTION, read
 from benchmarks.evidence.train import Settings
+from ilmconvert.errors import ILMConvertError
 from tests.benchmarks.evidence_jobs import small_network
 
 
@@ -58,6 +59,22 @@ def test_command_resumes_and_its_tables_and_plot_show_the_runs(
     plot.main([str(tmp_path / "runs.jsonl"), "-o", str(tmp_path / "plot.svg"), "--against", "ilm-gn-range"])
     assert f"accuracy less {ARMS['ilm-gn-range'].title}" in (tmp_path / "plot.svg").read_text()
     torch.set_num_threads(threads)
+
+
+def test_a_budget_takes_the_settings_of_another(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--together", "--arms", FROZEN]
+    with pytest.raises(ILMConvertError, match=f"medium, which has no runs of {FROZEN}; run it first"):
+        command.main([*options, "--budgets", "long"])
+    command.main([*options, "--budgets", "medium", "long"])
+    phases = [(run.budget, run.phase) for run in read(tmp_path / "runs.jsonl")]
+    assert set(phases) == {("medium", "selection"), ("medium", "final"), ("long", "final")}
+    chosen = {run.settings for run in read(tmp_path / "runs.jsonl") if run.phase == "final"}
+    assert len(chosen) == 1
+    command.main([*options, "--budgets", "medium", "long"])
+    assert len(list(read(tmp_path / "runs.jsonl"))) == len(phases)
 
 
 def test_networks_from_scratch_are_compared_with_their_base(
