@@ -73,7 +73,9 @@ class Settings:
     grad_accum: int = setting(
         1, _SCHEDULE, "Forward passes of an optimizer step.", least=1, also=("--grad-accum-steps",)
     )
-    lr: float | None = setting(None, _SCHEDULE, "Learning rate; overrides lr_base.", above=0)
+    lr: float | None = setting(
+        None, _SCHEDULE, "Learning rate; overrides lr_base, and optimizers other than SGD need it.", above=0
+    )
     lr_base: float = setting(
         0.1, _SCHEDULE, "Learning rate for 256 images a step: lr = lr_base * batch_size * grad_accum / 256.", above=0
     )

@@ -13,8 +13,10 @@ from benchmarks.evidence.runs import FINAL, Run
 from benchmarks.evidence.sets import Images
 from ilmconvert.testing import randomize_norms
 
-#: All arms, of those with a warm-up one: it is the same for all.
-DIFFERENT_ARMS = [name for name in ARMS if name == "ilm-in-first" + WARM or not name.endswith(WARM)]
+#: All arms, of those with a warm-up one, and of those that only have other rates none.
+DIFFERENT_ARMS = [
+    name for name in ARMS if name == "ilm-in-first" + WARM or not (name.endswith(WARM) or name.endswith("-fast"))
+]
 
 
 def small_network() -> nn.Module:

@@ -45,6 +45,19 @@ def test_learning_rate(settings: dict[str, Any], expected: float) -> None:
     assert Recipe(**settings).learning_rate == pytest.approx(expected)
 
 
+def test_a_rate_goes_with_its_optimizer() -> None:
+    first = RECIPES["first-norm"]
+    assert first.opt == "adamw"
+    assert get_recipe("first-norm", opt="lamb").lr == get_recipe("first-norm", epochs=3).lr == first.lr
+    sgd = get_recipe("first-norm", opt="sgd", batch_size=2)
+    assert (sgd.lr, sgd.learning_rate) == (None, get_recipe("full", batch_size=2).learning_rate)
+    assert Recipe.from_dict({"base": "first-norm", "opt": "momentum"}).lr is None
+    assert get_recipe("first-norm", opt="sgd", lr=0.01).lr == 0.01
+    for recipe, changes in (("full", {"opt": "adamw"}), ("first-norm", {"lr_base": 0.1})):
+        with pytest.raises(RecipeError, match=r"lr_base is the rate of SGD; give adamw .* lr \(--lr; AdamW: 0.0003\)"):
+            get_recipe(recipe, **changes)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
     recipe = get_recipe(name, scale=(0.2, 0.9), patience=4, min_lr=1e-7, amp="no", workers=0)
@@ -108,7 +121,7 @@ def test_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "momentum"])
 def test_optimizers_of_timm(optimizer: str) -> None:
-    assert get_recipe("full", opt=optimizer).opt == optimizer
+    assert get_recipe("full", opt=optimizer, lr=0.001).opt == optimizer
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ STEPS = {
     "frozen at first": {"freeze_epochs": 0.5},
 }
 # Adam counts its steps in tensors on the CPU and reads them there, for which no GPU is waited.
-STEPS_ON_A_GPU = {**STEPS, "AdamW": {"opt": "adamw"}}
+STEPS_ON_A_GPU = {**STEPS, "AdamW": {"opt": "adamw", "lr": 0.001}}
 
 
 class Waits(TorchDispatchMode):

@@ -280,11 +280,12 @@ def test_func_transforms() -> None:
 
 # What torch 2.6 says of its own settings, and newer ones of Python 3.13.0.
 @pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning", "ignore:Guards may run slower:RuntimeWarning")
-def test_compile_without_graph_breaks() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_without_graph_breaks(backend: str) -> None:
     layer = trained_layer(restore=True)
     # before torch 2.8 dynamic=True makes symbols of the numbers of groups, too, which math.lcm doesn't take
     dynamic = True if Version(torch.__version__) >= Version("2.8") else None
-    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=dynamic)
     for size in (4, 6):
         x = torch.randn(2, 32, size, size, dtype=torch.float64, requires_grad=True)
         y = compiled(x)
