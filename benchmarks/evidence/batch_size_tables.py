@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.arms import ARMS, FROZEN, WARM
 from benchmarks.report import Cell, Table, save_figure
 from ilmconvert.evaluation.estimate import estimate
 
@@ -41,17 +41,21 @@ def differences(found: Found) -> Table:
     """The same less frozen BatchNorm at the same batch size, paired by seed, with standard errors in brackets."""
     made = Table("Less frozen BatchNorm at the same batch size, paired by seed (standard errors)")
     sizes = sorted({point.batch_size for point in found})
-    for arm in dict.fromkeys(point.arm for point in found if point.arm != FROZEN):
+    for arm in dict.fromkeys(point.arm for point in found if point.arm != _base(point.arm)):
         cells = {str(size): _difference(found, Point(arm, size)) for size in sizes}
         made.rows.append({"network": ARMS[arm].title, **cells})
     return made
 
 
 def _difference(found: Found, point: Point) -> Cell:
-    own, base = found.get(point), found.get(Point(FROZEN, point.batch_size))
+    own, base = found.get(point), found.get(Point(_base(point.arm), point.batch_size))
     if not own or not base:
         return "-"
     return estimate([value - base[seed] for seed, value in own.items()]).as_difference()
+
+
+def _base(arm: str) -> str:
+    return FROZEN + WARM if arm.endswith(WARM) else FROZEN
 
 
 def draw_figure(found: Found, output: Path) -> None:

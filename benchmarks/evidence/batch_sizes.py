@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.arms import ARMS, FROZEN, WARM
 from benchmarks.evidence.batch_size_tables import Found, Point, differences, draw_figure, table
 from benchmarks.evidence.lines import Lines, MissingLine
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, share, smaller
@@ -29,6 +29,9 @@ from ilmconvert.data.sample_photographs import load_lite0
 
 BATCH_SIZES = (1, 2, 4, 8, 32)
 SHOWN = (FROZEN, "train-bn", "group-norm", "ilm-gn", "ilm-gn-range")
+SHOWN_WARM = tuple(
+    arm + WARM for arm in (FROZEN, "train-bn-fast", "group-norm", "ilm-gn", "ilm-gn-range", "ilm-in-first")
+)
 #: For batch size 2; they grow with the root of the batch size.
 RATES = (0.002, 0.005, 0.012)
 SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2, 3)

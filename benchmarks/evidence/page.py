@@ -15,9 +15,10 @@ from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, plot, rates, tables
 from benchmarks.evidence.arms import FROZEN, WARM
-from benchmarks.evidence.from_scratch import NORMS, Comparison
+from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
+from benchmarks.evidence.from_scratch import NORMS, USUAL, Comparison
 from benchmarks.evidence.lines import Lines
-from benchmarks.evidence.paired import finals
+from benchmarks.evidence.paired import Finals, finals
 from benchmarks.evidence.runs import Run, read
 from benchmarks.report import Table, to_markdown
 
@@ -25,8 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
 SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
 LONGER = "medium"  # of the first set
+ADAMW = "-adamw-fast" + WARM  # ends the names of the arms with AdamW that are compared with each other
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
+_DRAWN_ADAMW = (STANDARDISED, "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
 _MARK = re.compile(r"<!-- table: (.+) -->\n\n?(?:\|.*\n)*")
 
@@ -35,26 +38,31 @@ def all_tables() -> dict[str, Table]:
     """Every table of the page by its name."""
     runs = list(read(RESULTS / "runs.jsonl"))
     made = {"overview": tables.overview(runs)}
-    for name in SETS:
-        by_arm = finals(runs, name, BUDGET)
-        warm, cold = (
-            {arm: found for arm, found in by_arm.items() if arm.endswith(WARM) == warmed} for warmed in (True, False)
-        )
-        made[name] = tables.summary(cold, name, FROZEN)
-        made[f"{name}, less {STANDARDISED}"] = tables.summary(cold, name, STANDARDISED)
-        for against in (FROZEN + WARM, STANDARDISED + WARM):
-            made[f"{name}, less {against}"] = tables.summary(warm, name, against)
     first = SETS[0]
+    for name, budget in (*((name, BUDGET) for name in SETS), (first, LONGER)):
+        task = name if budget == BUDGET else f"{name}, {budget}"
+        for against, found in _compared(finals(runs, name, budget)).items():
+            made[task if against == FROZEN else f"{task}, less {against}"] = tables.summary(found, name, against)
     made["settings"] = tables.chosen(runs, first, BUDGET, first)
     made["rates"] = rates.table(_rates(runs), first)
-    made[f"{first}, {LONGER}"] = tables.summary(finals(runs, first, LONGER), first, FROZEN)
     made[f"rates, {LONGER}"] = rates.table(rates.scores(runs, first, LONGER), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
-    sizes = _by_batch_size()
-    made["batch sizes"] = batch_size_tables.table(sizes)
-    made["batch sizes, differences"] = batch_size_tables.differences(sizes)
-    scratch = Comparison(None, Lines(RESULTS / "from_scratch.jsonl"))
+    for name, arms in (("batch sizes", batch_sizes.SHOWN), ("batch sizes, warm-up", batch_sizes.SHOWN_WARM)):
+        sizes = _by_batch_size(arms)
+        made[name] = batch_size_tables.table(sizes)
+        made[f"{name}, differences"] = batch_size_tables.differences(sizes)
+    scratch, longer = (Comparison(None, Lines(RESULTS / "from_scratch.jsonl"), scale) for scale in (USUAL, FIVE_TIMES))
+    made["from scratch, longer"] = longer.table(list(NORMS), 32)
     return made | {f"from scratch, batch size {size}": scratch.table(list(NORMS), size) for size in (32, 2)}
+
+
+def _compared(by_arm: Finals) -> dict[str, Finals]:
+    """What is compared with each baseline: arms trained in the same way."""
+    adamw = {arm: found for arm, found in by_arm.items() if arm.endswith(ADAMW)}
+    warm = {arm: found for arm, found in by_arm.items() if arm.endswith(WARM) and arm not in adamw}
+    cold = {arm: found for arm, found in by_arm.items() if not arm.endswith(WARM)}
+    ways = (("", cold), (WARM, warm), (ADAMW, adamw))
+    return {base + way: found for way, found in ways for base in (FROZEN, STANDARDISED) if base + way in found}
 
 
 def _rates(runs: Sequence[Run]) -> dict[str, dict[float, list[float]]]:
@@ -62,8 +70,8 @@ def _rates(runs: Sequence[Run]) -> dict[str, dict[float, list[float]]]:
     return rates.scores(runs, SETS[0], BUDGET) | rates.scores(before, SETS[0], BUDGET, " (before encoder scales)")
 
 
-def _by_batch_size() -> batch_size_tables.Found:
-    points = [batch_size_tables.Point(arm, size) for arm in batch_sizes.SHOWN for size in batch_sizes.BATCH_SIZES]
+def _by_batch_size(arms: Sequence[str]) -> batch_size_tables.Found:
+    points = [batch_size_tables.Point(arm, size) for arm in arms for size in batch_sizes.BATCH_SIZES]
     return batch_sizes.Results(Lines(RESULTS / "batch_sizes.jsonl"), batch_sizes.Scale()).found(points)
 
 
@@ -93,8 +101,10 @@ def draw(folder: Path) -> None:
     plot.draw(runs, folder / "evidence.svg", image_sets=SETS, budget=BUDGET, arms=_DRAWN)
     warm = {"arms": [arm + WARM for arm in _DRAWN_WARM], "against": FROZEN + WARM}
     plot.draw(runs, folder / "evidence-warm-up.svg", image_sets=SETS, budget=BUDGET, **warm)  # type: ignore[arg-type]
+    adamw = {"arms": [arm + ADAMW for arm in _DRAWN_ADAMW], "against": FROZEN + ADAMW}
+    plot.draw(runs, folder / "evidence-adamw.svg", image_sets=SETS, budget=BUDGET, **adamw)  # type: ignore[arg-type]
     rates.draw(rates.drawn(_rates(runs), _DRAWN_RATES), folder / "evidence-rates.svg")
-    batch_size_tables.draw_figure(_by_batch_size(), folder / "evidence-batch-sizes.svg")
+    batch_size_tables.draw_figure(_by_batch_size(batch_sizes.SHOWN), folder / "evidence-batch-sizes.svg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from benchmarks.evidence.shifts import SEVERITIES, SHIFTS
 
 CLEAN = "clean"
 Measured = Callable[[Run], float]
+Finals = dict[str, dict[int, Run]]  # by arm and seed
 #: What a final run is judged on, in the order of the tables.
 COLUMNS = (CLEAN, *(f"{name} {severity}" for name in SHIFTS for severity in SEVERITIES))
 
@@ -19,9 +20,9 @@ def of(column: str) -> Measured:
     return (lambda run: run.accuracy) if column == CLEAN else (lambda run: run.shifted[column])
 
 
-def finals(runs: Iterable[Run], image_set: str, budget: str) -> dict[str, dict[int, Run]]:
+def finals(runs: Iterable[Run], image_set: str, budget: str) -> Finals:
     """The final runs by arm and seed, in the order of the arms."""
-    found: dict[str, dict[int, Run]] = {}
+    found: Finals = {}
     for run in runs:
         if (run.phase, run.image_set, run.budget) == (FINAL, image_set, budget):
             found.setdefault(run.arm, {})[run.seed] = run
