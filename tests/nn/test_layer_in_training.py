@@ -6,34 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from opacus.grad_sample import GradSampleModule
-from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from ilmconvert import convert
-from tests.helpers import randomize_norms
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    norms = nn.BatchNorm2d(32), nn.GroupNorm(4, 16)
-    model = nn.Sequential(nn.Conv2d(3, 32, 3), norms[0], nn.ReLU(), nn.Conv2d(32, 16, 3), norms[1], nn.Flatten())
-    converted = convert(randomize_norms(model))
-    with torch.no_grad():
-        for name, p in converted.named_parameters():
-            if "decoder" in name:
-                p.normal_(std=0.3)
-    return converted.double()
-
-
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    result = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    return result
+from tests.nn.training_jobs import gradients, network, train_half
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -84,21 +62,12 @@ def test_compiled_once_for_training_once_for_inference() -> None:
     assert counter.frame_count == 2
 
 
-def _train_half(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = DistributedDataParallel(network())
-    x = torch.load(f"{folder}/x.pt", weights_only=True).chunk(2)[rank]
-    model(x).square().sum().backward()
-    torch.save(gradients(model), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 9, 9, dtype=torch.float64)
     torch.save(x, tmp_path / "x.pt")
     model = network()
     (model(x).square().sum() / 2).backward()  # DDP averages over processes
-    mp.spawn(_train_half, (str(tmp_path),), nprocs=2)
+    mp.spawn(train_half, (str(tmp_path),), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert_same(halves[0], halves[1])
     assert_same(halves[0], gradients(model))
