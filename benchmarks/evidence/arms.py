@@ -18,6 +18,7 @@ from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 
 FROZEN = "frozen-bn"
 WARM = "-warm"  # ends the name of an arm with a warm-up
+ADAMW = "-adamw-fast" + WARM  # ends the names of the arms with AdamW that are compared with each other
 _BATCH = 16
 _REFERENCES = 128  # images for the references, as the recipe ``anneal`` has it
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, plot, rates, tables
-from benchmarks.evidence.arms import FROZEN, WARM
+from benchmarks.evidence.arms import ADAMW, FROZEN, WARM
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
 from benchmarks.evidence.from_scratch import NORMS, USUAL, Comparison
 from benchmarks.evidence.lines import Lines
@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
 SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
 LONGER = "medium"  # of the first set
-ADAMW = "-adamw-fast" + WARM  # ends the names of the arms with AdamW that are compared with each other
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_ADAMW = (STANDARDISED, "ilm-in-first-standardised")

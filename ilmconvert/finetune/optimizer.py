@@ -152,12 +152,13 @@ def warmup_epochs(recipe: Recipe, steps_per_epoch: int) -> float:
 
     >>> warmup_epochs(Recipe(epochs=3), 200), warmup_epochs(Recipe(epochs=3, warmup_epochs=1), 200)
     (0.3, 1.0)
-    >>> warmup_epochs(Recipe(epochs=1), 9)
+    >>> warmup_epochs(Recipe(epochs=1), 19)  # of a warm-up of one step only the rate of zero would be left
     0.0
     """
     if recipe.warmup_epochs is not None:
         return recipe.warmup_epochs
-    return recipe.epochs * steps_per_epoch // _WARMUP_PART / steps_per_epoch
+    steps = recipe.epochs * steps_per_epoch // _WARMUP_PART
+    return steps / steps_per_epoch if steps > 1 else 0.0
 
 
 def _timm_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:

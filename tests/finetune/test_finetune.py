@@ -210,7 +210,8 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("opt", ["sgd", "momentum", "adamw"])
 def test_a_step_of_the_optimizer_is_one_kernel_a_group(opt: str) -> None:
-    model, recipe = start(network(), Recipe(opt=opt)).network, Recipe(opt=opt)
+    recipe = Recipe(opt=opt, lr=0.1)
+    model = start(network(), recipe).network
     optimizer = make_optimizer(parameter_groups(model, recipe), recipe)
     model(torch.ones(1, 3, SIZE, SIZE)).sum().backward()
     optimizer.step()

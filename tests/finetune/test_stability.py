@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ilmconvert import convert
 from ilmconvert.data.open_data import Data
-from ilmconvert.finetune import Recipe, finetune
+from ilmconvert.finetune import Recipe, finetune, get_recipe
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
 from ilmconvert.nn import ILMNorm
 from ilmconvert.testing import randomize_norms
@@ -73,6 +73,16 @@ def test_twice_the_recommended_rate_trains(tmp_path: Path, settings: dict[str, A
         workers=0,
         **settings,
     )
+    assert result.metrics["val_top1"] > 0.9
+    assert result.metrics["train_loss"] < 0.5
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_first_norm_trains_at_twice_its_rate(tmp_path: Path) -> None:
+    data = Data(stripes(60, 0), stripes(60, 1), num_classes=CLASSES)  # type: ignore[arg-type]
+    recipe = get_recipe("first-norm", epochs=8, batch_size=2, distill=0.0, workers=0)  # the teacher knows nothing
+    assert recipe.lr is not None
+    result = finetune(source(), data, recipe, output=tmp_path / "run", lr=2 * recipe.lr)
     assert result.metrics["val_top1"] > 0.9
     assert result.metrics["train_loss"] < 0.5
 
