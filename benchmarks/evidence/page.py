@@ -30,7 +30,7 @@ _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_ADAMW = (STANDARDISED, "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
-_MARK = re.compile(r"<!-- table: (.+) -->\n\n?(?:\|.*\n)*")
+_MARK = re.compile(r"<!-- table: (.+) -->\n(?:\n(?:\|.*\n)+)?")
 
 
 def all_tables() -> dict[str, Table]:

@@ -100,5 +100,5 @@ def test_a_stale_table_is_replaced() -> None:
 def test_the_figures_are_drawn(tmp_path: Path) -> None:
     page.draw(tmp_path)
     shown = set(re.findall(r"\(assets/(.+?\.svg)\)", page.PAGE.read_text(encoding="utf-8")))
-    assert len(shown) == 4
+    assert len(shown) == 5
     assert {file.name for file in tmp_path.iterdir()} == shown
