@@ -44,7 +44,10 @@ def all_tables() -> dict[str, Table]:
             made[task if against == FROZEN else f"{task}, less {against}"] = tables.summary(found, name, against)
     made["settings"] = tables.chosen(runs, first, BUDGET, first)
     made["rates"] = rates.table(_rates(runs), first)
-    made[f"rates, {LONGER}"] = rates.table(rates.scores(runs, first, LONGER), first)
+    with_others = [*runs, *read(RESULTS / "adamw-other-rates.jsonl")]
+    made[f"rates, {LONGER}"] = rates.table(rates.scores(with_others, first, LONGER), first)
+    adamw = [run for run in with_others if run.arm.endswith(ADAMW)]
+    made["rates, AdamW"] = rates.table(rates.scores(adamw, first, BUDGET), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
     for name, arms in (("batch sizes", batch_sizes.SHOWN), ("batch sizes, warm-up", batch_sizes.SHOWN_WARM)):
         sizes = _by_batch_size(arms)

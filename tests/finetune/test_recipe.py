@@ -54,7 +54,7 @@ def test_a_rate_goes_with_its_optimizer() -> None:
     assert Recipe.from_dict({"base": "first-norm", "opt": "momentum"}).lr is None
     assert get_recipe("first-norm", opt="sgd", lr=0.01).lr == 0.01
     for recipe, changes in (("full", {"opt": "adamw"}), ("first-norm", {"lr_base": 0.1})):
-        with pytest.raises(RecipeError, match=r"lr_base is the rate of SGD; give adamw .* lr \(--lr; AdamW: 0.0003\)"):
+        with pytest.raises(RecipeError, match=r"lr_base is the rate of SGD; give adamw .* lr \(--lr; AdamW: 0.0002\)"):
             get_recipe(recipe, **changes)
 
 
