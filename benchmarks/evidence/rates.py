@@ -66,9 +66,13 @@ def draw(found: Scores, output: Path) -> None:
 
 
 def drawn(found: Scores, arms: Iterable[str]) -> Scores:
-    """Of the networks those of some arms, with what was put aside of them."""
-    titles = tuple(ARMS[arm].title for arm in arms)
-    return {name: by_rate for name, by_rate in found.items() if name.startswith(titles)}
+    """Of the networks those of some arms, with what was put aside of them.
+
+    >>> list(drawn({"frozen BN": {}, "frozen BN, AdamW": {}, "frozen BN (before encoder scales)": {}}, ["frozen-bn"]))
+    ['frozen BN', 'frozen BN (before encoder scales)']
+    """
+    titles = {ARMS[arm].title for arm in arms}
+    return {name: by_rate for name, by_rate in found.items() if name.partition(" (")[0] in titles}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
