@@ -84,12 +84,15 @@ def test_a_run_that_diverges_among_others_stays_as_it_was_and_leaves_them_alone(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [FROZEN, "train-bn", "ilm-gn-range", "ilm-ln-anneal"])
-def test_graphs_side_by_side_train_what_the_processor_trains(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [(FROZEN, False), ("train-bn", False), ("ilm-gn-range", False), ("ilm-ln-anneal", False), ("ilm-gn-range", True)],
+)
+def test_graphs_side_by_side_train_what_the_processor_trains(name: str, compiled: bool) -> None:
     torch.backends.cudnn.allow_tf32 = False
     tasks = [Task(Settings(0.01), 0, small_images()), Task(Settings(0.002, 0.0, 1.0), 1, small_images())]
     on_gpu = [replace(task, images=task.images.to("cuda")) for task in tasks]
-    groups = [Together(ARMS[name], on_gpu, small_network().cuda(), 3, 2) for _ in range(2)]
+    groups = [Together(ARMS[name], on_gpu, small_network().cuda(), 3, 2, compiled=compiled) for _ in range(2)]
     train_all(groups)
     for group in groups:
         for task, found in zip(tasks, group.results(), strict=True):
