@@ -231,13 +231,15 @@ def test_without_validation_images() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_show_config_is_read_back(name: str) -> None:
-    options = ["test_resnet", "--recipe", name, "--lr-base", "1e-2", "--patience", "3", "--clip-grad", "none"]
+    rate = "lr_base" if RECIPES[name].lr is None else "lr"
+    options = ["test_resnet", "--recipe", name, f"--{rate.replace('_', '-')}", "1e-2", "--patience", "3"]
+    options += ["--clip-grad", "none"]
     options += ["--model-arg", "in_chans=3", "--model-arg", "act_layer=silu"]
     options += ["--data", "a: b", "--val-split", "0.25", "--log-with", "none", "--unlabelled", "-o", "run..."]
     result = run("--show-config", *options)
     assert result.exit_code == 0, result.stderr
     Path("mine.yaml").write_text(result.stdout)
-    expected = get_recipe(name, lr_base=0.01, patience=3, clip_grad=None)
+    expected = get_recipe(name, **{rate: 0.01}, patience=3, clip_grad=None)
     assert get_recipe("mine.yaml") == expected
     assert f"learning rate of the optimizer: {expected.learning_rate:g}" in result.stdout
     assert run("--show-config", "--config", "mine.yaml").stdout == result.stdout

@@ -24,7 +24,7 @@ def run(code: str) -> str:
     "imports",
     [
         "import ilmconvert, timm; from timm.models import resnet; ilmconvert.export.import_hook.register()",
-        "import timm, ilmconvert; ilmconvert.export.import_hook.register()",
+        pytest.param("import timm, ilmconvert; ilmconvert.export.import_hook.register()", marks=pytest.mark.slow),
     ],
 )
 def test_either_order(imports: str) -> None:

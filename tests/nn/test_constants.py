@@ -8,28 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from opacus.grad_sample import GradSampleModule
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 
 from ilmconvert import ILMNorm, convert, load, save
 from ilmconvert.models.create import create_model
 from ilmconvert.nn.layer import CONSTANTS
-from tests.helpers import randomize_norms
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.BatchNorm2d(16))
-    return convert(randomize_norms(model))
-
-
-def constants(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: t.clone() for key, t in model.state_dict().items() if key.rpartition(".")[2] in CONSTANTS}
+from ilmconvert.testing import randomize_norms
+from tests.nn.constant_jobs import constants, network, two_passes
 
 
 def assert_same(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
@@ -116,22 +105,8 @@ def test_opacus_takes_the_layer() -> None:
     assert GradSampleModule.validate(network(), strict=False) == []
 
 
-def _two_passes(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = network()
-    if rank:  # what only the first process has loaded
-        for t in model.state_dict().values():
-            t.zero_()
-    wrapped = DistributedDataParallel(model)
-    x = torch.randn(2, 3, 9, 9)
-    # DDP broadcasts buffers before each forward pass, also between two that have one backward pass.
-    (wrapped(x).square().mean() + wrapped(2 * x).square().mean()).backward()
-    torch.save(constants(model), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_distributed_processes_agree_on_them(tmp_path: Path) -> None:
-    mp.spawn(_two_passes, (str(tmp_path),), nprocs=2)
+    mp.spawn(two_passes, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         expected = constants(network())
