@@ -25,7 +25,10 @@ SIZE, QUICK_SIZE = 64, 32
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run it."""
-    options = _options().parse_args(argv)
+    parser = _options()
+    options = parser.parse_args(argv)
+    if options.compile and not options.together:
+        parser.error("--compile is of the step of --together; give both")
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on the processor
     file = RunFile(options.out / "runs.jsonl")

@@ -17,26 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from benchmarks.evidence.arms import Arm
+from benchmarks.evidence.compiled import Learn, compile_learning, description
 from benchmarks.evidence.sets import Images
 from benchmarks.evidence.stacked import Stack, stackable
 from benchmarks.evidence.stacked_optimizer import StackedOptimizer
 from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, begin, orders, recipe_of
-from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
 from ilmconvert.finetune.networks import set_trainable, training_mode
-
-Learn = Callable[..., tuple[Tensor, Tensor]]
-_COMPILED: dict[object, Learn] = {}
-#: Of a compiled step's loss and gradient. Rounding puts an activation on the other side of its function's corner.
-_TOLERANCE = (1e-4, 0.05)
 
 
 @dataclass(frozen=True)
@@ -169,7 +162,7 @@ class Together:
     def _prepare_loss(self, network: nn.Module, recipes: Sequence[Recipe], compiled: bool) -> None:
         base = stackable(copy.deepcopy(network), compiled=compiled)
         training_mode(base, freeze_batch_norm=recipes[0].freeze_batch_norm)
-        self._description = _description(base)
+        self._description = description(base)
         caught = ClassifierInput(base)
         self._distill = torch.tensor([recipe.distill for recipe in recipes], device=self._losses.device)
 
@@ -187,37 +180,6 @@ class Together:
             return result
 
         self._loss: Callable[..., Any] = vmap(loss)
-
-
-def compile_learning(learn: Learn, described: str, seen: Sequence[Tensor]) -> Learn:
-    """``learn`` as fused kernels, the same ones for all arms whose networks are described in the same way.
-
-    The forward and the backward pass are traced to plain operations first: hooks and ``vmap`` are gone then.
-    """
-    key = described, tuple(tensor.shape for tensor in seen)
-    if key not in _COMPILED:
-        traced = make_fx(learn)(*_copied(seen))  # BatchNorm in training changes its statistics
-        if any(node.op == "get_attr" for node in traced.graph.nodes):
-            raise ILMConvertError("this arm's networks hold tensors beside parameters and buffers; omit --compile")
-        _COMPILED[key] = torch._inductor.compile(traced, _copied(seen))
-    expected, found = learn(*_copied(seen)), _COMPILED[key](*_copied(seen))
-    off = [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]  # loss and gradient
-    if off[0] > _TOLERANCE[0] or off[1] > _TOLERANCE[1]:
-        raise ILMConvertError(
-            f"the compiled step's loss and gradient differ by {off} from the plain one's; omit --compile"
-        )
-    return _COMPILED[key]
-
-
-def _description(network: nn.Module) -> str:
-    """What a network does, without its tensors: layers and their settings."""
-    simple = (bool, int, float, str, tuple, type(None))
-    layers = ((name, layer, vars(layer)) for name, layer in network.named_modules())
-    return repr([(n, type(m), {k: v for k, v in found.items() if isinstance(v, simple)}) for n, m, found in layers])
-
-
-def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.clone() for tensor in tensors]
 
 
 def train_all(groups: Sequence[Together]) -> None:

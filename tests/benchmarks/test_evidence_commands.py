@@ -66,6 +66,8 @@ def test_a_budget_takes_the_settings_of_another(
 ) -> None:
     monkeypatch.setattr(command, "load_lite0", small_network)
     options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--together", "--arms", FROZEN]
+    with pytest.raises(SystemExit):
+        command.main([*(option for option in options if option != "--together"), "--compile"])
     with pytest.raises(ILMConvertError, match=f"medium, which has no runs of {FROZEN}; run it first"):
         command.main([*options, "--budgets", "long"])
     command.main([*options, "--budgets", "medium", "long"])

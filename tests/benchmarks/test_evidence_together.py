@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch._inductor
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
+from benchmarks.evidence import compiled
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
 from benchmarks.evidence.stacked import stackable
 from benchmarks.evidence.together import Task, Together, train_all
@@ -63,13 +67,24 @@ def test_layers_written_for_stacked_networks_compute_the_same(compiled: bool, tr
     assert torch.allclose(stackable(network, compiled=compiled)(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [2.0, math.nan])
+def test_a_compiled_step_that_gives_something_else_is_refused(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(traced: Any, seen: Any) -> Any:
+        return lambda *given: [part * wrong for part in traced(*given)]
+
+    monkeypatch.setattr(torch._inductor, "compile", spoiled)
+    monkeypatch.setattr(compiled, "_COMPILED", {})
+    with pytest.raises(ILMConvertError, match=r"the compiled step is off by .*; omit --compile"):
+        Together(ARMS[FROZEN], [Task(Settings(0.01), 0, small_images())], small_network(), 3, 2, compiled=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [FROZEN, "train-bn", "ilm-gn-range", "ilm-ln-anneal", "frozen-bn-adamw"])
 def test_a_compiled_step_is_the_plain_one(name: str) -> None:
     tasks = [Task(Settings(0.01), 0, small_images()), Task(Settings(0.002, 0.0, 1.0), 1, small_images())]
-    plain, compiled = (Together(ARMS[name], tasks, small_network(), 3, 2, compiled=how) for how in (False, True))
-    train_all([plain, compiled])
-    for found, expected in zip(compiled.state(), plain.state(), strict=True):
+    plain, fused = (Together(ARMS[name], tasks, small_network(), 3, 2, compiled=how) for how in (False, True))
+    train_all([plain, fused])
+    for found, expected in zip(fused.state(), plain.state(), strict=True):
         assert torch.allclose(found.double(), expected.double(), atol=1e-5)
 
 
