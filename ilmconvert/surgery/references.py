@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -177,10 +177,15 @@ def _attributes(value: Any, steps: tuple[Any, str] | None, skipped: frozenset[st
         own = value.__dict__
     if isinstance(own, dict):
         for name, item in own.items():
-            if name not in skipped and not (type(item) is dict and not item):
+            if name not in skipped and not _is_empty(item):
                 yield _Visit(item, (steps, f".{name}"), Slot(own, name))
     for cls in type(value).__mro__:
         names = cls.__dict__.get("__slots__", ())
         for name in (names,) if isinstance(names, str) else names:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 yield _Visit(getattr(value, name), (steps, f".{name}"), Slot(value, name))
+
+
+def _is_empty(item: Any) -> bool:
+    """Whether an attribute is a dict of nothing: every module has ten, for hooks."""
+    return type(item) in (dict, OrderedDict) and not item and not getattr(item, "__dict__", None)

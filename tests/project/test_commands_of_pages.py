@@ -50,7 +50,7 @@ def trained(architecture: str, **args: Any) -> nn.Module:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pages take for granted: images, weights of one's own, and the pretrained ones of timm."""
-    draw(tmp_path / "photos", 8)
+    draw(tmp_path / "photos", 4)
     for split in ("train", "val"):
         for label in range(37):
             draw(tmp_path / "pets" / split / f"{label:02}", 1)
@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(timm_zoo, "build_pretrained", without_download)
     # a network for small images, to be quick
-    small = replace(timm.models.get_pretrained_cfg("resnet18"), input_size=(3, 64, 64))
+    small = replace(timm.models.get_pretrained_cfg("resnet18"), input_size=(3, 32, 32))
     monkeypatch.setitem(_registry._model_pretrained_cfgs, f"resnet18.{small.tag}", small)
     monkeypatch.chdir(tmp_path)
     return tmp_path

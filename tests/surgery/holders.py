@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -71,12 +71,22 @@ HOLDERS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], nn.Module],
     "object": (Settings, lambda held: held.norm, "block.held.norm"),
     "object with slots": (Slotted, lambda held: held.norm, "block.held.norm"),
     "iterator": (lambda norm: iter([norm] * 99), next, "block.held (an iterator)[0]"),
+    "attribute of an empty dict": (
+        lambda norm: _with_attribute(OrderedDict(), norm),
+        lambda held: held.norm,
+        "block.held.norm",
+    ),
     "unregistered module": (lambda norm: [nn.Sequential(norm)], lambda held: held[0][0], "block.held[0].0"),
 }
 
 
 def _call(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return norm(x)
+
+
+def _with_attribute(holder: Any, norm: nn.Module) -> Any:
+    holder.norm = norm
+    return holder
 
 
 def holding(name: str) -> Holding:
