@@ -7,10 +7,11 @@ from types import NoneType
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from ilmconvert.errors import RecipeError
 from ilmconvert.finetune.field_checks import Setting, checked, settings_of
-from ilmconvert.finetune.recipe import RECIPES, Recipe
+from ilmconvert.finetune.recipe import RECIPES, Recipe, is_sgd
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -76,11 +77,25 @@ def recipe_options(command: Command) -> Command:
 
 
 def overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that were given as options."""
+    """The fields of a recipe that were given as options, on the command line or in the file of ``--config``."""
     given = {name: options[name] for name in settings_of(Recipe) if options[name] is not None}
+    if _asks_for_other_rates(click.get_current_context()):
+        del given["lr"]
     if options["recipe_name"] is not None:
         given["name"] = options["recipe_name"]
     return {name: None if value is UNSET else value for name, value in given.items()}
+
+
+def _asks_for_other_rates(context: click.Context) -> bool:
+    """Whether the command line asks for a rate that the file's ``lr`` would hide, or for an optimizer of other ones."""
+    typed, in_file = (
+        {name for name in ("lr", "lr_base", "opt") if context.get_parameter_source(name) is source}
+        for source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+    )
+    if "lr" not in in_file:
+        return False
+    before = (context.default_map or {}).get("opt", Recipe().opt)
+    return "lr_base" in typed or ("opt" in typed and is_sgd(before) != is_sgd(context.params["opt"]))
 
 
 #: Options that aren't of the run itself: they show something, or say how to go on.

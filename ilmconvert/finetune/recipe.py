@@ -161,12 +161,17 @@ def _fields_of_run(options: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
+def is_sgd(opt: str) -> bool:
+    """Whether an optimizer is SGD, whose rates are many times those of the others."""
+    return opt in _SGD
+
+
 def _changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     known = [f.name for f in fields(Recipe)]
     for name in values:
         if name not in known:
             raise unknown("field of a recipe", name, known)
-    other_rates = "lr_base" in values or (values.get("opt", recipe.opt) in _SGD) != (recipe.opt in _SGD)
+    other_rates = "lr_base" in values or is_sgd(values.get("opt", recipe.opt)) != is_sgd(recipe.opt)
     if recipe.lr is not None and "lr" not in values and other_rates:
         values = {**values, "lr": None}  # the recipe's own is for its optimizer, and would hide lr_base
     return replace(recipe, **values)
@@ -187,7 +192,7 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError("freeze_epochs has no meaning with train: norm, where the rest never trains; use train: full")
     if recipe.distill == 1 and (recipe.mixup or recipe.cutmix or recipe.smoothing):
         raise RecipeError("mixup, cutmix and smoothing change labels, and distill: 1 uses none; leave them at 0")
-    if recipe.opt in _SGD:
+    if is_sgd(recipe.opt):
         return
     if recipe.opt != "adamw":
         from timm.optim import list_optimizers

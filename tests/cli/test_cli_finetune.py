@@ -265,6 +265,25 @@ def test_options_win_over_a_recipe_file_and_its_name_stays() -> None:
     assert get_recipe("run.yaml").name == "mine"
 
 
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ([], ("adamw", 3e-4)),
+        (["--opt", "lamb"], ("lamb", 3e-4)),
+        (["--opt", "sgd"], ("sgd", None)),
+        (["--opt", "sgd", "--lr", "0.01"], ("sgd", 0.01)),
+        (["--opt", "momentum", "--lr-base", "0.2"], ("momentum", None)),
+    ],
+)
+def test_a_rate_on_the_command_line_is_not_hidden_by_the_files(options: list[str], rates: tuple[str, float]) -> None:
+    Path("run.yaml").write_text("finetune: {model: test_resnet, recipe: first-norm, opt: adamw, lr: 3.0e-4}\n")
+    result = run("--show-config", "--config", "run.yaml", *options)
+    assert result.exit_code == 0, result.stderr
+    shown = yaml.safe_load(result.stdout)["finetune"]
+    assert (shown["opt"], shown["lr"]) == rates
+    assert "give adamw one of its own" in fails("--config", "run.yaml", "--lr-base", "0.2")
+
+
 def test_a_run_is_repeated_by_the_file_in_its_folder() -> None:
     first = start("-o", "run", "--json", "--no-aug")
     kept = Path("run/run.yaml").read_text()
