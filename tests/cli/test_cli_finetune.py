@@ -425,10 +425,11 @@ def test_interrupted_runs_say_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (["torch.distributed.run", "--nproc_per_node", "2"], 2),
         # accelerate starts several processes on GPUs only; on CPUs torchrun does
-        pytest.param(["accelerate.commands.launch", "--cpu", "--num_processes", "1"], 1, marks=pytest.mark.slow),
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "1"], 1),
     ],
     ids=["torchrun", "accelerate"],
 )
+@pytest.mark.slow
 def test_launchers(launcher: list[str], processes: int) -> None:
     command = [sys.executable, "-m", *launcher, "-m", "ilmconvert", "finetune", "test_resnet", "--weights", "none"]
     options = ["--data", "data", "--num-classes", "2", "-o", "run", *SMALL, "--dry-run", "--json"]

@@ -62,6 +62,7 @@ def test_compiled_once_for_training_once_for_inference() -> None:
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow  # a run by two processes, which tests/finetune compares with one, takes these gradients
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 9, 9, dtype=torch.float64)
     torch.save(x, tmp_path / "x.pt")
