@@ -117,15 +117,17 @@ def train(
     seed: int,
     batch_size: int = BATCH_SIZE,
     clip: float = CLIP,
+    prepare: Prepare | None = None,
 ) -> Trained:
     """Train one arm on ``images`` and return it in evaluation mode.
 
     Args:
         source: the pretrained network in evaluation mode; stays as it is.
         seed: of the head, the order and the flips.
+        prepare: another input than the arm's.
     """
     recipe = recipe_of(arm, settings, epochs, seed, batch_size, clip)
-    begun = begin(arm, source, images, num_classes, seed, distilled=bool(settings.distill))
+    begun = begin(arm, source, images, num_classes, seed, prepare, distilled=bool(settings.distill))
     # a step of two images takes less time on a processor in this layout
     network = copy.deepcopy(begun.network).to(memory_format=torch.channels_last)
     run = _Run(network, recipe, len(images))
@@ -133,11 +135,20 @@ def train(
     return Trained(network.eval(), begun.network, begun.prepare, loss, run.first_gradient())
 
 
-def begin(arm: Arm, source: nn.Module, images: Images, num_classes: int, seed: int, *, distilled: bool = True) -> Begun:
+def begin(
+    arm: Arm,
+    source: nn.Module,
+    images: Images,
+    num_classes: int,
+    seed: int,
+    prepare: Prepare | None = None,
+    *,
+    distilled: bool = True,
+) -> Begun:
     """The network of an arm in evaluation mode, and its images, on the device of ``source`` and ``images``."""
     source = copy.deepcopy(source)
     replace_head(source, num_classes, seed)
-    prepare = prepared_for(arm, images)
+    prepare = prepare or prepared_for(arm, images)
     inputs = torch.stack([prepare(pixels) for pixels in (images.pixels, images.pixels.flip(-1))])
     features = _features(source, inputs) if distilled else None
     return Begun(arm.build(source, inputs[0]).eval(), prepare, inputs, images.labels, features)

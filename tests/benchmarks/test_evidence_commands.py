@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import batch_sizes, from_scratch, plot, stability, tables
+from benchmarks.evidence import batch_sizes, from_scratch, noise, plot, stability, tables
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, SELECTION, read
-from benchmarks.evidence.train import Settings
+from benchmarks.evidence.train import Settings, normalized
 from ilmconvert.errors import ILMConvertError
+from ilmconvert.surgery.input_standardization import standardize
 from tests.benchmarks.evidence_jobs import small_network
 
 
@@ -127,6 +128,33 @@ def test_batch_sizes_are_swept_and_drawn(
     assert sorted(alone) == sorted(together)
     batch_sizes.main([*options, "--table"])  # the other arms aren't there, and nothing is trained
     assert capsys.readouterr().out == printed
+
+
+def test_guesses_about_noise_are_measured_once(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(noise, "load_lite0", small_network)
+    options = ["--out", str(tmp_path), "--data-root", str(fashion_root), "--quick", "--sets", "fashion-mnist"]
+    threads = torch.get_num_threads()
+    noise.main(options)
+    printed = capsys.readouterr().out
+    assert "| statistics | clean | noise 3 | noise 3, statistics of the clean image |" in printed
+    assert [way in printed for way in noise.WAYS] == [True] * len(noise.WAYS)
+    monkeypatch.setattr(noise, "train", None)  # nothing is trained again
+    noise.main([*options, "--table"])
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().out == printed
+
+
+def test_standardisations_of_the_guesses_about_noise() -> None:
+    training, pixels = (torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(2))
+    std = normalized(training).std((1, 2, 3), correction=0).mean().item()
+    usual, averaged, uncentred = (way.prepared(training, pixels) for way in noise.WAYS.values())
+    torch.testing.assert_close(usual, standardize(normalized(pixels), std))
+    torch.testing.assert_close(usual + normalized(training).mean((1, 2, 3)).mean(), uncentred)
+    assert averaged.mean((1, 2, 3)).abs().max() < 1e-5
+    of_all, of_means, _ = (way.statistics(pixels)[0] for way in noise.WAYS.values())
+    assert (of_means < of_all / 4).all()  # of pure noise an eighth, and what the channels differ by
 
 
 def test_rate_and_clip_are_measured_once(
