@@ -17,6 +17,7 @@ from benchmarks.other_libraries.table import RESULTS, markdown, read
 from tests.helpers import ROOT
 
 
+@pytest.mark.slow
 def test_a_quick_run_passes_every_check_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

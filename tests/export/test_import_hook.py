@@ -45,6 +45,7 @@ def test_the_import_is_cheap_and_leaves_timm_alone() -> None:
     assert run(code).splitlines() == ["1 set()", "SourceFileLoader SourceFileLoader", "True", "True"]
 
 
+@pytest.mark.slow
 def test_an_import_that_fails_is_tried_again() -> None:
     code = (
         "import sys, ilmconvert\n"

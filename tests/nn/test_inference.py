@@ -11,7 +11,7 @@ from torch import nn
 from ilmconvert import ILMNorm
 from ilmconvert.export.inference_form import InferenceNorm, inference_form
 from tests.helpers import relative_error
-from tests.nn.inference_cases import EXPORTED, PARTITIONS, instances, run, to_onnx, trained
+from tests.nn.inference_cases import PARTITIONS, instances, run, to_onnx, trained
 
 
 @pytest.mark.parametrize("settings", [{}, {"restore": False}, {"restore": False, "affine": False}, {"affine": False}])
@@ -35,7 +35,7 @@ def test_a_layer_without_tensors_is_as_exact_as_the_model() -> None:
         assert relative_error(form(x), model(x)) <= 1e-12
 
 
-@pytest.mark.parametrize("case", EXPORTED)
+@pytest.mark.parametrize("case", [c if c == "neither" else pytest.param(c, marks=pytest.mark.slow) for c in PARTITIONS])
 def test_nodes_and_outputs_in_onnxruntime(case: str) -> None:
     sizes, most = PARTITIONS[case]
     layer = trained(*sizes)

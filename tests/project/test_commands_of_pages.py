@@ -20,6 +20,8 @@ from ilmconvert.models import timm_zoo
 from tests.cli.commands import run
 from tests.helpers import ROOT, randomize_norms
 
+#: The network with default weights has half the depth and a quarter of the width, to be quick.
+SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 PAGES = {
     "README": (ROOT / "README.md", "On the command line"),
     "index": (ROOT / "docs/index.md", "The same on the com"),
@@ -57,10 +59,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(trained("resnet18", num_classes=10).state_dict(), tmp_path / "my.pth")
 
     def without_download(name: str, architecture: str, args: dict[str, Any]) -> tuple[nn.Module, dict[str, Any], Any]:
-        return trained(architecture, **args), {}, {"weights": "default"}
+        return trained(architecture, **{**SMALL, **args}), SMALL, {"weights": "default"}
 
     monkeypatch.setattr(timm_zoo, "build_pretrained", without_download)
-    # a network for small images, to be quick
+    # and is for small images
     small = replace(timm.models.get_pretrained_cfg("resnet18"), input_size=(3, 32, 32))
     monkeypatch.setitem(_registry._model_pretrained_cfgs, f"resnet18.{small.tag}", small)
     monkeypatch.chdir(tmp_path)

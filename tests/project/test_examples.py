@@ -18,7 +18,8 @@ from tests.helpers import write_fashion_mnist
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-SLOW = {"transfer_batch_size_2", "distill_unlabelled", "dp_opacus", "paper_cifar10"}  # several runs even when quick
+# Several runs even when quick.
+SLOW = {"transfer_batch_size_2", "distill_unlabelled", "dp_opacus", "paper_cifar10", "robot_policy_ema"}
 NUMBER = re.compile(r"\d+(\.\d+)?")
 # What a quick run has to print as the header does, number by number: it doesn't depend on how long training is.
 KEPT = {

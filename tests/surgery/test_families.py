@@ -66,7 +66,6 @@ SMALL_MODELS = (
     "torchvision/lraspp_mobilenet_v3_large",
     "cs3darknet_focus_s",
     "efficientvit_b0",
-    "torchvision/ssdlite320_mobilenet_v3_large",
     "swiftformer_xs",
     "torchvision/mobilenet_v2",
     "efficientformerv2_s0",
@@ -102,10 +101,11 @@ SMALL_MODELS = (
     "torchvision/googlenet",
     "hrnet_w18_small",
     "lowformer_b0",
-    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
     "convmixer_768_32",
 )
 LARGE_MODELS = (
+    "torchvision/ssdlite320_mobilenet_v3_large",
+    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
     "halonet_h1",
     "torchvision/s3d",
     "legacy_xception",
@@ -372,7 +372,9 @@ def test_detector_with_a_frozen_backbone(eps: float, tmp_path: Path) -> None:
     ("build", "size", "heads"),
     [
         (partial(torchvision.models.googlenet, init_weights=False, dropout=0.0, dropout_aux=0.0), 64, 3),
-        (partial(torchvision.models.inception_v3, init_weights=False, dropout=0.0), 299, 2),
+        pytest.param(
+            partial(torchvision.models.inception_v3, init_weights=False, dropout=0.0), 299, 2, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_auxiliary_heads_in_evaluation_and_in_training(build: Callable[[], nn.Module], size: int, heads: int) -> None:
@@ -455,7 +457,7 @@ def test_a_new_classifier_may_bring_a_new_norm_which_converts_in_turn() -> None:
     assert_trains(again, x)
 
 
-@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("inplace", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "name", ["levit_128s", "repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m1", "repghostnet_050", "nextvit_small"]
 )
