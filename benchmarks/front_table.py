@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence import federated
-from benchmarks.evidence.arms import ADAMW, FROZEN
+from benchmarks.evidence import batch_sizes, federated
+from benchmarks.evidence.arms import ADAMW, FROZEN, WARM
+from benchmarks.evidence.batch_size_tables import Point
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
@@ -33,6 +34,7 @@ _STANDARDISED = "docs/finetune.md#standardise-each-image"
 _FIRST_NORM = "docs/finetune.md#the-first-norm-alone"
 _EPSILON = 8.0
 _CLIENTS_BATCH = 2
+_BATCHES = (2, 8, 32)
 _SLOWER = re.compile(r"^\| resnet50 \| \d+ \| [\d.]+ \| ([\d.]+) \|", re.MULTILINE)
 _SAME = re.compile(r"^\| same class as the source, (\d+) images \|(.*)\|$", re.MULTILINE)
 
@@ -70,12 +72,12 @@ def table() -> str:
         "normalised by itself": ("**convert**", kept()),
         "large batches, many images": (
             "**another way**: BatchNorm in training mode",
-            f"{NOT_YET}; in small batches {trained(by_arm, 'train-bn', 'BatchNorm, training')}",
+            f"on 400 images, against frozen, {in_batches('train-bn-fast' + WARM)}; many images {NOT_YET}",
         ),
         "only `nn.GroupNorm` will do": (
             "**another way**: [stock GroupNorm](docs/plain.md), calibrated and distilled",
             f"{distilled()} of images keep their class; gamma and beta copied, in small batches "
-            f"{trained(by_arm, 'group-norm', 'GroupNorm(32), gamma and beta copied')}",
+            f"{less(by_arm, 'group-norm', clean)} against frozen",
         ),
     }
     lines = [f"| {case} | {take} | {measured} |" for case, (take, measured) in rows.items()]
@@ -119,17 +121,17 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
     return f"{found.mean:{sign}.1f}" + ("" if found.half is None else f" ± {found.half:.1f}") + " %"
 
 
-def trained(by_arm: ByArm, arm: str, title: str) -> str:
-    """An arm's accuracy beside that of frozen BatchNorm; until its runs are there, those of the example on digits."""
-    clean = _mean((CLEAN,))
-    if arm in by_arm:
-        return f"{less(by_arm, arm, clean)} against frozen"
-    printed = (ROOT / "examples/transfer_batch_size_2.py").read_text(encoding="utf-8")
-    found, frozen = (
-        re.findall(rf"^    {re.escape(name)} +([\d.]+)%", printed, re.MULTILINE)[0]
-        for name in (title, "BatchNorm, statistics frozen")
-    )
-    return f"{found} % against {frozen} % frozen (digits, one seed)"
+def in_batches(arm: str) -> str:
+    """What an arm has less than frozen BatchNorm at some batch sizes, both with a warm-up, at their best rates."""
+    points = [Point(name, size) for name in (arm, FROZEN + WARM) for size in _BATCHES]
+    found = batch_sizes.Results(Lines(RESULTS / "batch_sizes.jsonl"), batch_sizes.Scale()).found(points)
+    if len(found) < len(points):
+        return NOT_YET
+    parts = []
+    for size in _BATCHES:
+        frozen, own = found[Point(FROZEN + WARM, size)], found[Point(arm, size)]
+        parts.append(f"of {size} {_percent([own[seed] - frozen[seed] for seed in own], '+').removesuffix(' %')}")
+    return f"in batches {', '.join(parts)} points"
 
 
 def distilled() -> str:

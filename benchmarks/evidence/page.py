@@ -106,7 +106,7 @@ def draw(folder: Path) -> None:
     adamw = {"arms": [arm + ADAMW for arm in _DRAWN_ADAMW], "against": FROZEN + ADAMW}
     plot.draw(runs, folder / "evidence-adamw.svg", image_sets=SETS, budget=BUDGET, **adamw)  # type: ignore[arg-type]
     rates.draw(rates.drawn(_rates(runs), _DRAWN_RATES), folder / "evidence-rates.svg")
-    batch_size_tables.draw_figure(_by_batch_size(batch_sizes.SHOWN), folder / "evidence-batch-sizes.svg")
+    batch_size_tables.draw_figure(_by_batch_size(batch_sizes.SHOWN_WARM), folder / "evidence-batch-sizes.svg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
