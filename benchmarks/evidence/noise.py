@@ -121,25 +121,25 @@ def measure(lines: Lines, scale: Scale, of: Measured, source: nn.Module, splits:
 
 
 def table(lines: Lines, scale: Scale, image_set: str) -> Table:
-    """Accuracy with the usual standardisation, and differences from it, paired by seed."""
+    """Accuracy with the usual standardisation, and differences from it, paired by seed; of the seeds that are there."""
     made, usual = Table(f"{image_set}: standardised by the statistics ..."), next(iter(WAYS))
-    for way in WAYS:
-        row: dict[str, Cell] = {"statistics": way}
-        for test, statistics in TESTS:
-            base, found = (
-                _values(lines, scale, image_set, *which) for which in ((usual, test, OWN), (way, test, statistics))
-            )
-            less = [a - b for a, b in zip(found, base, strict=True)]
-            title = test if statistics == OWN else f"{test}, {statistics}"
-            is_base = (way, statistics) == (usual, OWN)
-            row[title] = estimate(found).text() if is_base else estimate(less).as_difference()
+    by_seed = [found for seed in SEEDS if (found := _measured(lines, scale, image_set, seed))]
+    for way in WAYS if by_seed else ():
+        row: dict[str, Cell] = {"statistics": way, "seeds": len(by_seed)}
+        for test, of in TESTS:
+            less = estimate([found[way, test, of] - found[usual, test, OWN] for found in by_seed]).as_difference()
+            own = estimate([found[way, test, of] for found in by_seed]).text()
+            row[test if of == OWN else f"{test}, {of}"] = own if (way, of) == (usual, OWN) else less
         made.rows.append(row)
     return made
 
 
-def _values(lines: Lines, scale: Scale, image_set: str, way: str, test: str, statistics: str) -> list[float]:
-    """Of every seed."""
-    return [lines.value(Measured(image_set, way, seed, test, statistics).key(scale), _never) for seed in SEEDS]
+def _measured(lines: Lines, scale: Scale, image_set: str, seed: int) -> dict[tuple[str, str, str], float]:
+    """Of every way and test; empty if one isn't there."""
+    found = {(way, *test): Measured(image_set, way, seed, *test) for way in WAYS for test in TESTS}
+    if not all(measured.key(scale) in lines for measured in found.values()):
+        return {}
+    return {which: lines.value(measured.key(scale), _never) for which, measured in found.items()}
 
 
 def _named(test: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence import batch_size_tables, batch_sizes, plot, rates, tables
+from benchmarks.evidence import batch_size_tables, batch_sizes, noise, plot, rates, tables
 from benchmarks.evidence.arms import ADAMW, FROZEN, WARM
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
 from benchmarks.evidence.from_scratch import NORMS, USUAL, Comparison
@@ -53,6 +53,8 @@ def all_tables() -> dict[str, Table]:
         sizes = _by_batch_size(arms)
         made[name] = batch_size_tables.table(sizes)
         made[f"{name}, differences"] = batch_size_tables.differences(sizes)
+    by_noise = Lines(RESULTS / "noise.jsonl")
+    made |= {f"noise, {name}": noise.table(by_noise, noise.Scale(), name) for name in SETS}
     scratch, longer = (Comparison(None, Lines(RESULTS / "from_scratch.jsonl"), scale) for scale in (USUAL, FIVE_TIMES))
     made["from scratch, longer"] = longer.table(list(NORMS), 32)
     return made | {f"from scratch, batch size {size}": scratch.table(list(NORMS), size) for size in (32, 2)}

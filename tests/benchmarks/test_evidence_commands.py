@@ -138,12 +138,16 @@ def test_guesses_about_noise_are_measured_once(
     threads = torch.get_num_threads()
     noise.main(options)
     printed = capsys.readouterr().out
-    assert "| statistics | clean | noise 3 | noise 3, statistics of the clean image |" in printed
+    assert "| statistics | seeds | clean | noise 3 | noise 3, statistics of the clean image |" in printed
     assert [way in printed for way in noise.WAYS] == [True] * len(noise.WAYS)
     monkeypatch.setattr(noise, "train", None)  # nothing is trained again
     noise.main([*options, "--table"])
-    torch.set_num_threads(threads)
     assert capsys.readouterr().out == printed
+    *lines, _ = (tmp_path / "noise.jsonl").read_text().splitlines()
+    (tmp_path / "noise.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    noise.main([*options, "--table"])  # of the seeds that are complete
+    torch.set_num_threads(threads)
+    assert f"| {next(iter(noise.WAYS))} | {len(noise.SEEDS) - 1} |" in capsys.readouterr().out
 
 
 def test_standardisations_of_the_guesses_about_noise() -> None:
