@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from ilmconvert.errors import NormsLeftBehind
 from ilmconvert.evaluation import reconstruct_source
 from ilmconvert.export.fold import fold
 from ilmconvert.finetune.anneal import restoring_parameters, without_restoring
+from ilmconvert.surgery import references as search
 from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 from ilmconvert.surgery.replacement import copy_with, replace_modules
 from tests.helpers import randomize_norms, relative_error
@@ -173,6 +174,18 @@ class OnlyInTheConstructor(nn.Module):
 def test_what_other_models_share_is_a_refusal(model: type[nn.Module], path: str, inplace: bool) -> None:
     refused(model(), rf"can't convert norm \(BatchNorm2d\): {path} holds it", inplace=inplace)
     assert isinstance(convert(OnlyInTheConstructor(), inplace=inplace).norm, ILMNorm)
+
+
+def test_the_search_passes_empty_dicts_of_hooks_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("resnet18")
+    looked_into: list[type] = []
+    inside = search._inside
+    monkeypatch.setattr(search, "_inside", lambda visit: looked_into.append(type(visit.value)) or inside(visit))
+    assert len(list(search.references(model, lambda module: isinstance(module, nn.BatchNorm2d)))) == 20
+    assert OrderedDict not in looked_into
+    model.bn1.register_forward_hook(lambda module, args, y: None)
+    list(search.references(model, lambda module: False))
+    assert looked_into.count(OrderedDict) == 1
 
 
 def test_a_hook_that_refers_to_its_own_module_is_none() -> None:
