@@ -21,8 +21,12 @@ class Estimate:
 
     @property
     def in_errors(self) -> float | None:
-        """The mean in standard errors."""
-        return self.mean / self.error if self.error else None
+        """The mean in standard errors; None where these are 0, but for rounding.
+
+        >>> estimate([0.3 - 0.1, 0.5 - 0.3]).in_errors is None
+        True
+        """
+        return self.mean / self.error if self.error and self.error > 1e-9 * abs(self.mean) else None
 
     @property
     def told_from_zero(self) -> bool:
