@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.evidence import batch_sizes, federated
 from benchmarks.evidence.arms import ADAMW, FROZEN, WARM
-from benchmarks.evidence.batch_size_tables import Point
+from benchmarks.evidence.batch_size_tables import Point, less_frozen
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
@@ -123,14 +123,11 @@ def _percent(values: Sequence[float], sign: str = "") -> str:
 
 def in_batches(arm: str) -> str:
     """What an arm has less than frozen BatchNorm at some batch sizes, both with a warm-up, at their best rates."""
-    points = [Point(name, size) for name in (arm, FROZEN + WARM) for size in _BATCHES]
-    found = batch_sizes.Results(Lines(RESULTS / "batch_sizes.jsonl"), batch_sizes.Scale()).found(points)
-    if len(found) < len(points):
+    found = batch_sizes.found_in(RESULTS, (arm, FROZEN + WARM))
+    by_size = {size: less_frozen(found, Point(arm, size)) for size in _BATCHES}
+    if not all(by_size.values()):
         return NOT_YET
-    parts = []
-    for size in _BATCHES:
-        frozen, own = found[Point(FROZEN + WARM, size)], found[Point(arm, size)]
-        parts.append(f"of {size} {_percent([own[seed] - frozen[seed] for seed in own], '+').removesuffix(' %')}")
+    parts = [f"of {size} {_percent(values, '+').removesuffix(' %')}" for size, values in by_size.items()]
     return f"in batches {', '.join(parts)} points"
 
 

@@ -48,10 +48,14 @@ def differences(found: Found) -> Table:
 
 
 def _difference(found: Found, point: Point) -> Cell:
+    less = less_frozen(found, point)
+    return estimate(less).as_difference() if less else "-"
+
+
+def less_frozen(found: Found, point: Point) -> list[float]:
+    """A point less frozen BatchNorm at its batch size, seed by seed; empty if one of them isn't there."""
     own, base = found.get(point), found.get(Point(_base(point.arm), point.batch_size))
-    if not own or not base:
-        return "-"
-    return estimate([value - base[seed] for seed, value in own.items()]).as_difference()
+    return [value - base[seed] for seed, value in own.items()] if own and base else []
 
 
 def _base(arm: str) -> str:

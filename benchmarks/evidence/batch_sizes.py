@@ -87,11 +87,17 @@ class Results:
             return {}
 
     def _accuracy(self, job: Job) -> float:
-        return self._lines.value(self._key(job), _never)
+        return self._lines.known(self._key(job))
 
     def _key(self, job: Job) -> dict[str, str | int | float]:
         own = {"images": self._scale.images, "epochs": self._scale.epochs}
         return {"arm": job.arm, "batch": job.batch_size, "rate": job.rate, "seed": job.seed, **own}
+
+
+def found_in(folder: Path, arms: Sequence[str], sizes: Sequence[int] = BATCH_SIZES) -> Found:
+    """What has been measured of some arms; trains nothing."""
+    results = Results(Lines(folder / "batch_sizes.jsonl"), Scale())
+    return results.found([Point(arm, size) for arm in arms for size in sizes])
 
 
 class Sweep:
@@ -156,10 +162,6 @@ def rates_at(batch_size: int) -> list[float]:
     [0.004, 0.01, 0.024]
     """
     return [round(rate * (batch_size / 2) ** 0.5, 6) for rate in RATES]
-
-
-def _never() -> float:
-    raise MissingLine
 
 
 def main(argv: Sequence[str] | None = None) -> None:

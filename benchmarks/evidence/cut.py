@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.evidence.begin import normalized
 from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
-from benchmarks.evidence.train import normalized
 from ilmconvert.data.sample_photographs import load_lite0
 
 LAST_STAGE = 6  # of EfficientNet-Lite0

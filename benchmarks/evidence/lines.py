@@ -34,6 +34,16 @@ class Lines:
     def __contains__(self, key: Key) -> bool:
         return _mark(key) in self._found
 
+    def known(self, key: Key) -> float:
+        """The number of this key.
+
+        Raises:
+            MissingLine: it hasn't been measured.
+        """
+        if key not in self:
+            raise MissingLine
+        return self._found[_mark(key)]
+
     def value(self, key: Key, measure: Callable[[], float]) -> float:
         """The number of this key, measured and kept if there is none yet."""
         mark = _mark(key)

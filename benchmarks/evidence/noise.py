@@ -13,7 +13,7 @@ Frozen BatchNorm, 600 steps, the settings that the protocol chose for it; seeds 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.evidence.arms import ARMS
-from benchmarks.evidence.lines import Lines, MissingLine
+from benchmarks.evidence.begin import normalized
+from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.sets import SETS, Splits, draw, load_splits, smaller
 from benchmarks.evidence.shifts import shifted
-from benchmarks.evidence.train import Settings, normalized, train
+from benchmarks.evidence.train import Settings, train
 from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
 from ilmconvert.evaluation.estimate import estimate
@@ -65,12 +66,15 @@ class Standardization:
         x = F.avg_pool2d(normalized(pixels), self.averaged)
         return torch.std_mean(x, (1, 2, 3), keepdim=True, correction=0)  # type: ignore[return-value]
 
-    def prepared(self, training: Tensor, pixels: Tensor, measured: Tensor | None = None) -> Tensor:
-        """``pixels`` by the statistics of ``measured``, by default their own."""
-        usual, usual_mean = (values.mean() for values in self.statistics(training))
+    def fitted(self, training: Tensor) -> Callable[..., Tensor]:
+        """:meth:`prepared` with what is usual among training images."""
+        return partial(self.prepared, [values.mean() for values in self.statistics(training)])
+
+    def prepared(self, usual: Sequence[Tensor], pixels: Tensor, measured: Tensor | None = None) -> Tensor:
+        """``pixels`` by the statistics of ``measured``, by default their own; ``usual`` is a deviation and a mean."""
         deviation, mean = self.statistics(pixels if measured is None else measured)
-        centred = (normalized(pixels) - mean) / deviation.clamp(min=1e-6) * usual
-        return centred if self.centred else centred + usual_mean
+        centred = (normalized(pixels) - mean) / deviation.clamp(min=1e-6) * usual[0]
+        return centred if self.centred else centred + usual[1]
 
 
 WAYS = {
@@ -106,7 +110,7 @@ def measure(lines: Lines, scale: Scale, of: Measured, source: nn.Module, splits:
     if all(test.key(scale) in lines for test in wanted):
         return
     training = draw(splits.train, scale.images, of.seed)
-    prepare = partial(WAYS[of.way].prepared, training.pixels)
+    prepare = WAYS[of.way].fitted(training.pixels)
     classes, epochs = splits.num_classes, scale.epochs
     trained = train(ARMS[ARM], SETTINGS, source, training, classes, epochs, seed=of.seed, prepare=prepare)
     clean = splits.val.subset(list(range(min(TESTED, len(splits.val)))))
@@ -139,16 +143,12 @@ def _measured(lines: Lines, scale: Scale, image_set: str, seed: int) -> dict[tup
     found = {(way, *test): Measured(image_set, way, seed, *test) for way in WAYS for test in TESTS}
     if not all(measured.key(scale) in lines for measured in found.values()):
         return {}
-    return {which: lines.value(measured.key(scale), _never) for which, measured in found.items()}
+    return {which: lines.known(measured.key(scale)) for which, measured in found.items()}
 
 
 def _named(test: str) -> tuple[str, int]:
     name, severity = test.split()
     return name, int(severity)
-
-
-def _never() -> float:
-    raise MissingLine
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -50,7 +50,7 @@ def all_tables() -> dict[str, Table]:
     made["rates, AdamW"] = rates.table(rates.scores(adamw, first, BUDGET), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
     for name, arms in (("batch sizes", batch_sizes.SHOWN), ("batch sizes, warm-up", batch_sizes.SHOWN_WARM)):
-        sizes = _by_batch_size(arms)
+        sizes = batch_sizes.found_in(RESULTS, arms)
         made[name] = batch_size_tables.table(sizes)
         made[f"{name}, differences"] = batch_size_tables.differences(sizes)
     by_noise = Lines(RESULTS / "noise.jsonl")
@@ -72,11 +72,6 @@ def _compared(by_arm: Finals) -> dict[str, Finals]:
 def _rates(runs: Sequence[Run]) -> dict[str, dict[float, list[float]]]:
     before = read(RESULTS / "before-encoder-scales.jsonl")
     return rates.scores(runs, SETS[0], BUDGET) | rates.scores(before, SETS[0], BUDGET, " (before encoder scales)")
-
-
-def _by_batch_size(arms: Sequence[str]) -> batch_size_tables.Found:
-    points = [batch_size_tables.Point(arm, size) for arm in arms for size in batch_sizes.BATCH_SIZES]
-    return batch_sizes.Results(Lines(RESULTS / "batch_sizes.jsonl"), batch_sizes.Scale()).found(points)
 
 
 def written(page: str, made: Mapping[str, Table]) -> str:
@@ -108,7 +103,8 @@ def draw(folder: Path) -> None:
     adamw = {"arms": [arm + ADAMW for arm in _DRAWN_ADAMW], "against": FROZEN + ADAMW}
     plot.draw(runs, folder / "evidence-adamw.svg", image_sets=SETS, budget=BUDGET, **adamw)  # type: ignore[arg-type]
     rates.draw(rates.drawn(_rates(runs), _DRAWN_RATES), folder / "evidence-rates.svg")
-    batch_size_tables.draw_figure(_by_batch_size(batch_sizes.SHOWN_WARM), folder / "evidence-batch-sizes.svg")
+    sizes = batch_sizes.found_in(RESULTS, batch_sizes.SHOWN_WARM)
+    batch_size_tables.draw_figure(sizes, folder / "evidence-batch-sizes.svg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,11 +22,12 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from benchmarks.evidence.arms import Arm
+from benchmarks.evidence.begin import begin
 from benchmarks.evidence.compiled import Learn, compile_learning, description
 from benchmarks.evidence.sets import Images
 from benchmarks.evidence.stacked import Stack, stackable
 from benchmarks.evidence.stacked_optimizer import StackedOptimizer
-from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, begin, orders, recipe_of
+from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, orders, recipe_of
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
 from ilmconvert.finetune.networks import set_trainable, training_mode

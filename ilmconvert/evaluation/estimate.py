@@ -26,7 +26,7 @@ class Estimate:
         >>> estimate([0.3 - 0.1, 0.5 - 0.3]).in_errors is None
         True
         """
-        return self.mean / self.error if self.error and self.error > 1e-9 * abs(self.mean) else None
+        return None if self.error is None or self.error <= 1e-9 * abs(self.mean) else self.mean / self.error
 
     @property
     def told_from_zero(self) -> bool:

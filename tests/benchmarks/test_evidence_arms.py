@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
+from benchmarks.evidence.begin import prepared_for
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.select import RATES, SEEDS, at_edge, choose
-from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, prepared_for, train
+from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, train
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.nn import ILMNorm
 from tests.benchmarks.evidence_jobs import DIFFERENT_ARMS, small_images, small_network

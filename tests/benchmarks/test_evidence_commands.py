@@ -11,9 +11,10 @@ import torch
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import batch_sizes, from_scratch, noise, plot, stability, tables
 from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.begin import normalized
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, SELECTION, read
-from benchmarks.evidence.train import Settings, normalized
+from benchmarks.evidence.train import Settings
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.surgery.input_standardization import standardize
 from tests.benchmarks.evidence_jobs import small_network
@@ -153,7 +154,7 @@ def test_guesses_about_noise_are_measured_once(
 def test_standardisations_of_the_guesses_about_noise() -> None:
     training, pixels = (torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(2))
     std = normalized(training).std((1, 2, 3), correction=0).mean().item()
-    usual, averaged, uncentred = (way.prepared(training, pixels) for way in noise.WAYS.values())
+    usual, averaged, uncentred = (way.fitted(training)(pixels) for way in noise.WAYS.values())
     torch.testing.assert_close(usual, standardize(normalized(pixels), std))
     torch.testing.assert_close(usual + normalized(training).mean((1, 2, 3)).mean(), uncentred)
     assert averaged.mean((1, 2, 3)).abs().max() < 1e-5

@@ -275,8 +275,11 @@ def test_options_win_over_a_recipe_file_and_its_name_stays() -> None:
         (["--opt", "momentum", "--lr-base", "0.2"], ("momentum", None)),
     ],
 )
-def test_a_rate_on_the_command_line_is_not_hidden_by_the_files(options: list[str], rates: tuple[str, float]) -> None:
-    Path("run.yaml").write_text("finetune: {model: test_resnet, recipe: first-norm, opt: adamw, lr: 3.0e-4}\n")
+@pytest.mark.parametrize("kept", ["recipe: first-norm", "recipe: first-norm, opt: adamw", "opt: adamw"])
+def test_a_rate_on_the_command_line_is_not_hidden_by_the_files(
+    options: list[str], rates: tuple[str, float], kept: str
+) -> None:
+    Path("run.yaml").write_text(f"finetune: {{model: test_resnet, {kept}, lr: 3.0e-4}}\n")
     result = run("--show-config", "--config", "run.yaml", *options)
     assert result.exit_code == 0, result.stderr
     shown = yaml.safe_load(result.stdout)["finetune"]

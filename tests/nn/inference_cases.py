@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import onnxruntime
-import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
@@ -23,10 +22,6 @@ PARTITIONS = {
     "layer": ((64, 1, 16), 25),
     "neither": ((96, 32, 16), 28),
 }
-#: Exports of all of them take a minute.
-EXPORTED = [
-    pytest.param(c, marks=pytest.mark.slow) if c in ("the same", "instance", "layer") else c for c in PARTITIONS
-]
 
 
 def trained(channels: int, groups: int, key_group_size: int, **settings: Any) -> ILMNorm:
