@@ -63,7 +63,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["fashion-mnist"])
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=["short"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
-    parser.add_argument("--data-root", type=Path, help="Folder of the set's files, if Debian's package isn't there.")
+    parser.add_argument("--data-root", type=Path, help="Folder of the set's files, unless Debian's package has them.")
     parser.add_argument("--cache", type=Path, help="Folder of decoded images; default: OUT/cache.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from benchmarks.evidence.cifar import read_cifar10
 from benchmarks.evidence.shifts import shifted
 from ilmconvert.errors import ILMConvertError
 
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 CLIPART_ROOT = Path("/usr/share/openclipart/png")  # of Debian's openclipart-png
+CIFAR10_ROOT = Path("cifar-10")  # no package of Debian's has it
 SUBJECTS = (
     "animals",
     "computer",
@@ -35,7 +37,7 @@ SUBJECTS = (
 #: How the images of ``mixed-light`` are taken, a part of them each: a shift and its severity.
 LIGHTS = (None, ("contrast", 5), ("darkness", 4), ("inversion", 5), ("fog", 5), ("uneven light", 5))
 _MIXED = 10_000  # training images of ``mixed-light``
-_TRAINING, _VALIDATION = 50_000, 1_000  # of Fashion-MNIST's training images: the first, and the first of the rest
+_TRAINING, _VALIDATION = 50_000, 1_000  # of a standard set's training images: the first, and the first of the rest
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def load_splits(name: str, size: int, cache: Path, root: Path | None = None) -> 
     """A set at ``size`` pixels, from ``cache`` where it has been made before.
 
     Args:
-        root: the folder of the set's files; None is where Debian's package puts them.
+        root: the folder of the set's files; None is where :data:`SETS` looks for them.
 
     Raises:
         ILMConvertError: there is no such set, or its files aren't there.
@@ -121,13 +123,26 @@ def _fashion_mnist(place: Path, size: int, cache: Path) -> Splits:
         known, test = FashionMNIST(root, train=True), FashionMNIST(root, train=False)
     except RuntimeError as error:
         raise ILMConvertError(f"{place} lacks files of Fashion-MNIST; name their folder with --data-root") from error
-    every, end = torch.arange(len(known)), min(_TRAINING, len(known) * 5 // 6)
-    return Splits(
-        _greys(known, every[:end], size),
-        _greys(known, every[end : end + _VALIDATION], size),
-        _greys(test, torch.arange(len(test)), size),
-        num_classes=10,
-    )
+    return _standard(*(Images(data.data.unsqueeze(1), data.targets) for data in (known, test)), size)
+
+
+def _cifar10(place: Path, size: int, cache: Path) -> Splits:
+    del cache
+    return _standard(*(Images(*read_cifar10(place, train)) for train in (True, False)), size)
+
+
+def _standard(known: Images, test: Images, size: int) -> Splits:
+    """A set with a test part of its own, enlarged; its validation images are of the last sixth of the others."""
+    every, end = list(range(len(known))), min(_TRAINING, len(known) * 5 // 6)
+    parts = known.subset(every[:end]), known.subset(every[end : end + _VALIDATION]), test
+    return Splits(*(_enlarged(part, size) for part in parts), num_classes=10)
+
+
+def _enlarged(images: Images, size: int) -> Images:
+    """The images at ``size`` pixels, grey ones as RGB."""
+    scaled = (to_pil_image(pixels).resize((size, size), Image.Resampling.BICUBIC) for pixels in images.pixels)
+    pixels = torch.stack([pil_to_tensor(image.convert("RGB")) for image in scaled])
+    return Images(pixels, images.labels.clone())
 
 
 def _mixed_light(place: Path, size: int, cache: Path) -> Splits:
@@ -162,12 +177,6 @@ def _unpacked(place: Path, cache: Path) -> Path:
         with gzip.open(file) as source, (raw / file.stem).open("wb") as target:
             shutil.copyfileobj(source, target)
     return cache
-
-
-def _greys(data: FashionMNIST, indices: Tensor, size: int) -> Images:
-    scaled = (Image.fromarray(data.data[i].numpy()).resize((size, size), Image.Resampling.BICUBIC) for i in indices)
-    pixels = torch.stack([pil_to_tensor(image.convert("RGB")) for image in scaled])
-    return Images(pixels, data.targets[indices].clone())
 
 
 def _clipart(place: Path, size: int, cache: Path) -> Splits:
@@ -209,9 +218,10 @@ def _shuffled(found: list[tuple[Tensor, int]]) -> Images:
     return Images(torch.stack([pixels for pixels, _ in found]), torch.tensor([label for _, label in found]))
 
 
-#: How each set is made, and where Debian's package puts its files.
+#: How each set is made, and where its files are looked for: where Debian's package puts them, if there is one.
 SETS: dict[str, tuple[Callable[[Path, int, Path], Splits], Path]] = {
     "fashion-mnist": (_fashion_mnist, FASHION_MNIST_ROOT),
     "clipart": (_clipart, CLIPART_ROOT),
+    "cifar-10": (_cifar10, CIFAR10_ROOT),
     "mixed-light": (_mixed_light, FASHION_MNIST_ROOT),
 }

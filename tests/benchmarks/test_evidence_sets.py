@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks.evidence.cifar import facts, read_cifar10
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.sets import draw, drawings, load_splits
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
@@ -63,14 +66,48 @@ def test_mixed_light_changes_the_light_of_most_images_and_no_label(fashion_root:
         assert 0 < same < 0.6
 
 
+def _write_package(folder: Path, rows: int) -> np.ndarray:
+    """A small package of CIFAR-10's pictures; the pixels of its test images."""
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (rows, 32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels.reshape(rows, 1024, 3)).save(folder / f"{name}.png")
+    for name, count in (("train", 5 * rows), ("test", rows)):
+        (folder / f"{name}_lables.json").write_text(json.dumps([i % 10 for i in range(count)]))
+    return pixels
+
+
+def test_cifar_10_is_read_from_the_pictures_of_a_package(tmp_path: Path) -> None:
+    test = _write_package(tmp_path, rows=12)
+    splits = load_splits("cifar-10", 32, tmp_path / "cache", tmp_path)
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [50, 10, 12]
+    assert torch.equal(splits.test.pixels, torch.from_numpy(test).permute(0, 3, 1, 2))
+    assert splits.val.labels.tolist() == [i % 10 for i in range(50, 60)]
+    assert facts(tmp_path).startswith("60 images, of each class [6]; means 0.5")
+
+
+def test_cifar_10_is_read_from_torchvisions_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+    known = SimpleNamespace(data=pixels, targets=[3, 8, 8, 0, 6, 6])
+    monkeypatch.setattr("benchmarks.evidence.cifar.CIFAR10", lambda root, train: known)
+    read, labels = read_cifar10(tmp_path, train=True)
+    assert torch.equal(read, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert labels.tolist() == known.targets
+
+
 def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ILMConvertError, match="use one of fashion-mnist, clipart"):
         load_splits("letters", 28, tmp_path)
     with pytest.raises(ILMConvertError, match="--data-root"):
         load_splits("fashion-mnist", 28, tmp_path, tmp_path / "none")
     (tmp_path / "empty").mkdir()
+    for name in ("fashion-mnist", "cifar-10"):
+        with pytest.raises(ILMConvertError, match="--data-root"):
+            load_splits(name, 28, tmp_path, tmp_path / "empty")
+    _write_package(tmp_path, rows=2)
+    (tmp_path / "data_batch_5.png").unlink()
     with pytest.raises(ILMConvertError, match="--data-root"):
-        load_splits("fashion-mnist", 28, tmp_path, tmp_path / "empty")
+        load_splits("cifar-10", 32, tmp_path / "cache", tmp_path)
 
 
 def test_a_seed_draws_its_own_images() -> None:
