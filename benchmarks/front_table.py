@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/evidence/results"
 START, END = "<!-- benchmarks.front_table writes from here -->\n", "<!-- to here -->\n"
 NOT_YET = "not measured yet"
-_SETS = {"Fashion-MNIST": "fashion-mnist", "clip art": "clipart"}
+_SETS = {"Fashion-MNIST": "fashion-mnist", "clip art": "clipart", "CIFAR-10": "cifar-10"}
 _STANDARDISED = "docs/finetune.md#standardise-each-image"
 _FIRST_NORM = "docs/finetune.md#the-first-norm-alone"
 _EPSILON = 8.0
@@ -54,17 +54,17 @@ def table() -> str:
         ),
         "small batches, test images like the training images": (
             "**BatchNorm frozen**",
-            _on_each(sets, lambda a: f"frozen {own(a, 'frozen-bn', clean)}, converted {less(a, 'ilm-gn', clean)}"),
+            on_each(sets, lambda a: f"frozen {own(a, 'frozen-bn', clean)}, converted {less(a, 'ilm-gn', clean)}"),
         ),
         "small batches, test images darker, flatter or in other light": (
             f"[each image standardised]({_STANDARDISED}), **BatchNorm frozen** and best the "
             f"[**first norm converted**]({_FIRST_NORM}) alone",
-            "mean of nine shifts: " + _on_each(sets, lambda a: under_shifts(a, shifted)),
+            "mean of nine shifts: " + on_each(sets, lambda a: under_shifts(a, shifted)),
         ),
         "the same, and the light itself says something about the class": (
             "**convert**, [bounded by images](docs/robustness.md), then train",
             "the same shifts: "
-            + _on_each(sets, lambda a: f"{less(a, 'ilm-gn-range', shifted)}, clean {less(a, 'ilm-gn-range', clean)}"),
+            + on_each(sets, lambda a: f"{less(a, 'ilm-gn-range', shifted)}, clean {less(a, 'ilm-gn-range', clean)}"),
         ),
         "differential privacy": ("**BatchNorm frozen**, only the head trains", private()),
         "federated averaging": ("**BatchNorm frozen**", averaged()),
@@ -92,8 +92,11 @@ def under_shifts(by_arm: ByArm, shifted: Callable[[Run], float]) -> str:
     return ", ".join([f"frozen {own(by_arm, base, shifted)}", *others])
 
 
-def _on_each(sets: Mapping[str, ByArm], measured: Callable[[ByArm], str]) -> str:
-    return "; ".join(f"{title}: {measured(by_arm)}" for title, by_arm in sets.items())
+def on_each(sets: Mapping[str, ByArm], measured: Callable[[ByArm], str]) -> str:
+    """What was measured on each set; those on which it wasn't are left out, unless it was on none."""
+    found = {title: measured(by_arm) for title, by_arm in sets.items()}
+    known = {title: text for title, text in found.items() if NOT_YET not in text}
+    return "; ".join(f"{title}: {text}" for title, text in known.items()) or NOT_YET
 
 
 def _mean(columns: Sequence[str]) -> Callable[[Run], float]:
@@ -107,7 +110,7 @@ def own(by_arm: ByArm, arm: str, measured: Callable[[Run], float]) -> str:
 
 def less(by_arm: ByArm, arm: str, measured: Callable[[Run], float], against: str = FROZEN) -> str:
     """What an arm has more or less than frozen BatchNorm, paired by seed, with the 95 % interval."""
-    if arm not in by_arm:
+    if arm not in by_arm or against not in by_arm:
         return NOT_YET
     return _percent(differences(by_arm, arm, measured, against), "+").replace("%", "points")
 

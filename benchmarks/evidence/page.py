@@ -1,9 +1,9 @@
-"""The tables and figures of docs/evidence.md, from what was measured and committed.
+"""The tables and figures of docs/evidence.md and docs/evidence-fine-tuning.md, from what was measured and committed.
 
 python -m benchmarks.evidence.page            # prints the tables by name
-python -m benchmarks.evidence.page --write    # puts each below its mark in the page, and draws the figures
+python -m benchmarks.evidence.page --write    # puts each below its mark in the pages, and draws the figures
 
-After new results under benchmarks/evidence/results, write them again, and read what the page says of them.
+After new results under benchmarks/evidence/results, write them again, and read what the pages say of them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from benchmarks.evidence.runs import Run, read
 from benchmarks.report import Table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS, PAGE, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/evidence.md", ROOT / "docs/assets"
-SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart"), "short", "frozen-bn-standardised"
+RESULTS, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/assets"
+PAGES = (ROOT / "docs/evidence.md", ROOT / "docs/evidence-fine-tuning.md")
+SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart", "cifar-10"), "short", "frozen-bn-standardised"
 LONGER, LONGEST = "medium", "long"  # of the first set
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
@@ -34,11 +35,13 @@ _MARK = re.compile(r"<!-- table: (.+) -->\n(?:\n(?:\|.*\n)+)?")
 
 
 def all_tables() -> dict[str, Table]:
-    """Every table of the page by its name."""
+    """Every table of the pages by its name."""
     runs = list(read(RESULTS / "runs.jsonl"))
     made = {"overview": tables.overview(runs)}
     first = SETS[0]
-    for name, budget in (*((name, BUDGET) for name in SETS), (first, LONGER), (first, LONGEST)):
+    tasks = (*((name, BUDGET) for name in SETS), (first, LONGER), (first, LONGEST))
+    made["in short"] = tables.in_short(runs, tasks)
+    for name, budget in tasks:
         task = name if budget == BUDGET else f"{name}, {budget}"
         for against, found in _compared(finals(runs, name, budget)).items():
             made[task if against == FROZEN else f"{task}, less {against}"] = tables.summary(found, name, against)
@@ -54,7 +57,7 @@ def all_tables() -> dict[str, Table]:
         made[name] = batch_size_tables.table(sizes)
         made[f"{name}, differences"] = batch_size_tables.differences(sizes)
     by_noise = Lines(RESULTS / "noise.jsonl")
-    made |= {f"noise, {name}": noise.table(by_noise, noise.Scale(), name) for name in SETS}
+    made |= {f"noise, {name}": noise.table(by_noise, noise.Scale(), name) for name in noise.SHOWN}
     scratch, longer = (Comparison(None, Lines(RESULTS / "from_scratch.jsonl"), scale) for scale in (USUAL, FIVE_TIMES))
     made["from scratch, longer"] = longer.table(list(NORMS), 32)
     return made | {f"from scratch, batch size {size}": scratch.table(list(NORMS), size) for size in (32, 2)}
@@ -75,7 +78,7 @@ def _rates(runs: Sequence[Run]) -> dict[str, dict[float, list[float]]]:
 
 
 def written(page: str, made: Mapping[str, Table]) -> str:
-    """The page with each table below its mark; a name that isn't known is an error.
+    """A page with each table below its mark; a name that isn't known is an error.
 
     >>> print(written("<!-- table: speed -->\\n\\n| old |\\n", {"speed": Table("", [{"ms": 2}])}), end="")
     <!-- table: speed -->
@@ -87,7 +90,7 @@ def written(page: str, made: Mapping[str, Table]) -> str:
 
     def put(mark: re.Match[str]) -> str:
         if mark[1] not in made:
-            raise SystemExit(f"{PAGE.name} asks for the table {mark[1]!r}; there are {', '.join(made)}")
+            raise SystemExit(f"a page asks for the table {mark[1]!r}; there are {', '.join(made)}")
         lines = to_markdown(made[mark[1]]).splitlines()
         return "\n".join([f"<!-- table: {mark[1]} -->", "", *lines[2:], ""])
 
@@ -95,26 +98,26 @@ def written(page: str, made: Mapping[str, Table]) -> str:
 
 
 def draw(folder: Path) -> None:
-    """The figures of the page."""
+    """The figures of the pages."""
     runs = list(read(RESULTS / "runs.jsonl"))
-    plot.draw(runs, folder / "evidence.svg", image_sets=SETS, budget=BUDGET, arms=_DRAWN)
-    warm = {"arms": [arm + WARM for arm in _DRAWN_WARM], "against": FROZEN + WARM}
-    plot.draw(runs, folder / "evidence-warm-up.svg", image_sets=SETS, budget=BUDGET, **warm)  # type: ignore[arg-type]
-    adamw = {"arms": [arm + ADAMW for arm in _DRAWN_ADAMW], "against": FROZEN + ADAMW}
-    plot.draw(runs, folder / "evidence-adamw.svg", image_sets=SETS, budget=BUDGET, **adamw)  # type: ignore[arg-type]
+    for name, way, drawn in (("", "", _DRAWN), ("-warm-up", WARM, _DRAWN_WARM), ("-adamw", ADAMW, _DRAWN_ADAMW)):
+        arms, file = [arm + way for arm in drawn], folder / f"evidence{name}.svg"
+        sets = [image_set for image_set in SETS if set(arms) & set(finals(runs, image_set, BUDGET))]
+        plot.draw(runs, file, image_sets=sets, budget=BUDGET, arms=arms, against=FROZEN + way)
     rates.draw(rates.drawn(_rates(runs), _DRAWN_RATES), folder / "evidence-rates.svg")
     sizes = batch_sizes.found_in(RESULTS, batch_sizes.SHOWN_WARM)
     batch_size_tables.draw_figure(sizes, folder / "evidence-batch-sizes.svg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables, or write the page."""
+    """Print the tables, or write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="Put them into docs/evidence.md, and draw its figures.")
+    parser.add_argument("--write", action="store_true", help="Put them into the pages, and draw their figures.")
     write = parser.parse_args(argv).write
     made = all_tables()
     if write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+        for page in PAGES:
+            page.write_text(written(page.read_text(encoding="utf-8"), made), encoding="utf-8")
         draw(ASSETS)
     else:
         print("\n\n".join(to_markdown(Table(name, table.rows)) for name, table in made.items()))

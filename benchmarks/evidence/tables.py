@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.arms import ADAMW, ARMS, FROZEN
 from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, Run, read
 from benchmarks.evidence.select import SEEDS, at_edge, choose
@@ -20,6 +20,10 @@ from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert.evaluation.estimate import estimate
 
 ByArm = Mapping[str, Mapping[int, Run]]
+#: What the table in short compares, all trained with AdamW and a warm-up.
+_FROZEN, _STANDARDISED, _FIRST = (
+    arm + ADAMW for arm in (FROZEN, "frozen-bn-standardised", "ilm-in-first-standardised")
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +36,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(to_markdown(overview(runs, options.against)), end="\n\n")
     for image_set, budget in dict.fromkeys((run.image_set, run.budget) for run in runs):
         print("\n\n".join(to_markdown(table) for table in tables(runs, image_set, budget, options.against)), end="\n\n")
+
+
+def in_short(runs: Sequence[Run], tasks: Sequence[tuple[str, str]]) -> Table:
+    """Frozen BatchNorm, what a standardisation adds to it, and a converted first norm; of what was run."""
+    table = Table("Frozen BatchNorm, the standardisation and the converted first norm")
+    for image_set, budget in tasks:
+        by_arm = finals(runs, image_set, budget)
+        if _FROZEN not in by_arm:
+            continue
+        for title, columns in {CLEAN: (CLEAN,), "nine shifts": COLUMNS[1:]}.items():
+            row: dict[str, Cell] = {"set, budget": f"{image_set}, {budget}", "test images": title}
+            for told, arm, against in (
+                ("frozen BN", _FROZEN, _FROZEN),
+                ("standardised, less frozen BN", _STANDARDISED, _FROZEN),
+                ("first norm and standardised, less frozen BN", _FIRST, _FROZEN),
+                ("first norm and standardised, less standardised", _FIRST, _STANDARDISED),
+            ):
+                row[told] = _cell(by_arm, arm, columns, against) if arm in by_arm else "-"
+            table.rows.append(row)
+    return table
 
 
 def overview(runs: Sequence[Run], against: str = FROZEN) -> Table:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.evidence import page, plot, rates, tables
-from benchmarks.evidence.arms import ARMS, FROZEN
-from benchmarks.evidence.paired import CLEAN, differences, finals, of
+from benchmarks.evidence.arms import ADAMW, ARMS, FROZEN
+from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
 from benchmarks.evidence.select import SEEDS
 from benchmarks.report import Table
@@ -40,6 +41,21 @@ def test_intervals_are_students_over_paired_differences() -> None:
     assert found.error == pytest.approx(0.0645497)
     assert found.half == pytest.approx(3.182446 * 0.0645497, rel=1e-5)
     assert estimate([0.1]).half is None
+
+
+def test_in_short_each_step_is_a_difference_from_the_one_before() -> None:
+    arms = ("frozen-bn", "frozen-bn-standardised", "ilm-in-first-standardised")
+    measured = {arm + ADAMW: (0.5 + 0.1 * step, 0.4 + 0.2 * step) for step, arm in enumerate(arms)}
+    made = [
+        replace(run(arm, seed, clean), shifted=dict.fromkeys(COLUMNS[1:], shifted))
+        for arm, (clean, shifted) in measured.items()
+        for seed in (0, 1)
+    ]
+    table = tables.in_short(made, [("fashion-mnist", "short"), ("clipart", "short")])
+    assert [list(row.values())[1] for row in table.rows] == ["clean", "nine shifts"]  # none of a set that wasn't run
+    first, second = ([str(cell).split(" ")[0] for cell in list(row.values())[2:]] for row in table.rows)
+    assert first == ["0.500", "+0.100", "+0.200", "+0.100"]
+    assert second == ["0.400", "+0.200", "+0.400", "+0.200"]
 
 
 def test_settings_that_were_not_tried_together_are_shown_without_an_accuracy(
@@ -78,17 +94,18 @@ def test_rates_are_shown_with_what_was_put_aside(tmp_path: Path, capsys: pytest.
     assert "before a change" in (tmp_path / "rates.svg").read_text()
 
 
-def test_the_page_holds_the_tables_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pages_hold_the_tables_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     """When results were added: ``python -m benchmarks.evidence.page --write``."""
-    text, made = page.PAGE.read_text(encoding="utf-8"), page.all_tables()
-    assert page.written(text, made) == text
+    texts, made = [found.read_text(encoding="utf-8") for found in page.PAGES], page.all_tables()
+    assert [page.written(text, made) for text in texts] == texts
     with pytest.raises(SystemExit, match="'speed'"):
         page.written("<!-- table: speed -->\n", made)
     page.main([])
     printed = set(capsys.readouterr().out.splitlines())
-    quoted = [line for line in text.partition("## What stands where")[0].splitlines() if line.startswith("|")]
-    assert len(quoted) > 20
-    assert [line for line in quoted if line not in printed] == []
+    parts = [text.partition("## What stands where")[0] for text in texts]
+    for quoted in ([line for line in part.splitlines() if line.startswith("|")] for part in parts):
+        assert len(quoted) > 20
+        assert [line for line in quoted if line not in printed] == []
 
 
 def test_a_stale_table_is_replaced() -> None:
@@ -99,6 +116,7 @@ def test_a_stale_table_is_replaced() -> None:
 
 def test_the_figures_are_drawn(tmp_path: Path) -> None:
     page.draw(tmp_path)
-    shown = set(re.findall(r"\(assets/(.+?\.svg)\)", page.PAGE.read_text(encoding="utf-8")))
+    texts = [found.read_text(encoding="utf-8") for found in page.PAGES]
+    shown = set(re.findall(r"\(assets/(.+?\.svg)\)", "\n".join(texts)))
     assert len(shown) == 5
     assert {file.name for file in tmp_path.iterdir()} == shown

@@ -16,7 +16,7 @@ from benchmarks.evidence.batch_sizes import BATCH_SIZES
 from benchmarks.evidence.paired import CLEAN, of
 from benchmarks.evidence.runs import FINAL, Run
 from benchmarks.front_image import PHOTOGRAPHS, ROWS, Seen, rows, svg
-from benchmarks.front_table import ROOT, in_batches, less, own, table, written
+from benchmarks.front_table import ROOT, in_batches, less, on_each, own, table, written
 from ilmconvert.evaluation.demo import run_demo
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,6 +63,15 @@ def test_numbers_are_means_and_differences_paired_by_seed() -> None:
     assert own(by_arm, "frozen-bn", of(CLEAN)) == "60.0 ± 127.1 %"
     assert less(by_arm, "train-bn", of(CLEAN)) == "-25.0 ± 0.0 points"
     assert own(by_arm, "ilm-gn", of(CLEAN)) == less(by_arm, "ilm-gn", of(CLEAN)) == front_table.NOT_YET
+
+
+def test_a_row_names_the_sets_on_which_it_was_measured() -> None:
+    sets = {
+        "A": {"frozen-bn": {0: run("frozen-bn", 0, 0.5), 1: run("frozen-bn", 1, 0.5)}},
+        "B": {"ilm-gn": {0: run("ilm-gn", 0, 0.5), 1: run("ilm-gn", 1, 0.5)}},
+    }
+    assert on_each(sets, lambda a: own(a, "frozen-bn", of(CLEAN))) == "A: 50.0 ± 0.0 %"
+    assert on_each(sets, lambda a: own(a, "train-bn", of(CLEAN))) == front_table.NOT_YET
 
 
 def test_batchnorm_in_training_by_batch_size_is_that_of_the_page_on_evidence() -> None:
