@@ -19,7 +19,7 @@ from benchmarks.evidence.batch_size_tables import Point, less_frozen
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
 from benchmarks.evidence.lines import Lines
-from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
+from benchmarks.evidence.paired import CLEAN, COLUMNS, best_way, differences, finals, mean_of, of
 from benchmarks.evidence.private import FINAL_SEEDS, Runs
 from benchmarks.evidence.private_arms import HEAD
 from benchmarks.evidence.runs import Run, read
@@ -46,7 +46,7 @@ def table() -> str:
     runs = list(read(RESULTS / "runs.jsonl"))
     sets = {title: finals(runs, name, "short") for title, name in _SETS.items()}
     by_arm = sets[next(iter(_SETS))]
-    clean, shifted = _mean((CLEAN,)), _mean(COLUMNS[1:])
+    clean, shifted = of(CLEAN), mean_of(COLUMNS[1:])
     rows = {
         "no training": (
             "the network **as it is**",
@@ -85,10 +85,11 @@ def table() -> str:
 
 
 def under_shifts(by_arm: ByArm, shifted: Callable[[Run], float]) -> str:
-    """Frozen BatchNorm under shifts, what a standardisation gives, and a converted first norm as well; with AdamW."""
-    arms = {"standardised": "frozen-bn-standardised", "the first norm converted, too,": "ilm-in-first-standardised"}
-    base = FROZEN + ADAMW
-    others = [f"{title} {less(by_arm, arm + ADAMW, shifted, base)}" for title, arm in arms.items()]
+    """Frozen BatchNorm under shifts and what a standardisation gives, at their best, and the recipe ``first-norm``."""
+    base, standardised = (arm + (best_way(by_arm, arm, shifted) or "") for arm in (FROZEN, "frozen-bn-standardised"))
+    first = "ilm-in-first-standardised" + ADAMW
+    arms = {"standardised": standardised, "the first norm converted, too,": first}
+    others = [f"{title} {less(by_arm, arm, shifted, base)}" for title, arm in arms.items()]
     return ", ".join([f"frozen {own(by_arm, base, shifted)}", *others])
 
 
@@ -97,10 +98,6 @@ def on_each(sets: Mapping[str, ByArm], measured: Callable[[ByArm], str]) -> str:
     found = {title: measured(by_arm) for title, by_arm in sets.items()}
     known = {title: text for title, text in found.items() if NOT_YET not in text}
     return "; ".join(f"{title}: {text}" for title, text in known.items()) or NOT_YET
-
-
-def _mean(columns: Sequence[str]) -> Callable[[Run], float]:
-    return lambda run: sum(of(column)(run) for column in columns) / len(columns)
 
 
 def own(by_arm: ByArm, arm: str, measured: Callable[[Run], float]) -> str:

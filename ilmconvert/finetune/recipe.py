@@ -18,7 +18,7 @@ __all__ = ["RECIPES", "Recipe", "RecipeError", "get_recipe"]
 LR_BASE_SIZE = 256
 #: What ``lr_base`` is for: an adaptive optimizer's steps are as long as the rate, whatever the gradient.
 _SGD = ("sgd", "momentum")
-#: Between the rates that were chosen on two sets at batch size 2 (docs/evidence.md); three times this is too much.
+#: Between the rates that were chosen on three sets at batch size 2 (docs/evidence.md); three times this is too much.
 _ADAMW_RATE = 2e-4
 
 

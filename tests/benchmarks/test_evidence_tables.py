@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence import page, plot, rates, tables
-from benchmarks.evidence.arms import ADAMW, ARMS, FROZEN
-from benchmarks.evidence.paired import CLEAN, COLUMNS, differences, finals, of
+from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.paired import CLEAN, COLUMNS, best_way, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
 from benchmarks.evidence.select import SEEDS
 from benchmarks.report import Table
@@ -44,8 +44,15 @@ def test_intervals_are_students_over_paired_differences() -> None:
 
 
 def test_in_short_each_step_is_a_difference_from_the_one_before() -> None:
-    arms = ("frozen-bn", "frozen-bn-standardised", "ilm-in-first-standardised")
-    measured = {arm + ADAMW: (0.5 + 0.1 * step, 0.4 + 0.2 * step) for step, arm in enumerate(arms)}
+    """Each baseline in the way of training that is best on the images of the row."""
+    measured = {
+        "frozen-bn": (0.5, 0.1),
+        "frozen-bn-adamw-fast-warm": (0.1, 0.4),
+        "frozen-bn-standardised-adamw-fast-warm": (0.6, 0.6),
+        "frozen-bn-standardised-warm": (0.5, 0.5),
+        "ilm-in-first-standardised-adamw-fast-warm": (0.7, 0.8),
+        "ilm-in-first-standardised-warm": (0.9, 0.9),  # not the recipe
+    }
     made = [
         replace(run(arm, seed, clean), shifted=dict.fromkeys(COLUMNS[1:], shifted))
         for arm, (clean, shifted) in measured.items()
@@ -54,8 +61,16 @@ def test_in_short_each_step_is_a_difference_from_the_one_before() -> None:
     table = tables.in_short(made, [("fashion-mnist", "short"), ("clipart", "short")])
     assert [list(row.values())[1] for row in table.rows] == ["clean", "nine shifts"]  # none of a set that wasn't run
     first, second = ([str(cell).split(" ")[0] for cell in list(row.values())[2:]] for row in table.rows)
-    assert first == ["0.500", "+0.100", "+0.200", "+0.100"]
-    assert second == ["0.400", "+0.200", "+0.400", "+0.200"]
+    assert first == ["0.500", "0.600", "+0.100", "+0.200", "+0.100"]
+    assert second == ["0.400", "0.600", "+0.200", "+0.400", "+0.200"]
+    assert str(table.rows[0]["frozen BN"]).endswith("(SGD)")
+
+
+def test_a_way_of_training_with_fewer_seeds_is_not_the_best() -> None:
+    runs = [run("frozen-bn", seed, 0.5) for seed in (0, 1)] + [run("frozen-bn-warm", 0, 0.9)]
+    by_arm = finals(runs, "fashion-mnist", "short")
+    assert best_way(by_arm, "frozen-bn", of(CLEAN)) == ""
+    assert best_way(by_arm, "ilm-gn", of(CLEAN)) is None
 
 
 def test_settings_that_were_not_tried_together_are_shown_without_an_accuracy(
