@@ -105,6 +105,7 @@ def test_opacus_takes_the_layer() -> None:
     assert GradSampleModule.validate(network(), strict=False) == []
 
 
+@pytest.mark.slow  # two processes that learn what one does are tested with fine-tuning
 def test_distributed_processes_agree_on_them(tmp_path: Path) -> None:
     mp.spawn(two_passes, (str(tmp_path),), nprocs=2)
     for rank in range(2):
