@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import batch_sizes, federated
-from benchmarks.evidence.arms import ADAMW, FROZEN, WARM
+from benchmarks.evidence.arms import FIRST_NORM, FROZEN, STANDARDISED, WARM
 from benchmarks.evidence.batch_size_tables import Point, less_frozen
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
@@ -86,9 +86,8 @@ def table() -> str:
 
 def under_shifts(by_arm: ByArm, shifted: Callable[[Run], float]) -> str:
     """Frozen BatchNorm under shifts and what a standardisation gives, at their best, and the recipe ``first-norm``."""
-    base, standardised = (arm + (best_way(by_arm, arm, shifted) or "") for arm in (FROZEN, "frozen-bn-standardised"))
-    first = "ilm-in-first-standardised" + ADAMW
-    arms = {"standardised": standardised, "the first norm converted, too,": first}
+    base, standardised = (arm + (best_way(by_arm, arm, shifted) or "") for arm in (FROZEN, STANDARDISED))
+    arms = {"standardised": standardised, "the first norm converted, too,": FIRST_NORM}
     others = [f"{title} {less(by_arm, arm, shifted, base)}" for title, arm in arms.items()]
     return ", ".join([f"frozen {own(by_arm, base, shifted)}", *others])
 

@@ -19,6 +19,8 @@ from ilmconvert.surgery.group_norm_baseline import group_norm_baseline
 FROZEN = "frozen-bn"
 WARM = "-warm"  # ends the name of an arm with a warm-up
 ADAMW = "-adamw-fast" + WARM  # ends the names of the arms with AdamW that are compared with each other
+STANDARDISED = "frozen-bn-standardised"
+FIRST_NORM = "ilm-in-first-standardised" + ADAMW  # the recipe of that name
 _BATCH = 16
 _REFERENCES = 128  # images for the references, as the recipe ``anneal`` has it
 
@@ -104,7 +106,7 @@ _FIRST = _converted("ilm_in", init="moments", first_only=True)  # the others sta
 _COLD = {
     FROZEN: Arm("frozen BN", _same),
     "ilm-gn-range": Arm("ILM-GN, range calibrated first", _ranged("ilm_gn")),
-    "frozen-bn-standardised": Arm("frozen BN, standardised input", _same, standardised=True),
+    STANDARDISED: Arm("frozen BN, standardised input", _same, standardised=True),
     "ilm-gn": Arm("ILM-GN, exact start", _converted("ilm_gn")),
     "frozen-bn-reestimated": Arm("frozen BN, re-estimated", _reestimated),
     "train-bn": Arm("BN in training", _same, recipe={"freeze_batch_norm": False}),
@@ -135,7 +137,7 @@ _COLD = {
 _WARMED = (
     FROZEN,
     "ilm-in-first",
-    "frozen-bn-standardised",
+    STANDARDISED,
     "ilm-in-first-standardised",
     "ilm-gn",
     "frozen-bn-adamw",

@@ -33,12 +33,12 @@ def read_cifar10(place: Path, train: bool) -> tuple[Tensor, Tensor]:
         place: a root of torchvision's class, or the unpacked package.
 
     Raises:
-        ILMConvertError: the files aren't there.
+        ILMConvertError: files aren't there, or are damaged.
     """
     try:
         return _of_package(place, train) if (place / _LABELS[train]).exists() else _of_torchvision(place, train)
-    except (OSError, RuntimeError) as error:
-        raise ILMConvertError(f"{place} lacks files of CIFAR-10; name their folder with --data-root") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ILMConvertError(f"{place} lacks whole files of CIFAR-10; name their folder with --data-root") from error
 
 
 def facts(place: Path) -> str:
@@ -61,6 +61,8 @@ def _of_torchvision(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 def _of_package(folder: Path, train: bool) -> tuple[Tensor, Tensor]:
     rows = torch.cat([_rows(folder / name) for name in _PICTURES[train]])
     labels = torch.tensor(json.loads((folder / _LABELS[train]).read_text(encoding="utf-8")))
+    if len(labels) != len(rows):
+        raise ValueError(f"{len(rows)} images, {len(labels)} labels")
     return rows, labels
 
 

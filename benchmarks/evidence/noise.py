@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.arms import ARMS, STANDARDISED
 from benchmarks.evidence.begin import normalized
 from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.sets import SETS, Splits, draw, load_splits, smaller
@@ -33,7 +33,7 @@ from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0
 from ilmconvert.evaluation.estimate import estimate
 
-ARM, SETTINGS = "frozen-bn-standardised", Settings(0.005, distill=0.5, norm_scale=0.1)
+ARM, SETTINGS = STANDARDISED, Settings(0.005, distill=0.5, norm_scale=0.1)
 SEEDS, SEVERITIES = (1000, 1001, 1002, 1003), (3, 5)
 CLEAN, OWN, OF_CLEAN = "clean", "own statistics", "statistics of the clean image"
 #: What a network is tested on, and by whose statistics these images are standardised.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, noise, plot, rates, tables
-from benchmarks.evidence.arms import ADAMW, FROZEN, WARM
+from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, WARM
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
 from benchmarks.evidence.from_scratch import NORMS, USUAL, Comparison
 from benchmarks.evidence.lines import Lines
@@ -25,7 +25,7 @@ from benchmarks.report import Table, to_markdown
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/assets"
 PAGES = (ROOT / "docs/evidence.md", ROOT / "docs/evidence-fine-tuning.md")
-SETS, BUDGET, STANDARDISED = ("fashion-mnist", "clipart", "cifar-10"), "short", "frozen-bn-standardised"
+SETS, BUDGET = ("fashion-mnist", "clipart", "cifar-10"), "short"
 LONGER, LONGEST = "medium", "long"  # of the first set
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")

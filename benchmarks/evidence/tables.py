@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence.arms import ADAMW, ARMS, FROZEN
+from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, STANDARDISED
 from benchmarks.evidence.paired import CLEAN, COLUMNS, WAYS, best_way, differences, finals, mean_of, of
 from benchmarks.evidence.runs import SELECTION, Run, read
 from benchmarks.evidence.select import SEEDS, at_edge, choose
@@ -20,8 +20,6 @@ from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert.evaluation.estimate import estimate
 
 ByArm = Mapping[str, Mapping[int, Run]]
-_STANDARDISED = "frozen-bn-standardised"
-_FIRST = "ilm-in-first-standardised" + ADAMW  # the recipe ``first-norm``
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,21 +40,22 @@ def in_short(runs: Sequence[Run], tasks: Sequence[tuple[str, str]]) -> Table:
     for image_set, budget in tasks:
         by_arm = finals(runs, image_set, budget)
         for title, columns in {CLEAN: (CLEAN,), "nine shifts": COLUMNS[1:]}.items():
-            ways = [best_way(by_arm, arm, mean_of(columns)) for arm in (FROZEN, _STANDARDISED)]
-            if None not in ways and _FIRST in by_arm:
+            ways = [best_way(by_arm, arm, mean_of(columns)) for arm in (FROZEN, STANDARDISED)]
+            frozen, standardised = ways
+            if frozen is not None and standardised is not None and FIRST_NORM in by_arm:
                 here: dict[str, Cell] = {"set, budget": f"{image_set}, {budget}", "test images": title}
-                table.rows.append(here | _step_by_step(by_arm, columns, *map(str, ways)))
+                table.rows.append(here | _step_by_step(by_arm, columns, frozen, standardised))
     return table
 
 
 def _step_by_step(by_arm: ByArm, columns: Sequence[str], frozen: str, standardised: str) -> dict[str, Cell]:
-    base, behind = FROZEN + frozen, _STANDARDISED + standardised
+    base, behind = FROZEN + frozen, STANDARDISED + standardised
     return {
         "frozen BN": f"{_cell(by_arm, base, columns, base)} ({WAYS[frozen]})",
         "frozen BN, standardised": f"{_cell(by_arm, behind, columns, behind)} ({WAYS[standardised]})",
         "standardised, less frozen BN": _cell(by_arm, behind, columns, base),
-        "`first-norm`, less frozen BN": _cell(by_arm, _FIRST, columns, base),
-        "`first-norm`, less standardised": _cell(by_arm, _FIRST, columns, behind),
+        "`first-norm`, less frozen BN": _cell(by_arm, FIRST_NORM, columns, base),
+        "`first-norm`, less standardised": _cell(by_arm, FIRST_NORM, columns, behind),
     }
 
 

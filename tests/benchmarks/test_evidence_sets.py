@@ -105,9 +105,12 @@ def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
         with pytest.raises(ILMConvertError, match="--data-root"):
             load_splits(name, 28, tmp_path, tmp_path / "empty")
     _write_package(tmp_path, rows=2)
-    (tmp_path / "data_batch_5.png").unlink()
-    with pytest.raises(ILMConvertError, match="--data-root"):
-        load_splits("cifar-10", 32, tmp_path / "cache", tmp_path)
+    for file, damaged in (("test_lables.json", b"[3, "), ("test_lables.json", b"[3]"), ("data_batch_5.png", b"")):
+        whole = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(damaged)
+        with pytest.raises(ILMConvertError, match="--data-root"):
+            load_splits("cifar-10", 32, tmp_path / "cache", tmp_path)
+        (tmp_path / file).write_bytes(whole)
 
 
 def test_a_seed_draws_its_own_images() -> None:
