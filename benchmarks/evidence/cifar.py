@@ -8,8 +8,8 @@ The second prints what is known of the set, as these files have it.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -74,4 +74,6 @@ def _rows(file: Path) -> Tensor:
 
 
 if __name__ == "__main__":
-    print(facts(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="A root of torchvision's class, or the unpacked package.")
+    print(facts(parser.parse_args().folder))

@@ -16,10 +16,11 @@ from pathlib import Path
 from benchmarks.evidence import batch_size_tables, batch_sizes, noise, plot, rates, tables
 from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, WARM
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
-from benchmarks.evidence.from_scratch import NORMS, USUAL, Comparison
+from benchmarks.evidence.from_scratch import SHAPES, USUAL, Comparison
 from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.paired import Finals, finals
 from benchmarks.evidence.runs import Run, read
+from benchmarks.evidence.small_resnet import NORMS
 from benchmarks.report import Table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,9 +59,16 @@ def all_tables() -> dict[str, Table]:
         made[f"{name}, differences"] = batch_size_tables.differences(sizes)
     by_noise = Lines(RESULTS / "noise.jsonl")
     made |= {f"noise, {name}": noise.table(by_noise, noise.Scale(), name) for name in noise.SHOWN}
-    scratch, longer = (Comparison(None, Lines(RESULTS / "from_scratch.jsonl"), scale) for scale in (USUAL, FIVE_TIMES))
-    made["from scratch, longer"] = longer.table(list(NORMS), 32)
-    return made | {f"from scratch, batch size {size}": scratch.table(list(NORMS), size) for size in (32, 2)}
+    return made | _from_scratch(Lines(RESULTS / "from_scratch.jsonl"))
+
+
+def _from_scratch(lines: Lines) -> dict[str, Table]:
+    short = Comparison(first := SETS[0], None, lines, USUAL)
+    made = {f"from scratch, batch size {size}": short.table(list(NORMS), size) for size in (32, 2)}
+    for image_set in SHAPES:
+        name = "from scratch, longer" if image_set == first else f"from scratch, {image_set}, longer"
+        made[name] = Comparison(image_set, None, lines, FIVE_TIMES).table(list(NORMS), 32)
+    return made
 
 
 def _compared(by_arm: Finals) -> dict[str, Finals]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS, WARM
@@ -45,3 +49,14 @@ def run(arm: str, seed: int, accuracy: float, **others: object) -> Run:
     shifted = dict.fromkeys(COLUMNS[1:], accuracy)
     made = Run("fashion-mnist", 64, "short", arm, FINAL, seed, 0.005, 0.5, 0.1, accuracy, 1.0, 2.0, shifted)
     return replace(made, **others)  # type: ignore[arg-type]
+
+
+def write_cifar10_package(folder: Path, rows: int) -> np.ndarray:
+    """A small package of CIFAR-10's pictures; the pixels of its test images."""
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (rows, 32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels.reshape(rows, 1024, 3)).save(folder / f"{name}.png")
+    for name, count in (("train", 5 * rows), ("test", rows)):
+        (folder / f"{name}_lables.json").write_text(json.dumps([i % 10 for i in range(count)]))
+    return pixels

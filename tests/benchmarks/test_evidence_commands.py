@@ -14,10 +14,11 @@ from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.begin import normalized
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, SELECTION, read
+from benchmarks.evidence.small_resnet import NORMS
 from benchmarks.evidence.train import Settings
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.surgery.input_standardization import standardize
-from tests.benchmarks.evidence_jobs import small_network
+from tests.benchmarks.evidence_jobs import small_network, write_cifar10_package
 
 
 def known(folder: Path) -> dict[tuple[str, str, int, Settings], float]:
@@ -102,9 +103,20 @@ def test_networks_from_scratch_are_compared_with_their_base(
     assert capsys.readouterr().out.count("| 1 |") == 1
 
 
+def test_networks_from_scratch_see_the_colours_of_cifar_10(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cifar10_package(tmp_path, rows=12)
+    out, norms = ["--out", str(tmp_path), "--quick", "--batch-sizes", "4"], ["--norms", "GN"]
+    from_scratch.main([*out, *norms, "--set", "cifar-10", "--data-root", str(tmp_path)])
+    assert "From scratch, cifar-10" in capsys.readouterr().out
+    from_scratch.main([*out, "--table"])  # of the other set there is nothing
+    assert not capsys.readouterr().out
+    network = from_scratch.train("GN", 0.02, 4, from_scratch.load("cifar-10", tmp_path, tmp_path).val, 1, seed=0)
+    assert network[0].in_channels == 3
+
+
 def test_an_ilm_norm_starts_as_its_base_and_the_authors_start_does_not() -> None:
     x = torch.rand(4, 64, 5, 5)
-    ours, base, theirs = (from_scratch.NORMS[name](64) for name in ("ILM-GN", "GN", "ILM-GN, authors' start"))
+    ours, base, theirs = (NORMS[name](64) for name in ("ILM-GN", "GN", "ILM-GN, authors' start"))
     assert torch.allclose(ours(x), base(x), atol=1e-5)
     assert 1.2 < (theirs(x).std() / base(x).std()).item() < 1.8
 

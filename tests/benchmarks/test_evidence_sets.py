@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.sets import draw, drawings, load_splits
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
 from ilmconvert.errors import ILMConvertError
-from tests.benchmarks.evidence_jobs import small_images
+from tests.benchmarks.evidence_jobs import small_images, write_cifar10_package
 
 
 def test_training_validation_and_test_images_are_different_ones(fashion_root: Path, tmp_path: Path) -> None:
@@ -66,19 +65,8 @@ def test_mixed_light_changes_the_light_of_most_images_and_no_label(fashion_root:
         assert 0 < same < 0.6
 
 
-def _write_package(folder: Path, rows: int) -> np.ndarray:
-    """A small package of CIFAR-10's pictures; the pixels of its test images."""
-    rng = np.random.default_rng(0)
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pixels = rng.integers(0, 256, (rows, 32, 32, 3)).astype(np.uint8)
-        Image.fromarray(pixels.reshape(rows, 1024, 3)).save(folder / f"{name}.png")
-    for name, count in (("train", 5 * rows), ("test", rows)):
-        (folder / f"{name}_lables.json").write_text(json.dumps([i % 10 for i in range(count)]))
-    return pixels
-
-
 def test_cifar_10_is_read_from_the_pictures_of_a_package(tmp_path: Path) -> None:
-    test = _write_package(tmp_path, rows=12)
+    test = write_cifar10_package(tmp_path, rows=12)
     splits = load_splits("cifar-10", 32, tmp_path / "cache", tmp_path)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [50, 10, 12]
     assert torch.equal(splits.test.pixels, torch.from_numpy(test).permute(0, 3, 1, 2))
@@ -104,7 +92,7 @@ def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
     for name in ("fashion-mnist", "cifar-10"):
         with pytest.raises(ILMConvertError, match="--data-root"):
             load_splits(name, 28, tmp_path, tmp_path / "empty")
-    _write_package(tmp_path, rows=2)
+    write_cifar10_package(tmp_path, rows=2)
     for file, damaged in (("test_lables.json", b"[3, "), ("test_lables.json", b"[3]"), ("data_batch_5.png", b"")):
         whole = (tmp_path / file).read_bytes()
         (tmp_path / file).write_bytes(damaged)
