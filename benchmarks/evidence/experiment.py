@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.augmented import AUGMENTED, augmented
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile
 from benchmarks.evidence.select import RATES, SEEDS, choose, first_round, second_round
@@ -124,7 +125,7 @@ class Experiment:
 
     def _make(self, phase: str, arm: str, settings: Settings, seed: int) -> Run:
         begin = time.monotonic()
-        images, epochs = self._training_images(seed), self._of_budget.epochs
+        images, epochs = self._training_images(seed), self._epochs
         trained = train(ARMS[arm], settings, self._source, images, self._splits.num_classes, epochs, seed=seed)
         return self._tested(phase, arm, settings, seed, trained, time.monotonic() - begin)
 
@@ -145,8 +146,8 @@ class Experiment:
         ]
 
     def _group(self, arm: str, tasks: Sequence[Task]) -> Together:
-        classes, epochs = self._splits.num_classes, self._of_budget.epochs
-        return Together(ARMS[arm], tasks, self._source, classes, epochs, compiled=self._compiled)
+        classes = self._splits.num_classes
+        return Together(ARMS[arm], tasks, self._source, classes, self._epochs, compiled=self._compiled)
 
     def _tested(self, phase: str, arm: str, settings: Settings, seed: int, trained: Trained, seconds: float) -> Run:
         """A trained network as a line of the file."""
@@ -182,8 +183,16 @@ class Experiment:
         whole = BUDGETS[self._budget]
         return replace(whole, images=QUICK.images, epochs=QUICK.epochs) if self.scale.quick else whole
 
+    @property
+    def _epochs(self) -> int:
+        """Of augmented images one, in which every image is seen in as many views as the budget has epochs."""
+        return 1 if self._set in AUGMENTED else self._of_budget.epochs
+
     def _training_images(self, seed: int) -> Images:
-        return draw(self._splits.train, self._of_budget.images, seed).to(self._device)
+        drawn = draw(self._splits.train, self._of_budget.images, seed)
+        if self._set in AUGMENTED:
+            drawn = augmented(drawn, self._of_budget.epochs, seed)
+        return drawn.to(self._device)
 
     def _find(self, arm: str, phase: str, settings: Settings, seed: int, budget: str | None = None) -> Run | None:
         key = (self._set, self._size, budget or self._budget, arm, phase, seed)

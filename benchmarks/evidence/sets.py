@@ -223,5 +223,6 @@ SETS: dict[str, tuple[Callable[[Path, int, Path], Splits], Path]] = {
     "fashion-mnist": (_fashion_mnist, FASHION_MNIST_ROOT),
     "clipart": (_clipart, CLIPART_ROOT),
     "cifar-10": (_cifar10, CIFAR10_ROOT),
+    "fashion-mnist-augmented": (_fashion_mnist, FASHION_MNIST_ROOT),  # in training, by the experiment
     "mixed-light": (_mixed_light, FASHION_MNIST_ROOT),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from benchmarks.evidence.arms import FROZEN, Arm
+from benchmarks.evidence.augmented import augmented
 from benchmarks.evidence.cifar import facts, read_cifar10
+from benchmarks.evidence.experiment import Experiment
 from benchmarks.evidence.paired import COLUMNS
-from benchmarks.evidence.sets import draw, drawings, load_splits
+from benchmarks.evidence.runs import RunFile
+from benchmarks.evidence.sets import Images, draw, drawings, load_splits
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
+from benchmarks.evidence.train import Settings, Trained
 from ilmconvert.errors import ILMConvertError
-from tests.benchmarks.evidence_jobs import small_images, write_cifar10_package
+from tests.benchmarks.evidence_jobs import small_images, small_network, write_cifar10_package
 
 
 def test_training_validation_and_test_images_are_different_ones(fashion_root: Path, tmp_path: Path) -> None:
@@ -81,6 +88,42 @@ def test_cifar_10_is_read_from_torchvisions_files(tmp_path: Path, monkeypatch: p
     read, labels = read_cifar10(tmp_path, train=True)
     assert torch.equal(read, torch.from_numpy(pixels).permute(0, 3, 1, 2))
     assert labels.tolist() == known.targets
+
+
+def test_views_of_an_image_differ_and_are_the_same_for_the_same_seed() -> None:
+    images = small_images(8, size=32)
+    random.seed(5)
+    np.random.seed(5)
+    usual = random.random(), np.random.rand()
+    random.seed(5)
+    np.random.seed(5)
+    first, again, other = (augmented(images, 2, seed) for seed in (0, 0, 1))
+    assert (random.random(), np.random.rand()) == usual  # nobody else's draws are moved
+    assert torch.equal(first.pixels, again.pixels)
+    assert first.labels.tolist() == [*images.labels.tolist(), *images.labels.tolist()]
+    for a, b in ((first.pixels[:8], images.pixels), (first.pixels[8:], first.pixels[:8]), (first.pixels, other.pixels)):
+        assert (a != b).flatten(1).any(1).double().mean() > 0.5
+
+
+def test_each_epoch_sees_another_view(fashion_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def train(arm: Arm, settings: Settings, source: nn.Module, images: Images, *others: int, seed: int) -> Trained:
+        seen[image_set] = images, others[1]
+        return Trained(source, source, prepare, 1.0, 1.0)
+
+    def prepare(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float()
+
+    monkeypatch.setattr("benchmarks.evidence.experiment.train", train)
+    for image_set in ("fashion-mnist", "fashion-mnist-augmented"):
+        runs = RunFile(tmp_path / "runs.jsonl")
+        experiment = Experiment(small_network(), image_set, 32, "short", runs, tmp_path / "cache", fashion_root)
+        next(experiment.finals({FROZEN: Settings(0.005)}))
+    (plain, epochs), (views, once) = seen.values()
+    assert (len(plain), epochs, len(views), once) == (50, 3, 150, 1)
+    assert views.labels.tolist() == 3 * plain.labels.tolist()
+    assert not torch.equal(views.pixels[:50], plain.pixels)
 
 
 def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
