@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ilmconvert.data.dataset import Augmented, ImageDataset
 from ilmconvert.data.open_data import Data, open_data
+from ilmconvert.data.policies import keep_a_bit
 from ilmconvert.data.trained_images import trained_transform
 
 #: From an image in [0, 1], or a batch of them, to a model's input.
@@ -54,10 +55,12 @@ def transform_text(config: dict[str, Any]) -> str:
 
 
 def create_transform(**settings: Any) -> Callable[[Any], Tensor]:
-    """``timm.data.create_transform``, imported late and typed."""
+    """``timm.data.create_transform``, imported late and typed; its policies work with every Pillow."""
     from timm.data import create_transform as create
 
     transform: Callable[[Any], Tensor] = create(**settings)
+    for step in getattr(transform, "transforms", ()):
+        keep_a_bit(step)
     return transform
 
 
