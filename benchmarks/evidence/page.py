@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, noise, plot, rates, tables
 from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, WARM
+from benchmarks.evidence.augmented import AUGMENTED
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
 from benchmarks.evidence.from_scratch import SHAPES, USUAL, Comparison
 from benchmarks.evidence.lines import Lines
@@ -41,8 +42,10 @@ def all_tables() -> dict[str, Table]:
     made = {"overview": tables.overview(runs)}
     first = SETS[0]
     tasks = (*((name, BUDGET) for name in SETS), (first, LONGER), (first, LONGEST))
+    others = tuple((name, BUDGET) for name in AUGMENTED)
     made["in short"] = tables.in_short(runs, tasks)
-    for name, budget in tasks:
+    made["in short, augmented"] = tables.in_short(runs, others)
+    for name, budget in (*tasks, *others):
         task = name if budget == BUDGET else f"{name}, {budget}"
         for against, found in _compared(finals(runs, name, budget)).items():
             made[task if against == FROZEN else f"{task}, less {against}"] = tables.summary(found, name, against)

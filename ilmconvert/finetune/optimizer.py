@@ -109,15 +109,22 @@ def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
-    """timm's optimizer of the recipe over :func:`parameter_groups`; in one kernel a group where torch has one."""
+    """timm's optimizer of the recipe over :func:`parameter_groups`; in one kernel a group where torch has one.
+
+    Raises:
+        FineTuneError: it needs a GPU, or a package, that isn't there.
+    """
     settings: dict[str, Any] = {"momentum": recipe.momentum}
     places = {p.device.type for group in groups for p in group["params"]}
     if recipe.opt in _FUSED_OPTIMIZERS and places <= _FUSED_DEVICES:
         # Without it each parameter takes operations of its own, of which small batches feel every one.
         settings["fused"] = True
-    optimizer: Optimizer = create_optimizer_v2(
-        groups, opt=recipe.opt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **settings
-    )
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            groups, opt=recipe.opt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **settings
+        )
+    except (AssertionError, ImportError, RuntimeError) as error:  # of optimizers from other packages
+        raise FineTuneError(f"{recipe.opt} can't be had here ({error}); take another one, such as adamw") from error
     return optimizer
 
 

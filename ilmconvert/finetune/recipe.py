@@ -195,10 +195,12 @@ def _check_together(recipe: Recipe) -> None:
     if is_sgd(recipe.opt):
         return
     if recipe.opt != "adamw":
-        from timm.optim import list_optimizers
+        from timm.optim import get_optimizer_info, list_optimizers
 
         if recipe.opt not in list_optimizers():
             raise unknown("optimizer", recipe.opt, list_optimizers())
+        if get_optimizer_info(recipe.opt).second_order:
+            raise RecipeError(f"{recipe.opt} needs gradients of gradients, which a run doesn't compute; take adamw")
     if recipe.lr is None:
         raise RecipeError(
             f"lr_base is the rate of SGD; give {recipe.opt} one of its own with lr (--lr; AdamW: {_ADAMW_RATE:g})"

@@ -222,6 +222,13 @@ def test_a_step_of_the_optimizer_is_one_kernel_a_group(opt: str) -> None:
     assert operations.counts == {kernel: len(optimizer.param_groups), **counting}
 
 
+def test_an_optimizer_that_needs_what_isnt_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = Recipe(opt="fusedadam", lr=0.1)
+    with pytest.raises(FineTuneError, match=r"^fusedadam can't be had here .*; take another one, such as adamw$"):
+        make_optimizer(parameter_groups(network(), recipe), recipe)
+
+
 def test_layer_decay_falls_towards_the_input() -> None:
     recipe = Recipe(layer_decay=0.5, head_lr_scale=2.0, norm_lr_scale=3.0)
     model = start(network(), recipe).network

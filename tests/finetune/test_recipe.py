@@ -102,6 +102,7 @@ def test_frozen() -> None:
         ({"ratio": (-1, 1)}, "ratio has to be more than 0"),
         ({"distill": 1.5}, "distill has to be at most 1, not 1.5"),
         ({"opt": "sdg"}, "unknown optimizer 'sdg'; did you mean sgd"),
+        ({"opt": "adahessian", "lr": 0.1}, "adahessian needs gradients of gradients"),
         ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs .2. has to be less than epochs .2."),
         ({"epochs": 2, "freeze_epochs": 2.5}, "freeze_epochs .2.5. has to be less than epochs .2."),
         ({"train": "norm", "freeze_epochs": 1}, "use train: full"),
