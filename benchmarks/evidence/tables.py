@@ -40,18 +40,17 @@ def in_short(runs: Sequence[Run], tasks: Sequence[tuple[str, str]]) -> Table:
     for image_set, budget in tasks:
         by_arm = finals(runs, image_set, budget)
         for title, columns in {CLEAN: (CLEAN,), "nine shifts": COLUMNS[1:]}.items():
-            ways = [best_way(by_arm, arm, mean_of(columns)) for arm in (FROZEN, STANDARDISED)]
-            frozen, standardised = ways
-            if frozen is not None and standardised is not None and FIRST_NORM in by_arm:
+            frozen, standardised = (best_way(by_arm, arm, mean_of(columns)) for arm in (FROZEN, STANDARDISED))
+            if standardised is not None and FIRST_NORM in by_arm:
                 here: dict[str, Cell] = {"set, budget": f"{image_set}, {budget}", "test images": title}
                 table.rows.append(here | _step_by_step(by_arm, columns, frozen, standardised))
     return table
 
 
-def _step_by_step(by_arm: ByArm, columns: Sequence[str], frozen: str, standardised: str) -> dict[str, Cell]:
-    base, behind = FROZEN + frozen, STANDARDISED + standardised
+def _step_by_step(by_arm: ByArm, columns: Sequence[str], frozen: str | None, standardised: str) -> dict[str, Cell]:
+    base, behind = FROZEN + (frozen or ""), STANDARDISED + standardised
     return {
-        "frozen BN": f"{_cell(by_arm, base, columns, base)} ({WAYS[frozen]})",
+        "frozen BN": "-" if frozen is None else f"{_cell(by_arm, base, columns, base)} ({WAYS[frozen]})",
         "frozen BN, standardised": f"{_cell(by_arm, behind, columns, behind)} ({WAYS[standardised]})",
         "standardised, less frozen BN": _cell(by_arm, behind, columns, base),
         "`first-norm`, less frozen BN": _cell(by_arm, FIRST_NORM, columns, base),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence import page, plot, rates, tables
-from benchmarks.evidence.arms import ARMS, FROZEN
+from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, STANDARDISED
 from benchmarks.evidence.paired import CLEAN, COLUMNS, best_way, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
 from benchmarks.evidence.select import SEEDS
@@ -64,6 +64,9 @@ def test_in_short_each_step_is_a_difference_from_the_one_before() -> None:
     assert first == ["0.500", "0.600", "+0.100", "+0.200", "+0.100"]
     assert second == ["0.400", "0.600", "+0.200", "+0.400", "+0.200"]
     assert str(table.rows[0]["frozen BN"]).endswith("(SGD)")
+    without = [one for one in made if one.arm.startswith(STANDARDISED) or one.arm == FIRST_NORM]
+    cells = list(tables.in_short(without, [("fashion-mnist", "short")]).rows[0].values())
+    assert [str(cell).split(" ")[0] for cell in cells[2:]] == ["-", "0.600", "-", "-", "+0.100"]
 
 
 def test_a_way_of_training_with_fewer_seeds_is_not_the_best() -> None:
