@@ -45,6 +45,7 @@ def all_tables() -> dict[str, Table]:
     others = tuple((name, BUDGET) for name in AUGMENTED)
     made["in short"] = tables.in_short(runs, tasks)
     made["in short, augmented"] = tables.in_short(runs, others)
+    made["augmentation"] = tables.augmentation(runs, first, AUGMENTED[0], BUDGET)
     for name, budget in (*tasks, *others):
         task = name if budget == BUDGET else f"{name}, {budget}"
         for against, found in _compared(finals(runs, name, budget)).items():

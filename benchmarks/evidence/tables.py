@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, STANDARDISED
+from benchmarks.evidence.arms import ADAMW, ARMS, FIRST_NORM, FROZEN, STANDARDISED
 from benchmarks.evidence.paired import CLEAN, COLUMNS, WAYS, best_way, differences, finals, mean_of, of
 from benchmarks.evidence.runs import SELECTION, Run, read
 from benchmarks.evidence.select import SEEDS, at_edge, choose
@@ -44,6 +44,20 @@ def in_short(runs: Sequence[Run], tasks: Sequence[tuple[str, str]]) -> Table:
             if standardised is not None and FIRST_NORM in by_arm:
                 here: dict[str, Cell] = {"set, budget": f"{image_set}, {budget}", "test images": title}
                 table.rows.append(here | _step_by_step(by_arm, columns, frozen, standardised))
+    return table
+
+
+def augmentation(runs: Sequence[Run], plain: str, augmented: str, budget: str) -> Table:
+    """The arms of a set with and without augmented training images, less frozen BatchNorm without, paired by seed."""
+    table, against = Table("What augmentation gives, and what is gained without it"), FROZEN + ADAMW
+    bare, seen = (finals(runs, name, budget) for name in (plain, augmented))
+    every = bare | {f"{arm}, augmented": runs for arm, runs in seen.items()}
+    for arm in seen if against in bare else ():
+        for name in (arm, f"{arm}, augmented"):
+            row: dict[str, Cell] = {"network": name.replace(arm, ARMS[arm].title)}
+            for title, columns in {CLEAN: (CLEAN,), "nine shifts": COLUMNS[1:]}.items():
+                row[title] = _cell(every, name, columns, against) if name in every else "-"
+            table.rows.append(row)
     return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence import page, plot, rates, tables
-from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, STANDARDISED
+from benchmarks.evidence.arms import ADAMW, ARMS, FIRST_NORM, FROZEN, STANDARDISED
 from benchmarks.evidence.paired import CLEAN, COLUMNS, best_way, differences, finals, of
 from benchmarks.evidence.runs import SELECTION, RunFile, read
 from benchmarks.evidence.select import SEEDS
@@ -67,6 +67,16 @@ def test_in_short_each_step_is_a_difference_from_the_one_before() -> None:
     without = [one for one in made if one.arm.startswith(STANDARDISED) or one.arm == FIRST_NORM]
     cells = list(tables.in_short(without, [("fashion-mnist", "short")]).rows[0].values())
     assert [str(cell).split(" ")[0] for cell in cells[2:]] == ["-", "0.600", "-", "-", "+0.100"]
+
+
+def test_augmentation_is_compared_with_frozen_batch_norm_without_it() -> None:
+    measured = {("fashion-mnist", 0.5), ("fashion-mnist-augmented", 0.6)}
+    runs = [run(FROZEN + ADAMW, seed, x + seed / 100, image_set=s) for s, x in measured for seed in (0, 1)]
+    runs += [run(FIRST_NORM, seed, 0.8 + seed / 100, image_set="fashion-mnist-augmented") for seed in (0, 1)]
+    table = tables.augmentation(runs, "fashion-mnist", "fashion-mnist-augmented", "short")
+    names = [ARMS[arm].title + end for arm in (FROZEN + ADAMW, FIRST_NORM) for end in ("", ", augmented")]
+    assert [row["network"] for row in table.rows] == names
+    assert [str(row["clean"]).split(" ")[0] for row in table.rows] == ["0.505", "+0.100", "-", "+0.300"]
 
 
 def test_a_way_of_training_with_fewer_seeds_is_not_the_best() -> None:
