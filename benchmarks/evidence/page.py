@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             page.write_text(written(page.read_text(encoding="utf-8"), made), encoding="utf-8")
         draw(ASSETS)
     else:
-        print("\n\n".join(to_markdown(Table(name, table.rows)) for name, table in made.items()))
+        print("\n\n".join(to_markdown(Table(name, table.rows)) for name, table in made.items() if table.rows))
 
 
 if __name__ == "__main__":
