@@ -39,6 +39,8 @@ class Arm:
         freeze_share: the part of the run, from its start, in which only norms and head train.
         warmup_share: the part in which the rate rises from zero.
         rate_scale: what the rates of the selection are multiplied by.
+        restore_decay: of the restoring path, whose gains a run without gradients multiplies by ``exp(-restore_decay)``,
+            whatever the rate. With AdamW alone.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Arm:
     freeze_share: float = 0.0
     warmup_share: float = 0.0
     rate_scale: float = 1.0
+    restore_decay: float = 0.0
 
 
 @torch.no_grad()
@@ -132,6 +135,16 @@ _COLD = {
     "ilm-in-first-standardised-adamw-fast": Arm(
         "ILM-IN in the first norm, standardised input, faster AdamW", _FIRST, standardised=True, **_ADAMW_FAST
     ),
+    "frozen-bn-reestimated-adamw-fast": Arm("frozen BN, re-estimated, faster AdamW", _reestimated, **_ADAMW_FAST),
+    "ilm-gn-adamw-fast": Arm("ILM-GN, exact start, faster AdamW", _converted("ilm_gn"), **_ADAMW_FAST),
+    "ilm-gn-wide-adamw-fast": Arm(
+        "ILM-GN, wide meta-network, faster AdamW",
+        _converted("ilm_gn", key_group_size=4, reduction=1),
+        **_ADAMW_FAST,
+    ),
+    "ilm-gn-decayed-adamw-fast": Arm(
+        "ILM-GN, restoring path decays, faster AdamW", _converted("ilm_gn"), restore_decay=1.0, **_ADAMW_FAST
+    ),
     "train-bn-fast": Arm("BN in training, faster", _same, recipe={"freeze_batch_norm": False}, rate_scale=10.0),
 }
 _WARMED = (
@@ -147,6 +160,10 @@ _WARMED = (
     "ilm-gn-range",
     "group-norm",
     "train-bn-fast",
+    "frozen-bn-reestimated-adamw-fast",
+    "ilm-gn-adamw-fast",
+    "ilm-gn-wide-adamw-fast",
+    "ilm-gn-decayed-adamw-fast",
 )
 
 

@@ -1,11 +1,13 @@
 """Small batches as such: a pretrained network at batch size 1 to 32 with equal numbers of images, the paper's figure.
 
     python -m benchmarks.evidence.batch_sizes --out DIR [--quick]
+    python -m benchmarks.evidence.batch_sizes --out DIR --larger [--device cuda --together]
     python -m benchmarks.evidence.batch_sizes --out benchmarks/evidence/results --table
 
 By the protocol of ``docs/evidence-protocol.md``: each arm's rate is chosen for each batch size on validation images
 with a seed of its own; new seeds, each with its own quarter of the test set, give the tables and the figure. Runs are
-lines of ``DIR/batch_sizes.jsonl``, and the same command goes on where it was stopped. ``--table`` trains nothing.
+lines of ``DIR/batch_sizes.jsonl``, and the same command goes on where it was stopped. ``--table`` trains nothing;
+``--larger`` has many images and large batches, where BatchNorm in training mode should be at its best.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ SHOWN = (FROZEN, "train-bn", "group-norm", "ilm-gn", "ilm-gn-range")
 SHOWN_WARM = tuple(
     arm + WARM for arm in (FROZEN, "train-bn-fast", "group-norm", "ilm-gn", "ilm-gn-range", "ilm-in-first")
 )
+#: With ``--larger``, in the order in which they are run.
+LARGE_BATCHES = (32, 128)
+SHOWN_LARGER = tuple(arm + WARM for arm in (FROZEN, "train-bn-fast", "ilm-in-first", "ilm-gn"))
 #: For batch size 2; they grow with the root of the batch size.
 RATES = (0.002, 0.005, 0.012)
 SELECTION_SEED, FINAL_SEEDS = 1000, (0, 1, 2, 3)
@@ -39,13 +44,14 @@ SIZE = 64
 
 
 class Scale(NamedTuple):
-    """What ``--quick`` makes small."""
+    """How much is trained: what ``--quick`` makes small, and ``--larger`` large."""
 
     images: int = 400
     epochs: int = 3
     seeds: tuple[int, ...] = FINAL_SEEDS
 
 
+LARGER = Scale(images=5_000, epochs=5)
 QUICK = Scale(images=8, epochs=1, seeds=FINAL_SEEDS[:2])
 
 
@@ -94,9 +100,11 @@ class Results:
         return {"arm": job.arm, "batch": job.batch_size, "rate": job.rate, "seed": job.seed, **own}
 
 
-def found_in(folder: Path, arms: Sequence[str], sizes: Sequence[int] = BATCH_SIZES) -> Found:
+def found_in(
+    folder: Path, arms: Sequence[str], sizes: Sequence[int] = BATCH_SIZES, scale: Scale | None = None
+) -> Found:
     """What has been measured of some arms; trains nothing."""
-    results = Results(Lines(folder / "batch_sizes.jsonl"), Scale())
+    results = Results(Lines(folder / "batch_sizes.jsonl"), scale or Scale())
     return results.found([Point(arm, size) for arm in arms for size in sizes])
 
 
@@ -169,8 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options().parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on the processor
-    scale = QUICK if options.quick else Scale()
-    points = [Point(arm, size) for arm in options.arms for size in options.batch_sizes]
+    scale = QUICK if options.quick else LARGER if options.larger else Scale()
+    arms = options.arms or (SHOWN_LARGER if options.larger else SHOWN)
+    sizes = options.batch_sizes or (LARGE_BATCHES if options.larger else BATCH_SIZES)
+    points = [Point(arm, size) for arm in arms for size in sizes]
     results = Results(Lines(options.out / "batch_sizes.jsonl"), scale)
     if not options.table:
         splits = load_splits("fashion-mnist", SIZE, options.out / "cache", options.data_root)
@@ -187,8 +197,9 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, help="The figure.")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=SHOWN, metavar="ARM")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM")
+    parser.add_argument("--batch-sizes", nargs="+", type=int)
+    parser.add_argument("--larger", action="store_true", help="5,000 images, five passes; batches of 32 and 128.")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--together", action="store_true", help="Train the missing runs at the same time, on a GPU.")

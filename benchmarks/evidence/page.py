@@ -57,8 +57,13 @@ def all_tables() -> dict[str, Table]:
     adamw = [run for run in with_others if run.arm.endswith(ADAMW)]
     made["rates, AdamW"] = rates.table(rates.scores(adamw, first, BUDGET), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
-    for name, arms in (("batch sizes", batch_sizes.SHOWN), ("batch sizes, warm-up", batch_sizes.SHOWN_WARM)):
-        sizes = batch_sizes.found_in(RESULTS, arms)
+    larger = batch_sizes.found_in(RESULTS, batch_sizes.SHOWN_LARGER, batch_sizes.LARGE_BATCHES, batch_sizes.LARGER)
+    by_size = {
+        "batch sizes": batch_sizes.found_in(RESULTS, batch_sizes.SHOWN),
+        "batch sizes, warm-up": batch_sizes.found_in(RESULTS, batch_sizes.SHOWN_WARM),
+        "large batches": larger,
+    }
+    for name, sizes in by_size.items():
         made[name] = batch_size_tables.table(sizes)
         made[f"{name}, differences"] = batch_size_tables.differences(sizes)
     by_noise = Lines(RESULTS / "noise.jsonl")

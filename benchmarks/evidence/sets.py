@@ -9,7 +9,9 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -34,9 +36,29 @@ SUBJECTS = (
     "signs_and_symbols",
     "transportation",
 )
-#: How the images of ``mixed-light`` are taken, a part of them each: a shift and its severity.
-LIGHTS = (None, ("contrast", 5), ("darkness", 4), ("inversion", 5), ("fog", 5), ("uneven light", 5))
-_MIXED = 10_000  # training images of ``mixed-light``
+
+
+class Domain(NamedTuple):
+    """A set whose images, in training, validation and test, are those of another in lights of its own.
+
+    Attributes:
+        base: the other set.
+        lights: a part of the images in each; a shift and its severity, or None for images as they are.
+        images: the training images are drawn from so many of the first; None is all.
+    """
+
+    base: str
+    lights: tuple[tuple[str, int] | None, ...]
+    images: int | None = None
+
+
+_MIXED = (None, ("contrast", 5), ("darkness", 4), ("inversion", 5), ("fog", 5), ("uneven light", 5))
+#: Several lights at once, which no one set of statistics fits; and single ones that are far from ImageNet's images.
+DOMAINS = {
+    "mixed-light": Domain("fashion-mnist", _MIXED, 10_000),
+    "cifar-10-negatives": Domain("cifar-10", (("inversion", 5),)),
+    "cifar-10-low-light": Domain("cifar-10", (("darkness", 5),)),
+}
 _TRAINING, _VALIDATION = 50_000, 1_000  # of a standard set's training images: the first, and the first of the rest
 
 
@@ -145,21 +167,18 @@ def _enlarged(images: Images, size: int) -> Images:
     return Images(pixels, images.labels.clone())
 
 
-def _mixed_light(place: Path, size: int, cache: Path) -> Splits:
-    plain = load_splits("fashion-mnist", size, cache, place)
-    return Splits(
-        _in_lights(plain.train.subset(list(range(min(_MIXED, len(plain.train))))), seed=0),
-        _in_lights(plain.val, seed=1),
-        _in_lights(plain.test, seed=2),
-        plain.num_classes,
-    )
+def _domain(domain: Domain, place: Path, size: int, cache: Path) -> Splits:
+    plain = load_splits(domain.base, size, cache, place)
+    first = Images(plain.train.pixels[: domain.images], plain.train.labels[: domain.images])
+    parts = enumerate((first, plain.val, plain.test))
+    return Splits(*(_in_lights(part, domain, seed) for seed, part in parts), plain.num_classes)
 
 
-def _in_lights(images: Images, seed: int) -> Images:
-    """Every image in one of :data:`LIGHTS`."""
+def _in_lights(images: Images, domain: Domain, seed: int) -> Images:
+    """Every image in one of the domain's lights."""
     pixels = images.pixels.clone()
-    light = torch.randint(len(LIGHTS), (len(images),), generator=torch.Generator().manual_seed(seed))
-    for number, found in enumerate(LIGHTS):
+    light = torch.randint(len(domain.lights), (len(images),), generator=torch.Generator().manual_seed(seed))
+    for number, found in enumerate(domain.lights):
         here = light == number
         if found is not None and here.any():
             pixels[here] = shifted(images.pixels[here], *found, seed)
@@ -224,5 +243,5 @@ SETS: dict[str, tuple[Callable[[Path, int, Path], Splits], Path]] = {
     "clipart": (_clipart, CLIPART_ROOT),
     "cifar-10": (_cifar10, CIFAR10_ROOT),
     "fashion-mnist-augmented": (_fashion_mnist, FASHION_MNIST_ROOT),  # in training, by the experiment
-    "mixed-light": (_mixed_light, FASHION_MNIST_ROOT),
 }
+SETS |= {name: (partial(_domain, domain), SETS[domain.base][1]) for name, domain in DOMAINS.items()}

@@ -43,8 +43,8 @@ def shift(image: Tensor, name: str, severity: int, *, seed: int) -> Tensor:
 
 def shifted(pixels: Tensor, name: str, severity: int, seed: int) -> Tensor:
     """Bytes (N, 3, H, W), each image shifted; the same for the same arguments."""
-    found = [shift(x.float() / 255, name, severity, seed=seed * 100_003 + i) for i, x in enumerate(pixels)]
-    return (torch.stack(found) * 255).round().to(torch.uint8)
+    found = (shift(x.float() / 255, name, severity, seed=seed * 100_003 + i) for i, x in enumerate(pixels))
+    return torch.stack([(x * 255).round().to(torch.uint8) for x in found])
 
 
 def shifted_sets(pixels: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.evidence.decay import decayed_groups, rates
 from benchmarks.evidence.stacked import Stack
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.anneal import Annealing
-from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
 
 #: Moments by the optimizer's name, and AdamW's settings, which are torch's.
 _MOMENTS = {"sgd": 1, "adamw": 2}
@@ -31,6 +30,7 @@ class StackedOptimizer:
     Args:
         networks: that of each recipe, as it starts.
         batches: steps of an epoch.
+        restore_decay: see :class:`benchmarks.evidence.arms.Arm`.
         compiled: whether the update is fused by a compiler.
 
     Attributes:
@@ -43,6 +43,7 @@ class StackedOptimizer:
         networks: Sequence[nn.Module],
         recipes: Sequence[Recipe],
         batches: int,
+        restore_decay: float = 0.0,
         *,
         compiled: bool = False,
     ) -> None:
@@ -54,12 +55,14 @@ class StackedOptimizer:
             raise ILMConvertError(f"runs with {self._recipe.opt}{frozen} can't be trained together; omit --together")
         device, steps = stack.flat.device, batches * self._recipe.epochs
         self.moments = [torch.zeros_like(stack.flat) for _ in range(_MOMENTS[self._recipe.opt])]
-        found = [_groups(network, recipe) for network, recipe in zip(networks, recipes, strict=True)]
+        made = (decayed_groups(*pair, batches, restore_decay) for pair in zip(networks, recipes, strict=True))
+        found = [_by_name(network, groups) for network, groups in zip(networks, made, strict=True)]
         scales = [{name: group.lr_scale for name, group in groups.items()} for groups in found]
         self._scale = torch.stack([stack.columns(values) for values in scales])
-        self._decay = stack.columns({name: group.weight_decay for name, group in found[0].items()})
+        decays = [{name: group.weight_decay for name, group in groups.items()} for groups in found]
+        self._decay = torch.stack([stack.columns(values) for values in (decays if restore_decay else decays[:1])])
         self._backbone = stack.columns({name: group.kind == "backbone" for name, group in found[0].items()}).bool()
-        self._rates = torch.tensor([_rates(replace(recipe, seed=0), batches) for recipe in recipes]).T.to(device)
+        self._rates = torch.tensor([rates(replace(recipe, seed=0), batches) for recipe in recipes]).T.to(device)
         self._frozen = torch.arange(steps, device=device) < self._recipe.freeze_epochs * batches
         annealing = Annealing(self._recipe, steps)
         strengths = [annealing.strength(step) for step in range(steps + 1)]
@@ -152,16 +155,7 @@ class _Group(NamedTuple):
     weight_decay: float
 
 
-def _groups(network: nn.Module, recipe: Recipe) -> dict[str, _Group]:
-    """The library's parameter group of each parameter that trains."""
-    groups = parameter_groups(network, recipe)
+def _by_name(network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> dict[str, _Group]:
+    """The parameter group of each parameter that trains."""
     found = {id(p): _Group(*(group[name] for name in _Group._fields)) for group in groups for p in group["params"]}
     return {name: found[id(p)] for name, p in network.named_parameters() if p.requires_grad}
-
-
-@cache
-def _rates(recipe: Recipe, batches: int) -> list[float]:
-    """The learning rate of every step, without factors."""
-    group = {"params": [nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "kind": "backbone", "weight_decay": 0.0}
-    schedule = Schedule(make_optimizer([group], recipe), recipe, batches)
-    return [schedule.apply(step) for step in range(batches * recipe.epochs)]

@@ -17,10 +17,9 @@ from benchmarks.evidence.runs import FINAL, Run
 from benchmarks.evidence.sets import Images
 from ilmconvert.testing import randomize_norms
 
-#: All arms, of those with a warm-up one, and of those that only have other rates none.
-DIFFERENT_ARMS = [
-    name for name in ARMS if name == "ilm-in-first" + WARM or not (name.endswith(WARM) or name.endswith("-fast"))
-]
+_NOT_ELSEWHERE = ("ilm-in-first" + WARM, "ilm-gn-wide-adamw-fast", "ilm-gn-decayed-adamw-fast")
+#: All arms, of those with a warm-up one, and none that only has other rates.
+DIFFERENT_ARMS = [name for name in ARMS if name in _NOT_ELSEWHERE or not name.endswith((WARM, "-fast"))]
 
 
 def small_network() -> nn.Module:

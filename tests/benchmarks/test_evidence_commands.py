@@ -12,6 +12,7 @@ from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import batch_sizes, from_scratch, noise, plot, stability, tables
 from benchmarks.evidence.arms import ARMS, FROZEN
 from benchmarks.evidence.begin import normalized
+from benchmarks.evidence.lines import Lines
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, SELECTION, read
 from benchmarks.evidence.small_resnet import NORMS
@@ -114,6 +115,15 @@ def test_networks_from_scratch_see_the_colours_of_cifar_10(tmp_path: Path, capsy
     assert network[0].in_channels == 3
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_from_scratch_what_a_cpu_does(tmp_path: Path, fashion_root: Path) -> None:
+    images = from_scratch.load("fashion-mnist", tmp_path, fashion_root).train
+    for norm in ("GN", "ILM-GN"):
+        here, there = (from_scratch.train(norm, 0.02, 4, images.to(d), 2, seed=0).cpu() for d in ("cpu", "cuda"))
+        for name, parameter in here.named_parameters():
+            assert torch.allclose(parameter, there.get_parameter(name), rtol=1e-2, atol=1e-3), (norm, name)
+
+
 def test_an_ilm_norm_starts_as_its_base_and_the_authors_start_does_not() -> None:
     x = torch.rand(4, 64, 5, 5)
     ours, base, theirs = (NORMS[name](64) for name in ("ILM-GN", "GN", "ILM-GN, authors' start"))
@@ -141,6 +151,23 @@ def test_batch_sizes_are_swept_and_drawn(
     assert sorted(alone) == sorted(together)
     batch_sizes.main([*options, "--table"])  # the other arms aren't there, and nothing is trained
     assert capsys.readouterr().out == printed
+    batch_sizes.main(["--out", str(tmp_path), "--table", "--larger"])  # of it nothing is there
+    assert capsys.readouterr().out == "\n"
+
+
+def test_many_images_come_in_large_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, scale = Lines(tmp_path / "batch_sizes.jsonl"), batch_sizes.LARGER
+    results = batch_sizes.Results(lines, scale)
+    for arm, accuracy in (("frozen-bn-warm", 0.5), ("train-bn-fast-warm", 0.75)):
+        point = batch_sizes.Point(arm, 128)
+        for rate in batch_sizes.rates_at(128):
+            results.keep(batch_sizes.Job(*point, rate, batch_sizes.SELECTION_SEED), accuracy - rate)
+        for seed in scale.seeds:
+            results.keep(batch_sizes.Job(*point, results.rate(point), seed), accuracy)
+    batch_sizes.main(["--out", str(tmp_path), "--table", "--larger"])
+    printed = capsys.readouterr().out
+    assert printed.count("| network | 128 |") == 2
+    assert "| +0.250 ± 0.000 |" in printed
 
 
 def test_guesses_about_noise_are_measured_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +71,24 @@ def test_mixed_light_changes_the_light_of_most_images_and_no_label(fashion_root:
         assert torch.equal(before.labels, after.labels)
         same = (before.pixels == after.pixels).flatten(1).all(1).double().mean()
         assert 0 < same < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cifar-10-negatives", lambda pixels: 255 - pixels),
+        ("cifar-10-low-light", lambda pixels: (pixels.float() / 255 * 0.1 * 255).round().to(torch.uint8)),
+    ],
+)
+def test_a_domain_of_its_own_has_every_image_in_one_light(
+    name: str, expected: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    write_cifar10_package(tmp_path, rows=12)
+    plain, domain = (load_splits(each, 32, tmp_path / "cache", tmp_path) for each in ("cifar-10", name))
+    for part in ("train", "val", "test"):
+        before, after = getattr(plain, part), getattr(domain, part)
+        assert torch.equal(before.labels, after.labels)
+        assert torch.equal(after.pixels, expected(before.pixels))
 
 
 def test_cifar_10_is_read_from_the_pictures_of_a_package(tmp_path: Path) -> None:
