@@ -39,8 +39,6 @@ class Arm:
         freeze_share: the part of the run, from its start, in which only norms and head train.
         warmup_share: the part in which the rate rises from zero.
         rate_scale: what the rates of the selection are multiplied by.
-        restore_decay: of the restoring path, whose gains a run without gradients multiplies by ``exp(-restore_decay)``,
-            whatever the rate. With AdamW alone.
     """
 
     title: str
@@ -50,7 +48,6 @@ class Arm:
     freeze_share: float = 0.0
     warmup_share: float = 0.0
     rate_scale: float = 1.0
-    restore_decay: float = 0.0
 
 
 @torch.no_grad()
@@ -105,6 +102,13 @@ def _group_norm(source: nn.Module, images: Tensor) -> nn.Module:
 _ANNEAL = {"anneal": "cosine", "anneal_end": 0.25}
 _ADAMW: dict[str, Any] = {"recipe": {"opt": "adamw"}, "rate_scale": 0.005}
 _ADAMW_FAST = _ADAMW | {"rate_scale": 0.01}
+_DECAYED = {"anneal": "rate", "anneal_to": 0.368}  # 1 / e
+
+
+def _with(settings: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return settings | {"recipe": settings["recipe"] | recipe}
+
+
 _FIRST = _converted("ilm_in", init="moments", first_only=True)  # the others stay frozen BatchNorm
 _COLD = {
     FROZEN: Arm("frozen BN", _same),
@@ -143,7 +147,7 @@ _COLD = {
         **_ADAMW_FAST,
     ),
     "ilm-gn-decayed-adamw-fast": Arm(
-        "ILM-GN, restoring path decays, faster AdamW", _converted("ilm_gn"), restore_decay=1.0, **_ADAMW_FAST
+        "ILM-GN, restoring path decays, faster AdamW", _converted("ilm_gn"), **_with(_ADAMW_FAST, _DECAYED)
     ),
     "train-bn-fast": Arm("BN in training, faster", _same, recipe={"freeze_batch_norm": False}, rate_scale=10.0),
 }

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.evidence.decay import decayed_groups, rates
 from benchmarks.evidence.stacked import Stack
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.anneal import Annealing
+from ilmconvert.finetune.optimizer import learning_rates, parameter_groups
 
 #: Moments by the optimizer's name, and AdamW's settings, which are torch's.
 _MOMENTS = {"sgd": 1, "adamw": 2}
@@ -30,7 +31,6 @@ class StackedOptimizer:
     Args:
         networks: that of each recipe, as it starts.
         batches: steps of an epoch.
-        restore_decay: see :class:`benchmarks.evidence.arms.Arm`.
         compiled: whether the update is fused by a compiler.
 
     Attributes:
@@ -43,7 +43,6 @@ class StackedOptimizer:
         networks: Sequence[nn.Module],
         recipes: Sequence[Recipe],
         batches: int,
-        restore_decay: float = 0.0,
         *,
         compiled: bool = False,
     ) -> None:
@@ -55,16 +54,14 @@ class StackedOptimizer:
             raise ILMConvertError(f"runs with {self._recipe.opt}{frozen} can't be trained together; omit --together")
         device, steps = stack.flat.device, batches * self._recipe.epochs
         self.moments = [torch.zeros_like(stack.flat) for _ in range(_MOMENTS[self._recipe.opt])]
-        made = (decayed_groups(*pair, batches, restore_decay) for pair in zip(networks, recipes, strict=True))
-        found = [_by_name(network, groups) for network, groups in zip(networks, made, strict=True)]
+        found = [_groups(network, recipe) for network, recipe in zip(networks, recipes, strict=True)]
         scales = [{name: group.lr_scale for name, group in groups.items()} for groups in found]
         self._scale = torch.stack([stack.columns(values) for values in scales])
-        decays = [{name: group.weight_decay for name, group in groups.items()} for groups in found]
-        self._decay = torch.stack([stack.columns(values) for values in (decays if restore_decay else decays[:1])])
+        self._decay = stack.columns({name: group.weight_decay for name, group in found[0].items()})
         self._backbone = stack.columns({name: group.kind == "backbone" for name, group in found[0].items()}).bool()
-        self._rates = torch.tensor([rates(replace(recipe, seed=0), batches) for recipe in recipes]).T.to(device)
+        self._rates = torch.tensor([_rates(replace(recipe, seed=0), batches) for recipe in recipes]).T.to(device)
         self._frozen = torch.arange(steps, device=device) < self._recipe.freeze_epochs * batches
-        annealing = Annealing(self._recipe, steps)
+        annealing = Annealing(self._recipe, batches)
         strengths = [annealing.strength(step) for step in range(steps + 1)]
         kept = [after / before if before else 1.0 for before, after in pairwise(strengths)]
         self._kept = torch.tensor(kept, device=device) if annealing else None
@@ -144,6 +141,7 @@ def _adamw(flat: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, number:
     return change.addcmul_(flat, decay)
 
 
+_rates = cache(learning_rates)
 #: As fused kernels: an update reads and writes what is as large as all networks. One for each optimizer and number of
 #: parameters is made, whatever runs are trained.
 _fused_update = torch.compile(_update, dynamic=False)
@@ -155,7 +153,8 @@ class _Group(NamedTuple):
     weight_decay: float
 
 
-def _by_name(network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> dict[str, _Group]:
-    """The parameter group of each parameter that trains."""
+def _groups(network: nn.Module, recipe: Recipe) -> dict[str, _Group]:
+    """The library's parameter group of each parameter that trains."""
+    groups = parameter_groups(network, recipe)
     found = {id(p): _Group(*(group[name] for name in _Group._fields)) for group in groups for p in group["params"]}
     return {name: found[id(p)] for name, p in network.named_parameters() if p.requires_grad}

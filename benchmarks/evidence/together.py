@@ -70,9 +70,7 @@ class Together:
             set_trainable(begun.network, recipes[0], with_head=True)
         self._batches = min(map(len, images.values())) // batch_size
         self._stack = Stack(networks)
-        self._optimizer = StackedOptimizer(
-            self._stack, networks, recipes, self._batches, arm.restore_decay, compiled=compiled
-        )
+        self._optimizer = StackedOptimizer(self._stack, networks, recipes, self._batches, compiled=compiled)
         self._prepare_images(recipes)
         self._prepare_loss(networks[0], recipes, compiled)
         self._learn: Learn = self._loss_and_gradient

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.begin import Prepare, begin, evaluated_at_once
-from benchmarks.evidence.decay import decayed_groups
 from benchmarks.evidence.sets import Images
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.anneal import Annealing
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
 from ilmconvert.finetune.networks import set_trainable, training_mode
-from ilmconvert.finetune.optimizer import Schedule, make_optimizer
+from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups
 
 BATCH_SIZE = 2
 CLIP = 2.0
@@ -105,7 +104,7 @@ def train(
     begun = begin(arm, source, images, num_classes, seed, prepare, distilled=bool(settings.distill))
     # a step of two images takes less time on a processor in this layout
     network = copy.deepcopy(begun.network).to(memory_format=torch.channels_last)
-    run = _Run(network, recipe, len(images), arm.restore_decay)
+    run = _Run(network, recipe, len(images))
     loss = run.all(begun.inputs, begun.labels, begun.features)
     return Trained(network.eval(), begun.network, begun.prepare, loss, run.first_gradient())
 
@@ -121,14 +120,14 @@ def orders(recipe: Recipe, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 class _Run:
     """The steps of a run."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe, count: int, restore_decay: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, count: int) -> None:
         if count < recipe.batch_size:
             raise ILMConvertError(f"there are {count} training images and a batch takes {recipe.batch_size}; give more")
         self._network, self._recipe = network, recipe
         self._batches = count // recipe.batch_size
-        self._annealing = Annealing(recipe, self._batches * recipe.epochs)
+        self._annealing = Annealing(recipe, self._batches)
         set_trainable(network, recipe, with_head=True)
-        self._optimizer = make_optimizer(decayed_groups(network, recipe, self._batches, restore_decay), recipe)
+        self._optimizer = make_optimizer(parameter_groups(network, recipe), recipe)
         self._schedule = Schedule(self._optimizer, recipe, self._batches)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._caught = ClassifierInput(network) if recipe.distill else None

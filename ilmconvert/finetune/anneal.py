@@ -1,7 +1,7 @@
-"""The restoring path annealed to zero during a run: from the exact start to the paper's layer.
+"""The restoring path annealed during a run: from the exact start to the paper's layer, or a part of the way.
 
 The restoring path is the skip connection around the paper's auto-encoder by which a converted layer gives each instance
-its own statistics back, and so starts as the function of its source.
+its own statistics back, and so starts as the function of its source. What annealing takes off it, the layer normalises.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from ilmconvert.errors import FineTuneError
+from ilmconvert.finetune.optimizer import learning_rates
 from ilmconvert.finetune.recipe import Recipe
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.conversion_info import note, noted
@@ -31,20 +33,31 @@ def restoring_parameters(model: nn.Module) -> Iterator[Tensor]:
 
 
 class Annealing:
-    """Scales the restoring path by s(t), which falls from 1 to 0 in the first part of the run.
+    """Scales the restoring path by s(t), which falls from 1 to the recipe's ``anneal_to``.
+
+    By a line or a cosine it does so in the first part of the run. By the learning rate each step takes a share of the
+    path in proportion to the step's rate, which is weight decay on the path alone, with a coefficient that leaves
+    ``anneal_to`` of it in the end.
 
     Args:
-        recipe: its ``anneal`` and ``anneal_end``.
-        steps: optimizer steps of the run.
+        recipe: its ``anneal``, ``anneal_to`` and ``anneal_end``, and its schedule.
+        steps_per_epoch: optimizer steps.
 
-    >>> annealing = Annealing(Recipe(anneal="linear", anneal_end=0.5), steps=100)
+    >>> annealing = Annealing(Recipe(anneal="linear", anneal_end=0.5, epochs=4), steps_per_epoch=25)
     >>> [annealing.strength(step) for step in (0, 25, 50, 100)]
     [1.0, 0.5, 0.0, 0.0]
+    >>> decaying = Annealing(Recipe(anneal="rate", anneal_to=0.25, epochs=4, sched="constant", warmup_epochs=0), 25)
+    >>> [round(decaying.strength(step), 6) for step in (0, 50, 100)]
+    [1.0, 0.5, 0.25]
     """
 
-    def __init__(self, recipe: Recipe, steps: int) -> None:
+    def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
         self._recipe = recipe
-        self._steps = steps
+        self._steps = steps_per_epoch * recipe.epochs
+        self._passed: list[float] = []
+        if recipe.anneal == "rate":
+            sums = list(accumulate(learning_rates(recipe, steps_per_epoch), initial=0.0))
+            self._passed = [part / sums[-1] for part in sums]  # the share of all rates before each step
 
     def __bool__(self) -> bool:
         return self._recipe.anneal != "none"
@@ -53,10 +66,12 @@ class Annealing:
         """s after so many optimizer steps."""
         if not self:
             return 1.0
-        t = step / self._steps / self._recipe.anneal_end
-        if t >= 1:
-            return 0.0
-        return 1 - t if self._recipe.anneal == "linear" else 0.5 * (1 + math.cos(math.pi * t))
+        end = self._recipe.anneal_to
+        if self._passed:
+            return float(end ** self._passed[step])
+        t = min(step / self._steps / self._recipe.anneal_end, 1.0)
+        left = 1 - t if self._recipe.anneal == "linear" else 0.5 * (1 + math.cos(math.pi * t))
+        return end + (1 - end) * left if t < 1 else end
 
     @torch.no_grad()
     def apply(self, model: nn.Module, step: int) -> None:
@@ -68,9 +83,13 @@ class Annealing:
             for parameter in restoring_parameters(model):
                 parameter.mul_(after / before) if after else parameter.zero_()
 
-    def done(self, step: int) -> bool:
-        """Whether the path is gone; True where nothing is annealed."""
-        return not self or self.strength(step) == 0
+    def gone(self, step: int) -> bool:
+        """Whether nothing is left of the path."""
+        return bool(self) and self.strength(step) == 0
+
+    def keeps(self, step: int) -> bool:
+        """Whether the network of this step may be the run's result: not one whose path is still to go altogether."""
+        return not self or self._recipe.anneal_to > 0 or self.gone(step)
 
 
 def check_annealing(model: nn.Module) -> None:

@@ -74,7 +74,7 @@ class Learner:
     def __init__(self, job: Job, accelerator: Accelerator, steps_per_epoch: int) -> None:
         recipe, network = job.recipe, job.network
         self.recipe, self.accelerator, self.steps_per_epoch = recipe, accelerator, steps_per_epoch
-        self.annealing = Annealing(recipe, steps_per_epoch * recipe.epochs)
+        self.annealing = Annealing(recipe, steps_per_epoch)
         if self.annealing:
             check_annealing(network)
         set_trainable(network, recipe, with_head=job.train_head)
@@ -146,7 +146,7 @@ class Learner:
         network = copy.deepcopy(self._template).eval()
         if self.accelerator.is_main_process:
             network.load_state_dict(state)
-            if self.annealing and self.annealing.done(step):
+            if self.annealing.gone(step):
                 network = without_restoring(network)
         return network
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -126,6 +127,17 @@ def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
     except (AssertionError, ImportError, RuntimeError) as error:  # of optimizers from other packages
         raise FineTuneError(f"{recipe.opt} can't be had here ({error}); take another one, such as adamw") from error
     return optimizer
+
+
+def learning_rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
+    """The learning rate of every optimizer step of a run, before the factors of the parameter groups.
+
+    >>> learning_rates(Recipe(epochs=2, lr=0.5, sched="constant", warmup_epochs=0), 2)
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    group = {"params": [nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "kind": "backbone", "weight_decay": 0.0}
+    schedule = Schedule(make_optimizer([group], recipe), recipe, steps_per_epoch)
+    return [schedule.apply(step) for step in range(steps_per_epoch * recipe.epochs)]
 
 
 class Schedule:

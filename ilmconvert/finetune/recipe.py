@@ -188,6 +188,11 @@ def _check_together(recipe: Recipe) -> None:
             "restore_bound (--restore-bound) is of the restoring path, which a start from moments lacks; leave it out, "
             "or take init: identity (--init identity)"
         )
+    if recipe.anneal == "rate" and not recipe.anneal_to:
+        raise RecipeError(
+            "anneal: rate takes a part of the restoring path and never all; say with anneal_to (--anneal-to 0.37) what "
+            "it leaves, or take anneal: cosine"
+        )
     if recipe.freeze_epochs and recipe.train == "norm":
         raise RecipeError("freeze_epochs has no meaning with train: norm, where the rest never trains; use train: full")
     if recipe.distill == 1 and (recipe.mixup or recipe.cutmix or recipe.smoothing):

@@ -123,11 +123,22 @@ class Settings:
     anneal: str = setting(
         "none",
         _RESTORE,
-        "Anneal the restoring path to zero, so that the run ends in the paper's layer.",
-        choices=("none", "linear", "cosine"),
+        "Anneal the restoring path: by a line or a cosine, or by the learning rate, as weight decay would.",
+        choices=("none", "linear", "cosine", "rate"),
+    )
+    anneal_to: float = setting(
+        0.0,
+        _RESTORE,
+        "Part of the restoring path that the end of annealing leaves; 0: the run ends in the paper's layer.",
+        least=0,
+        most=1,
     )
     anneal_end: float = setting(
-        0.7, _RESTORE, "Fraction of the run after which the restoring path is zero.", above=0, most=1
+        0.7,
+        _RESTORE,
+        "Fraction of the run after which annealing by a line or a cosine is at its end.",
+        above=0,
+        most=1,
     )
 
     distill: float = setting(

@@ -180,9 +180,9 @@ class Trainer:
         return best
 
     def _judge(self, evaluated: Evaluation | None) -> bool:
-        """Whether this is the best so far: never before the path is gone, always without validation."""
+        """Whether this is the best so far: never before a path that is to go is gone, always without validation."""
         position = self.position
-        if not self.learner.annealing.done(position.step):
+        if not self.learner.annealing.keeps(position.step):
             return False
         if self.val_loader is None:
             position.best_epoch = position.epoch

@@ -22,7 +22,7 @@ _STRONGEST_FIRST = ("frozen-bn", "train-bn", "group-norm")
 #: Fields of a recipe in which repeated runs may differ, and those that mean nothing to a baseline.
 _NOT_COMPARED = ("seed", *MAY_DIFFER["recipe"])
 _OF_A_CONVERSION = (
-    "name", "to", "init", "first_only", "restore_bound", "reference_images", "anneal", "anneal_end",
+    "name", "to", "init", "first_only", "restore_bound", "reference_images", "anneal", "anneal_to", "anneal_end",
     "restore_lr_scale", "freeze_batch_norm",
 )  # fmt: skip
 _IMAGES = ("train", "val", "classes")

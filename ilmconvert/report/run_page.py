@@ -19,7 +19,7 @@ from ilmconvert.surgery.group_norm_baseline import BASELINES
 
 _RECIPE = (
     "train", "epochs", "batch_size", "grad_accum", "lr", "lr_base", "sched", "warmup_epochs", "opt", "momentum",
-    "weight_decay", "anneal", "distill", "to", "init", "first_only", "restore_bound", "seed", "amp",
+    "weight_decay", "anneal", "anneal_to", "distill", "to", "init", "first_only", "restore_bound", "seed", "amp",
 )  # fmt: skip
 _CURVES: tuple[tuple[str, str, str | None, bool], ...] = (
     ("Accuracy on validation images", "val_top1", "train_top1", True),

@@ -11,14 +11,10 @@ from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN, Arm
 from benchmarks.evidence.begin import prepared_for
-from benchmarks.evidence.decay import decayed_groups
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.select import RATES, SEEDS, at_edge, choose
 from benchmarks.evidence.train import BATCH_SIZE, Settings, predictions, train
-from ilmconvert import convert
 from ilmconvert.errors import ILMConvertError
-from ilmconvert.finetune import Recipe
-from ilmconvert.finetune.optimizer import Schedule, make_optimizer
 from ilmconvert.nn import ILMNorm
 from tests.benchmarks.evidence_jobs import DIFFERENT_ARMS, small_images, small_network
 
@@ -85,25 +81,6 @@ def test_the_wide_meta_network_is_wider() -> None:
     assert isinstance(usual, ILMNorm)
     assert (wide.key_group_size, wide.encoder.shape) == (4, (4, 4))
     assert (usual.key_group_size, usual.encoder.shape) == (16, (2, 1))
-
-
-@pytest.mark.parametrize("rate", [1e-4, 1e-5])
-def test_the_restoring_path_decays_as_far_at_every_rate(rate: float) -> None:
-    network, batches = convert(small_network()), 200
-    recipe = Recipe(opt="adamw", lr=rate, epochs=2, warmup_epochs=0.2, restore_lr_scale=0.1, weight_decay=0.0)
-    optimizer = make_optimizer(decayed_groups(network, recipe, batches, 1.0), recipe)
-    schedule = Schedule(optimizer, recipe, batches)
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    for step in range(2 * batches):
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        schedule.apply(step)
-        optimizer.step()
-    for name, parameter in network.named_parameters():
-        kept = math.exp(-1) if "restore" in name else 1.0
-        assert torch.allclose(parameter, kept * before[name], rtol=0.01), name
-    with pytest.raises(ILMConvertError, match="sgd mixes weight decay with the gradient; give the arm adamw"):
-        decayed_groups(network, Recipe(opt="sgd"), batches, 1.0)
 
 
 def test_frozen_and_trained_statistics() -> None:

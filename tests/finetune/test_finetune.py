@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,15 @@ from ilmconvert.data.open_data import Data
 from ilmconvert.errors import CheckpointError, ILMConvertError
 from ilmconvert.evaluation.accuracy import Evaluation
 from ilmconvert.finetune import FineTuneError, Progress, Recipe, find_batch_size
-from ilmconvert.finetune.anneal import without_restoring
+from ilmconvert.finetune.anneal import Annealing, without_restoring
 from ilmconvert.finetune.networks import norm_parameters, replace_head, set_trainable, start
-from ilmconvert.finetune.optimizer import Schedule, make_optimizer, parameter_groups, parameter_kinds
+from ilmconvert.finetune.optimizer import (
+    Schedule,
+    learning_rates,
+    make_optimizer,
+    parameter_groups,
+    parameter_kinds,
+)
 from ilmconvert.finetune.trainer import Trainer
 from ilmconvert.nn import ILMNorm
 from ilmconvert.surgery.converted_layers import layers_of
@@ -152,6 +159,38 @@ def test_the_annealed_run_ends_in_the_papers_layer(tmp_path: Path) -> None:
     strengths = [float(row.split(",")[column]) for row in rows[1:]]
     assert strengths[0] > strengths[1] > 0
     assert strengths[2:] == [0, 0]
+
+
+@pytest.mark.parametrize("how", ["linear", "rate"])
+def test_annealing_a_part_of_the_way_keeps_the_rest_of_the_path(tmp_path: Path, how: str) -> None:
+    result = run(tmp_path, epochs=3, anneal=how, anneal_to=0.25, anneal_end=0.5, ema_decay=0.9, warmup_epochs=0.3)
+    assert result.last is not None
+    networks = (start(network(), Recipe(), num_classes=CLASSES).network, ilmconvert.load(result.last))
+    begun, ended = ([m for m in each.modules() if isinstance(m, ILMNorm)] for each in networks)
+    for before, after in zip(begun, ended, strict=True):
+        assert torch.allclose(after.restore_weight, 0.25 * before.restore_weight, rtol=1e-4)
+        assert torch.allclose(after.restore_bias, 0.25 * before.restore_bias, rtol=1e-4, atol=1e-6)
+        assert torch.equal(after.ref_std, before.ref_std)
+    assert result.best_epoch is not None
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    strengths = [float(row.split(",")[rows[0].split(",").index("restore")]) for row in rows[1:]]
+    assert strengths[-1] == pytest.approx(0.25)
+    assert all(a >= b for a, b in pairwise(strengths))
+    assert set(state(result.best)) == set(state(result.last))  # with the path
+
+
+def test_annealing_by_the_rate_is_weight_decay_on_the_path_alone() -> None:
+    """What torch's AdamW does with a coefficient that leaves as much of the path."""
+    recipe, batches = Recipe(opt="adamw", lr=1e-3, epochs=2, anneal="rate", anneal_to=0.3), 200
+    decayed = nn.Parameter(torch.ones(3))
+    rates = learning_rates(recipe, batches)
+    optimizer = torch.optim.AdamW([decayed], weight_decay=-math.log(0.3) / sum(rates))
+    annealing = Annealing(recipe, batches)
+    for step, rate in enumerate(rates):
+        decayed.grad = torch.zeros(3)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        assert decayed[0].item() == pytest.approx(annealing.strength(step + 1), rel=2e-2)
 
 
 def test_a_path_that_is_not_zero_is_not_cut_off() -> None:

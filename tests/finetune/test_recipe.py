@@ -107,6 +107,8 @@ def test_frozen() -> None:
         ({"epochs": 2, "freeze_epochs": 2.5}, "freeze_epochs .2.5. has to be less than epochs .2."),
         ({"train": "norm", "freeze_epochs": 1}, "use train: full"),
         ({"anneal": "linear", "anneal_end": 0}, "anneal_end has to be more than 0"),
+        ({"anneal": "rate"}, r"say with anneal_to \(--anneal-to 0.37\) what it leaves"),
+        ({"anneal": "rate", "anneal_to": 1.5}, "anneal_to"),
         ({"distill": 1, "mixup": 0.2}, "leave them at 0"),
     ],
 )
