@@ -35,6 +35,7 @@ class Arm:
         title: in the tables.
         build: the network that is trained; the source that it gets is its own copy.
         standardised: whether the network sees standardised images.
+        deviation: of standardised images; None is the mean of the training images'.
         recipe: the fields of the recipe that make this arm.
         freeze_share: the part of the run, from its start, in which only norms and head train.
         warmup_share: the part in which the rate rises from zero.
@@ -44,6 +45,7 @@ class Arm:
     title: str
     build: Build
     standardised: bool = False
+    deviation: float | None = None
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     freeze_share: float = 0.0
     warmup_share: float = 0.0
@@ -139,6 +141,15 @@ _COLD = {
     "ilm-in-first-standardised-adamw-fast": Arm(
         "ILM-IN in the first norm, standardised input, faster AdamW", _FIRST, standardised=True, **_ADAMW_FAST
     ),
+    "frozen-bn-unit-adamw-fast": Arm(
+        "frozen BN, input standardised to 1, faster AdamW", _same, standardised=True, deviation=1.0, **_ADAMW_FAST
+    ),
+    "ilm-gn-decayed-standardised-adamw-fast": Arm(
+        "ILM-GN, restoring path decays, standardised input, faster AdamW",
+        _converted("ilm_gn"),
+        standardised=True,
+        **_with(_ADAMW_FAST, _DECAYED),
+    ),
     "frozen-bn-reestimated-adamw-fast": Arm("frozen BN, re-estimated, faster AdamW", _reestimated, **_ADAMW_FAST),
     "ilm-gn-adamw-fast": Arm("ILM-GN, exact start, faster AdamW", _converted("ilm_gn"), **_ADAMW_FAST),
     "ilm-gn-wide-adamw-fast": Arm(
@@ -168,6 +179,8 @@ _WARMED = (
     "ilm-gn-adamw-fast",
     "ilm-gn-wide-adamw-fast",
     "ilm-gn-decayed-adamw-fast",
+    "frozen-bn-unit-adamw-fast",
+    "ilm-gn-decayed-standardised-adamw-fast",
 )
 
 

@@ -57,10 +57,10 @@ def begin(
 
 
 def prepared_for(arm: Arm, images: Images) -> Prepare:
-    """The input of an arm; images are standardised to the mean deviation of the training images."""
+    """The input of an arm; images are standardised to its deviation, or to the mean of the training images'."""
     if not arm.standardised:
         return normalized
-    std = normalized(images.pixels).std((1, 2, 3), correction=0).mean().item()
+    std = arm.deviation or normalized(images.pixels).std((1, 2, 3), correction=0).mean().item()
     return lambda pixels: standardize(normalized(pixels), std)
 
 

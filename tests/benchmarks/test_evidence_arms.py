@@ -100,6 +100,8 @@ def test_frozen_and_trained_statistics() -> None:
 
 def test_standardised_arms_do_not_see_light_and_contrast() -> None:
     images = small_images()
+    to_one = prepared_for(ARMS["frozen-bn-unit-adamw-fast"], images)(images.pixels)
+    assert torch.allclose(to_one.std((1, 2, 3), correction=0), torch.ones(12), atol=1e-3)
     prepare = prepared_for(ARMS["frozen-bn-standardised"], images)
     x = images.pixels // 2
     # halving bytes is a change of contrast in normalised units, up to the channels' own means
