@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, ASSETS = ROOT / "benchmarks/evidence/results", ROOT / "docs/assets"
 PAGES = (ROOT / "docs/evidence.md", ROOT / "docs/evidence-fine-tuning.md")
 SETS, BUDGET = ("fashion-mnist", "clipart", "cifar-10"), "short"
-LONGER, LONGEST = "medium", "long"  # of the first set
+LONGER, LONGEST = "medium", "long"
+_DOMAINS = ("cifar-10-negatives", "cifar-10-low-light")
 _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_ADAMW = (STANDARDISED, "ilm-in-first-standardised")
@@ -41,12 +42,13 @@ def all_tables() -> dict[str, Table]:
     runs = list(read(RESULTS / "runs.jsonl"))
     made = {"overview": tables.overview(runs)}
     first = SETS[0]
-    tasks = (*((name, BUDGET) for name in SETS), (first, LONGER), (first, LONGEST))
-    others = tuple((name, BUDGET) for name in AUGMENTED)
+    tasks = (*((name, BUDGET) for name in SETS), (first, LONGER), (SETS[-1], LONGER), (first, LONGEST))
+    augmented, domains = ([(name, BUDGET) for name in names] for names in (AUGMENTED, _DOMAINS))
     made["in short"] = tables.in_short(runs, tasks)
-    made["in short, augmented"] = tables.in_short(runs, others)
+    made["in short, augmented"] = tables.in_short(runs, augmented)
+    made["in short, domains"] = tables.in_short(runs, domains)
     made["augmentation"] = tables.augmentation(runs, first, AUGMENTED[0], BUDGET)
-    for name, budget in (*tasks, *others):
+    for name, budget in (*tasks, *augmented, *domains):
         task = name if budget == BUDGET else f"{name}, {budget}"
         for against, found in _compared(finals(runs, name, budget)).items():
             made[task if against == FROZEN else f"{task}, less {against}"] = tables.summary(found, name, against)
@@ -54,6 +56,9 @@ def all_tables() -> dict[str, Table]:
     made["rates"] = rates.table(_rates(runs), first)
     with_others = [*runs, *read(RESULTS / "adamw-other-rates.jsonl")]
     made[f"rates, {LONGER}"] = rates.table(rates.scores(with_others, first, LONGER), first)
+    last, note = SETS[-1], " (without distillation)"
+    distilled, plain = (rates.scores(runs, last, LONGER, *more) for more in ((), (note, 0.0)))
+    made[f"rates, {last}, {LONGER}"] = rates.table(distilled | plain, last)
     adamw = [run for run in with_others if run.arm.endswith(ADAMW)]
     made["rates, AdamW"] = rates.table(rates.scores(adamw, first, BUDGET), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)

@@ -22,11 +22,13 @@ from benchmarks.report import Cell, Table, save_figure, to_markdown
 Scores = Mapping[str, Mapping[float, Sequence[float]]]
 
 
-def scores(runs: Iterable[Run], image_set: str, budget: str, note: str = "") -> dict[str, dict[float, list[float]]]:
-    """Validation accuracies by title and rate, with distillation and slow norms as the selection begins."""
+def scores(
+    runs: Iterable[Run], image_set: str, budget: str, note: str = "", distill: float = Settings.distill
+) -> dict[str, dict[float, list[float]]]:
+    """Validation accuracies by title and rate; norms are slow, and networks distil, as where the selection begins."""
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        begins = run.settings == Settings(run.rate)
+        begins = run.settings == Settings(run.rate, distill)
         if begins and (run.phase, run.image_set, run.budget) == (SELECTION, image_set, budget):
             arm = ARMS[run.arm]
             found[arm.title + note][run.rate * arm.rate_scale].append(run.accuracy)

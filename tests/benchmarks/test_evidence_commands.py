@@ -116,7 +116,10 @@ def test_networks_from_scratch_see_the_colours_of_cifar_10(tmp_path: Path, capsy
 
 
 @pytest.mark.gpu
-def test_a_gpu_trains_from_scratch_what_a_cpu_does(tmp_path: Path, fashion_root: Path) -> None:
+def test_a_gpu_trains_from_scratch_what_a_cpu_does(
+    tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as the command has it
     images = from_scratch.load("fashion-mnist", tmp_path, fashion_root).train
     for norm in ("GN", "ILM-GN"):
         here, there = (from_scratch.train(norm, 0.02, 4, images.to(d), 2, seed=0).cpu() for d in ("cpu", "cuda"))
