@@ -46,7 +46,8 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     default="full",
     show_default=True,
     metavar="NAME|FILE.yaml",
-    help="norm, full, distill, anneal, freeze-then-full, first-norm, or a file. Every field is an option below, too.",
+    help="norm, full, distill, anneal, freeze-then-full, first-norm, anneal-part, or a file. "
+    "Every field is an option below, too.",
 )
 @section_option(_RUN, "--recipe-name", metavar="NAME", help="Name of the recipe in reports.  [default: the recipe's]")
 @section_option(_RUN, "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")

@@ -158,13 +158,20 @@ _IMAGES = 256
 def standardize_images(first: Start, data: Data, recipe: Recipe) -> None:
     """Let the network, and its source, standardise each image, in place, unless it came so.
 
-    Each image gets the mean of the training images' standard deviations.
+    Each image gets the recipe's standard deviation, or the mean of the training images'.
 
     Raises:
         ConversionError: see :func:`ilmconvert.standardize_input`.
+        FineTuneError: it came with another standard deviation than the recipe's.
     """
-    if input_standardization(first.network) is None:
-        made = standardize_input(first.network, _training_images(data, recipe, _IMAGES))
+    had = input_standardization(first.network)
+    if had is not None and recipe.input_std not in (None, had.std):
+        raise FineTuneError(
+            f"this network standardises each image to {had.std:.6g} already, as it has learned; leave input_std "
+            "(--input-std) out"
+        )
+    if had is None:
+        made = standardize_input(first.network, _training_images(data, recipe, _IMAGES), std=recipe.input_std)
         if first.source is not None:
             made.put(first.source)
 

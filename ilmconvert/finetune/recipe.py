@@ -193,6 +193,10 @@ def _check_together(recipe: Recipe) -> None:
             "anneal: rate takes a part of the restoring path and never all; say with anneal_to (--anneal-to 0.37) what "
             "it leaves, or take anneal: cosine"
         )
+    if recipe.input_std is not None and not recipe.standardize_input:
+        raise RecipeError(
+            "input_std is of standardised images; standardise them (--standardize-input), or leave it out"
+        )
     if recipe.freeze_epochs and recipe.train == "norm":
         raise RecipeError("freeze_epochs has no meaning with train: norm, where the rest never trains; use train: full")
     if recipe.distill == 1 and (recipe.mixup or recipe.cutmix or recipe.smoothing):
@@ -215,6 +219,8 @@ def _check_together(recipe: Recipe) -> None:
 # Single small batches have gradients many times the usual ones, and a new head with a much higher rate than the rest
 # spoils what it stands on, with any norm.
 _STEADY: dict[str, Any] = {"clip_grad": 2.0, "head_lr_scale": 2.0}
+# What was chosen on validation images for the networks that won under shifts (docs/evidence.md).
+_CHOSEN: dict[str, Any] = {"opt": "adamw", "lr": _ADAMW_RATE, "distill": 0.5, "norm_lr_scale": 0.1, **_STEADY}
 
 #: The recipes by name. ``full`` has the settings of the paper (SGD 0.9, weight decay 1e-4, 0.1 for 256 images).
 RECIPES: dict[str, Recipe] = {
@@ -233,18 +239,7 @@ RECIPES: dict[str, Recipe] = {
             **_STEADY,
         ),
         Recipe("freeze-then-full", freeze_epochs=2.0, **_STEADY),
-        # what was chosen on validation images for the networks that won under shifts (docs/evidence.md)
-        Recipe(
-            "first-norm",
-            to="ilm_in",
-            init="moments",
-            first_only=True,
-            standardize_input=True,
-            opt="adamw",
-            lr=_ADAMW_RATE,
-            distill=0.5,
-            norm_lr_scale=0.1,
-            **_STEADY,
-        ),
+        Recipe("first-norm", to="ilm_in", init="moments", first_only=True, standardize_input=True, **_CHOSEN),
+        Recipe("anneal-part", anneal="rate", anneal_to=0.37, **_CHOSEN),
     )
 }

@@ -158,6 +158,12 @@ class Settings:
     standardize_input: bool = setting(
         False, _AUG, "Standardise each image before the first layer, which undoes changes of light and contrast."
     )
+    input_std: float | None = setting(
+        None,
+        _AUG,
+        "Standard deviation that a standardised image gets, in normalised units; none: the training images' mean.",
+        above=0,
+    )
     no_aug: bool = setting(False, _AUG, "Train on centre crops, without any augmentation.")
     scale: tuple[float, float] = setting((0.35, 1.0), _AUG, "Area of a random crop, as a share of the image.", above=0)
     ratio: tuple[float, float] = setting(

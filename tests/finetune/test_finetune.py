@@ -489,6 +489,15 @@ def test_images_are_standardised_in_the_network(tmp_path: Path) -> None:
 
     again = run(tmp_path / "again", model=own.last, num_classes=None, data=tensors(lambda x: 3 * x), epochs=1)
     assert ilmconvert.info(ilmconvert.load(again.last)).standardized_input == made
+    wider = {"standardize_input": True, "input_std": 2 * made.std, "epochs": 1}
+    with pytest.raises(
+        FineTuneError, match=r"standardises each image to .* already, as it has learned; leave input_std"
+    ):
+        run(tmp_path / "wider", model=own.last, num_classes=None, **wider)
+    assert not (tmp_path / "wider").exists()
+    chosen = ilmconvert.info(ilmconvert.load(run(tmp_path / "wider", **wider).last)).standardized_input
+    assert chosen is not None
+    assert chosen.std == 2 * made.std
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ilmconvert.finetune.recipe import RECIPES, Recipe, RecipeError, get_recipe
 
 
 def test_the_recipes() -> None:
-    assert set(RECIPES) == {"norm", "full", "distill", "anneal", "freeze-then-full", "first-norm"}
+    assert set(RECIPES) == {"norm", "full", "distill", "anneal", "freeze-then-full", "first-norm", "anneal-part"}
     assert all(RECIPES[name].name == name for name in RECIPES)
     assert RECIPES["norm"].train == "norm"
     assert RECIPES["distill"].distill == 1
@@ -26,6 +26,9 @@ def test_the_recipes() -> None:
     assert RECIPES["freeze-then-full"].freeze_epochs > 0
     first = RECIPES["first-norm"]
     assert (first.to, first.init, first.first_only, first.freeze_batch_norm) == ("ilm_in", "moments", True, True)
+    part = RECIPES["anneal-part"]
+    assert (part.to, part.init, part.first_only) == ("ilm_gn", "identity", False)
+    assert 0 < part.anneal_to < 1
 
 
 def test_full_has_the_settings_of_the_paper() -> None:
@@ -107,6 +110,7 @@ def test_frozen() -> None:
         ({"epochs": 2, "freeze_epochs": 2.5}, "freeze_epochs .2.5. has to be less than epochs .2."),
         ({"train": "norm", "freeze_epochs": 1}, "use train: full"),
         ({"anneal": "linear", "anneal_end": 0}, "anneal_end has to be more than 0"),
+        ({"input_std": 1.0}, r"input_std is of standardised images; standardise them \(--standardize-input\)"),
         ({"anneal": "rate"}, r"say with anneal_to \(--anneal-to 0.37\) what it leaves"),
         ({"anneal": "rate", "anneal_to": 1.5}, "anneal_to"),
         ({"distill": 1, "mixup": 0.2}, "leave them at 0"),

@@ -78,9 +78,10 @@ def test_twice_the_recommended_rate_trains(tmp_path: Path, settings: dict[str, A
 
 
 @pytest.mark.slow
-def test_the_recipe_of_the_first_norm_trains_at_twice_its_rate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["first-norm", "anneal-part"])
+def test_recipes_with_adamw_train_at_twice_their_rate(tmp_path: Path, name: str) -> None:
     data = Data(stripes(60, 0), stripes(60, 1), num_classes=CLASSES)  # type: ignore[arg-type]
-    recipe = get_recipe("first-norm", epochs=8, batch_size=2, distill=0.0, workers=0)  # the teacher knows nothing
+    recipe = get_recipe(name, epochs=8, batch_size=2, distill=0.0, workers=0)  # the teacher knows nothing
     assert recipe.lr is not None
     result = finetune(source(), data, recipe, output=tmp_path / "run", lr=2 * recipe.lr)
     assert result.metrics["val_top1"] > 0.9
