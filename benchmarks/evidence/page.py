@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, noise, plot, rates, tables
-from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, WARM
+from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, WARM, WINNERS
 from benchmarks.evidence.augmented import AUGMENTED
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
 from benchmarks.evidence.from_scratch import SHAPES, USUAL, Comparison
@@ -34,6 +34,7 @@ _DRAWN = ("ilm-gn", "ilm-gn-range", STANDARDISED, "ilm-in-first", "ilm-in-first-
 _DRAWN_WARM = (STANDARDISED, "ilm-in-first", "ilm-in-first-standardised")
 _DRAWN_ADAMW = (STANDARDISED, "ilm-in-first-standardised")
 _DRAWN_RATES = (FROZEN, "ilm-gn-range", STANDARDISED, "ilm-gn", "frozen-bn-reestimated", "ilm-ln-moments")
+_WHOLE = "ilm-gn"  # begins the names of the arms that convert all norms to ILM-GN
 _MARK = re.compile(r"<!-- table: (.+) -->\n(?:\n(?:\|.*\n)+)?")
 
 
@@ -44,7 +45,8 @@ def all_tables() -> dict[str, Table]:
     first = SETS[0]
     tasks = (*((name, BUDGET) for name in SETS), (first, LONGER), (SETS[-1], LONGER), (first, LONGEST))
     augmented, domains = ([(name, BUDGET) for name in names] for names in (AUGMENTED, _DOMAINS))
-    made["in short"] = tables.in_short(runs, tasks)
+    for recipe in WINNERS:
+        made["in short" if recipe == "first-norm" else f"in short, {recipe}"] = tables.in_short(runs, tasks, recipe)
     made["in short, augmented"] = tables.in_short(runs, augmented)
     made["in short, domains"] = tables.in_short(runs, domains)
     made["augmentation"] = tables.augmentation(runs, first, AUGMENTED[0], BUDGET)
@@ -52,6 +54,10 @@ def all_tables() -> dict[str, Table]:
         task = name if budget == BUDGET else f"{name}, {budget}"
         for against, found in _compared(finals(runs, name, budget)).items():
             made[task if against == FROZEN else f"{task}, less {against}"] = tables.summary(found, name, against)
+    every = finals(runs, first, BUDGET)
+    whole = {arm: found for arm, found in every.items() if arm.startswith(_WHOLE) and arm.endswith(ADAMW)}
+    base = {arm: found for arm, found in every.items() if arm == FROZEN + ADAMW}
+    made[f"{first}, a part of the path"] = tables.summary(base | whole, first, FROZEN + ADAMW)
     made["settings"] = tables.chosen(runs, first, BUDGET, first)
     made["rates"] = rates.table(_rates(runs), first)
     with_others = [*runs, *read(RESULTS / "adamw-other-rates.jsonl")]

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence.arms import ADAMW, ARMS, FIRST_NORM, FROZEN, STANDARDISED
+from benchmarks.evidence.arms import ADAMW, ARMS, FROZEN, STANDARDISED, WINNERS
 from benchmarks.evidence.paired import CLEAN, COLUMNS, WAYS, best_way, differences, finals, mean_of, of
 from benchmarks.evidence.runs import SELECTION, Run, read
 from benchmarks.evidence.select import SEEDS, at_edge, choose
@@ -34,16 +34,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n\n".join(to_markdown(table) for table in tables(runs, image_set, budget, options.against)), end="\n\n")
 
 
-def in_short(runs: Sequence[Run], tasks: Sequence[tuple[str, str]]) -> Table:
-    """The recipe ``first-norm`` less both baselines, each in the way of training that is best on these test images."""
-    table = Table("Frozen BatchNorm, the standardisation and the converted first norm")
+def in_short(runs: Sequence[Run], tasks: Sequence[tuple[str, str]], recipe: str = "first-norm") -> Table:
+    """A recipe of ``WINNERS`` less both baselines, each in the way of training that is best on these test images."""
+    table = Table(f"Frozen BatchNorm, the standardisation, and {recipe}")
     for image_set, budget in tasks:
         by_arm = finals(runs, image_set, budget)
         for title, columns in {CLEAN: (CLEAN,), "nine shifts": COLUMNS[1:]}.items():
             frozen, standardised = (best_way(by_arm, arm, mean_of(columns)) for arm in (FROZEN, STANDARDISED))
-            if standardised is not None and FIRST_NORM in by_arm:
+            if standardised is not None and WINNERS[recipe] in by_arm:
                 here: dict[str, Cell] = {"set, budget": f"{image_set}, {budget}", "test images": title}
-                table.rows.append(here | _step_by_step(by_arm, columns, frozen, standardised))
+                table.rows.append(here | _step_by_step(by_arm, columns, frozen, standardised, recipe))
     return table
 
 
@@ -61,14 +61,16 @@ def augmentation(runs: Sequence[Run], plain: str, augmented: str, budget: str) -
     return table
 
 
-def _step_by_step(by_arm: ByArm, columns: Sequence[str], frozen: str | None, standardised: str) -> dict[str, Cell]:
-    base, behind = FROZEN + (frozen or ""), STANDARDISED + standardised
+def _step_by_step(
+    by_arm: ByArm, columns: Sequence[str], frozen: str | None, standardised: str, recipe: str
+) -> dict[str, Cell]:
+    base, behind, arm = FROZEN + (frozen or ""), STANDARDISED + standardised, WINNERS[recipe]
     return {
         "frozen BN": "-" if frozen is None else f"{_cell(by_arm, base, columns, base)} ({WAYS[frozen]})",
         "frozen BN, standardised": f"{_cell(by_arm, behind, columns, behind)} ({WAYS[standardised]})",
         "standardised, less frozen BN": _cell(by_arm, behind, columns, base),
-        "`first-norm`, less frozen BN": _cell(by_arm, FIRST_NORM, columns, base),
-        "`first-norm`, less standardised": _cell(by_arm, FIRST_NORM, columns, behind),
+        f"`{recipe}`, less frozen BN": _cell(by_arm, arm, columns, base),
+        f"`{recipe}`, less standardised": _cell(by_arm, arm, columns, behind),
     }
 
 
