@@ -21,6 +21,7 @@ WARM = "-warm"  # ends the name of an arm with a warm-up
 ADAMW = "-adamw-fast" + WARM  # ends the names of the arms with AdamW that are compared with each other
 STANDARDISED = "frozen-bn-standardised"
 FIRST_NORM = "ilm-in-first-standardised" + ADAMW
+UNIT = "frozen-bn-unit" + ADAMW
 PART, PART_STANDARDISED = "ilm-gn-decayed" + ADAMW, "ilm-gn-decayed-standardised" + ADAMW
 #: The arms of the recipes that are compared with the strongest baselines, by what they are called.
 WINNERS = {"first-norm": FIRST_NORM, "anneal-part": PART, "anneal-part, standardised": PART_STANDARDISED}

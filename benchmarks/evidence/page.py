@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import batch_size_tables, batch_sizes, noise, plot, rates, tables
-from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, WARM, WINNERS
+from benchmarks.evidence.arms import ADAMW, FROZEN, STANDARDISED, UNIT, WARM, WINNERS
 from benchmarks.evidence.augmented import AUGMENTED
 from benchmarks.evidence.from_scratch import LONGER as FIVE_TIMES
 from benchmarks.evidence.from_scratch import SHAPES, USUAL, Comparison
@@ -97,7 +97,8 @@ def _compared(by_arm: Finals) -> dict[str, Finals]:
     warm = {arm: found for arm, found in by_arm.items() if arm.endswith(WARM) and arm not in adamw}
     cold = {arm: found for arm, found in by_arm.items() if not arm.endswith(WARM)}
     ways = (("", cold), (WARM, warm), (ADAMW, adamw))
-    return {base + way: found for way, found in ways for base in (FROZEN, STANDARDISED) if base + way in found}
+    made = {base + way: found for way, found in ways for base in (FROZEN, STANDARDISED) if base + way in found}
+    return made | ({UNIT: adamw} if UNIT in adamw else {})
 
 
 def _rates(runs: Sequence[Run]) -> dict[str, dict[float, list[float]]]:

@@ -21,6 +21,7 @@ from ilmconvert.finetune.progress_bar import run_bar
 from ilmconvert.finetune.recipe import Recipe, get_recipe
 from ilmconvert.finetune.result import Progress, Result
 from ilmconvert.finetune.run_file import run_file_of
+from ilmconvert.finetune.run_log import warn_of_flat_images
 from ilmconvert.finetune.runs import Run, describe
 from ilmconvert.finetune.seeding import keep_random_state, seed_all
 from ilmconvert.models.head import number_of_classes
@@ -172,6 +173,8 @@ def standardize_images(first: Start, data: Data, recipe: Recipe) -> None:
         )
     if had is None:
         made = standardize_input(first.network, _training_images(data, recipe, _IMAGES), std=recipe.input_std)
+        if recipe.input_std is None:
+            warn_of_flat_images(made.std)
         if first.source is not None:
             made.put(first.source)
 

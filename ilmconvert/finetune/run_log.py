@@ -18,6 +18,18 @@ from ilmconvert.finetune.dead import DEAD
 from ilmconvert.finetune.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+#: Images of a smaller standard deviation are flat for a pretrained network, which has seen about 1.
+_FLAT = 0.3
+
+
+def warn_of_flat_images(std: float) -> None:
+    """Say so if images are standardised to a deviation of their own that is far below what networks have seen."""
+    if std < _FLAT:
+        logger.warning(
+            "each image is standardised to %.2g, the mean deviation of the training images, and pretrained networks "
+            "have seen about 1; for images in low light --input-std 1 (input_std) was the better one",
+            std,
+        )
 
 
 def say_start(name: str, model: str, recipe: Recipe, batches: int, step: int, accelerator: Accelerator) -> None:

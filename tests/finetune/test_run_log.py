@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from ilmconvert.finetune import run_log
 from ilmconvert.finetune.run_log import EpochLog, epoch_text
-from tests.finetune.finetune_jobs import bars, network, run
+from tests.finetune.finetune_jobs import bars, network, run, tensor
 
 
 def test_python_hears_it_by_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -22,6 +23,17 @@ def test_python_hears_it_by_logging(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert [record.levelname for record in records] == ["INFO"] * 3
     assert records[1].getMessage().startswith("epoch 1/2: loss ")
     assert records[2].getMessage().startswith("epoch 2/2: loss ")
+
+
+@pytest.mark.parametrize(("contrast", "given", "warned"), [(0.1, None, True), (0.1, 1.0, False), (1.0, None, False)])
+def test_images_that_are_standardised_to_little_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, contrast: float, given: float | None, warned: bool
+) -> None:
+    data = bars()
+    flat = {part: [(contrast * tensor(x), label) for x, label in getattr(data, part)] for part in ("train", "val")}
+    with caplog.at_level(logging.WARNING, logger="ilmconvert"):
+        run(tmp_path, data=replace(data, **flat), epochs=1, standardize_input=True, input_std=given, dry_run=True)
+    assert ("--input-std 1" in caplog.text) == warned
 
 
 def test_without_validation_no_epoch_is_called_the_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
