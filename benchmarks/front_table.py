@@ -102,8 +102,7 @@ def under_shifts(by_arm: ByArm, shifted: Callable[[Run], float]) -> str:
         "the first norm converted, too,": FIRST_NORM,
         "in the place of both all norms annealed in part": PART,
     }
-    others = [f"{title} {less(by_arm, arm, shifted, base)}" for title, arm in arms.items()]
-    return ", ".join([f"frozen {own(by_arm, base, shifted)}", *others])
+    return _beside(by_arm, base, arms, shifted)
 
 
 def in_domain(by_arm: ByArm, clean: Callable[[Run], float]) -> str:
@@ -111,8 +110,12 @@ def in_domain(by_arm: ByArm, clean: Callable[[Run], float]) -> str:
     base, ways = FROZEN + ADAMW, [arm for arm in (STANDARDISED + ADAMW, UNIT) if arm in by_arm]
     standardised = max(ways, key=lambda arm: fmean(map(clean, by_arm[arm].values())), default=STANDARDISED)
     arms = {"standardised": standardised, "the first norm converted, too,": FIRST_NORM}
-    others = [f"{title} {less(by_arm, arm, clean, base)}" for title, arm in arms.items()]
-    return ", ".join([f"frozen {own(by_arm, base, clean)}", *others])
+    return _beside(by_arm, base, arms, clean)
+
+
+def _beside(by_arm: ByArm, base: str, arms: Mapping[str, str], measured: Callable[[Run], float]) -> str:
+    others = [f"{title} {less(by_arm, arm, measured, base)}" for title, arm in arms.items()]
+    return ", ".join([f"frozen {own(by_arm, base, measured)}", *others])
 
 
 def on_each(sets: Mapping[str, ByArm], measured: Callable[[ByArm], str]) -> str:

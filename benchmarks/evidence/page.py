@@ -68,18 +68,23 @@ def all_tables() -> dict[str, Table]:
     adamw = [run for run in with_others if run.arm.endswith(ADAMW)]
     made["rates, AdamW"] = rates.table(rates.scores(adamw, first, BUDGET), first)
     made["moved"] = tables.moved(finals(runs, first, BUDGET), first)
+    by_noise = Lines(RESULTS / "noise.jsonl")
+    made |= {f"noise, {name}": noise.table(by_noise, noise.Scale(), name) for name in noise.SHOWN}
+    return made | _by_batch_size() | _from_scratch(Lines(RESULTS / "from_scratch.jsonl"))
+
+
+def _by_batch_size() -> dict[str, Table]:
     larger = batch_sizes.found_in(RESULTS, batch_sizes.SHOWN_LARGER, batch_sizes.LARGE_BATCHES, batch_sizes.LARGER)
     by_size = {
         "batch sizes": batch_sizes.found_in(RESULTS, batch_sizes.SHOWN),
         "batch sizes, warm-up": batch_sizes.found_in(RESULTS, batch_sizes.SHOWN_WARM),
         "large batches": larger,
     }
+    made: dict[str, Table] = {}
     for name, sizes in by_size.items():
         made[name] = batch_size_tables.table(sizes)
         made[f"{name}, differences"] = batch_size_tables.differences(sizes)
-    by_noise = Lines(RESULTS / "noise.jsonl")
-    made |= {f"noise, {name}": noise.table(by_noise, noise.Scale(), name) for name in noise.SHOWN}
-    return made | _from_scratch(Lines(RESULTS / "from_scratch.jsonl"))
+    return made
 
 
 def _from_scratch(lines: Lines) -> dict[str, Table]:

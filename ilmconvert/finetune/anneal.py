@@ -57,7 +57,8 @@ class Annealing:
         self._passed: list[float] = []
         if recipe.anneal == "rate":
             sums = list(accumulate(learning_rates(recipe, steps_per_epoch), initial=0.0))
-            self._passed = [part / sums[-1] for part in sums]  # the share of all rates before each step
+            total = sums[-1] or 1.0  # of a single step, which a warm-up may give a rate of zero
+            self._passed = [part / total for part in sums]  # the share of all rates before each step
 
     def __bool__(self) -> bool:
         return self._recipe.anneal != "none"

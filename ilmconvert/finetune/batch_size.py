@@ -51,7 +51,7 @@ def find_batch_size(
     where = process().device if device is None else torch.device(device)
     recipe = on_device(recipe, where.type)
     network = copy.deepcopy(model).to(where)
-    set_trainable(network, replace(recipe, anneal="none"), with_head=True)
+    set_trainable(network, replace(recipe, anneal="none", anneal_to=0.0), with_head=True)
     training_mode(network, freeze_batch_norm=recipe.freeze_batch_norm)
     if where.type == "cpu":
         say("measuring what an image needs")

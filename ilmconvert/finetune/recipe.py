@@ -183,16 +183,7 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(f"freeze_epochs ({recipe.freeze_epochs:g}) has to be less than epochs ({recipe.epochs})")
     if recipe.warmup_epochs is not None and recipe.warmup_epochs >= recipe.epochs:
         raise RecipeError(f"warmup_epochs ({recipe.warmup_epochs:g}) has to be less than epochs ({recipe.epochs})")
-    if recipe.restore_bound is not None and recipe.init != "identity":
-        raise RecipeError(
-            "restore_bound (--restore-bound) is of the restoring path, which a start from moments lacks; leave it out, "
-            "or take init: identity (--init identity)"
-        )
-    if recipe.anneal == "rate" and not recipe.anneal_to:
-        raise RecipeError(
-            "anneal: rate takes a part of the restoring path and never all; say with anneal_to (--anneal-to 0.37) what "
-            "it leaves, or take anneal: cosine"
-        )
+    _check_restoring(recipe)
     if recipe.input_std is not None and not recipe.standardize_input:
         raise RecipeError(
             "input_std is of standardised images; standardise them (--standardize-input), or leave it out"
@@ -213,6 +204,24 @@ def _check_together(recipe: Recipe) -> None:
     if recipe.lr is None:
         raise RecipeError(
             f"lr_base is the rate of SGD; give {recipe.opt} one of its own with lr (--lr; AdamW: {_ADAMW_RATE:g})"
+        )
+
+
+def _check_restoring(recipe: Recipe) -> None:
+    if recipe.restore_bound is not None and recipe.init != "identity":
+        raise RecipeError(
+            "restore_bound (--restore-bound) is of the restoring path, which a start from moments lacks; leave it out, "
+            "or take init: identity (--init identity)"
+        )
+    if recipe.anneal == "rate" and not recipe.anneal_to:
+        raise RecipeError(
+            "anneal: rate takes a part of the restoring path and never all; say with anneal_to (--anneal-to 0.37) what "
+            "it leaves, or take anneal: cosine"
+        )
+    if recipe.anneal_to and recipe.anneal == "none":
+        raise RecipeError(
+            "anneal_to is of an annealed restoring path; say how it is annealed (--anneal rate), or set it to 0 "
+            "(--anneal-to 0)"
         )
 
 

@@ -125,7 +125,7 @@ class Run:
         if name:
             assert self.first.source is not None
             network = baseline(self.first.source, name)
-            recipe = replace(recipe, anneal="none", freeze_batch_norm=name != "train-bn")
+            recipe = replace(recipe, anneal="none", anneal_to=0.0, freeze_batch_norm=name != "train-bn")
         teacher = copy.deepcopy(self.first.teacher)
         job = Job(network, recipe, self.first.head_replaced, teacher, self.first.compare_features)
         with accelerator_for(recipe, folder, log_with) as accelerator:

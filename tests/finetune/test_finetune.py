@@ -193,6 +193,18 @@ def test_annealing_by_the_rate_is_weight_decay_on_the_path_alone() -> None:
         assert decayed[0].item() == pytest.approx(annealing.strength(step + 1), rel=2e-2)
 
 
+def test_a_step_at_a_rate_of_zero_takes_nothing_off_the_path() -> None:
+    recipe = Recipe(epochs=1, warmup_epochs=0.9, anneal="rate", anneal_to=0.3)
+    assert learning_rates(recipe, 1) == [0.0]
+    assert Annealing(recipe, 1).strength(1) == 1.0
+
+
+def test_the_rates_are_those_of_the_schedule_whatever_the_optimizer() -> None:
+    plain = learning_rates(Recipe(opt="adamw", lr=1e-3, epochs=2), 30)
+    assert learning_rates(Recipe(opt="lamb", lr=1e-3, epochs=2), 30) == plain
+    assert 0.9e-3 < max(plain) <= 1e-3
+
+
 def test_a_path_that_is_not_zero_is_not_cut_off() -> None:
     model = nn.Sequential(ILMNorm(8, 2, key_group_size=4, restore=True))
     before = model(x := torch.randn(2, 8, 3, 3))

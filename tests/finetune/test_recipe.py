@@ -111,6 +111,7 @@ def test_frozen() -> None:
         ({"train": "norm", "freeze_epochs": 1}, "use train: full"),
         ({"anneal": "linear", "anneal_end": 0}, "anneal_end has to be more than 0"),
         ({"input_std": 1.0}, r"input_std is of standardised images; standardise them \(--standardize-input\)"),
+        ({"anneal_to": 0.37}, r"say how it is annealed \(--anneal rate\), or set it to 0"),
         ({"anneal": "rate"}, r"say with anneal_to \(--anneal-to 0.37\) what it leaves"),
         ({"anneal": "rate", "anneal_to": 1.5}, "anneal_to"),
         ({"distill": 1, "mixup": 0.2}, "leave them at 0"),
