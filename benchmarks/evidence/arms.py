@@ -164,6 +164,10 @@ _COLD = {
     "ilm-gn-decayed-adamw-fast": Arm(
         "ILM-GN, restoring path decays, faster AdamW", _converted("ilm_gn"), **_with(_ADAMW_FAST, _DECAYED)
     ),
+    "ilm-gn-decayed": Arm("ILM-GN, restoring path decays", _converted("ilm_gn"), recipe=_DECAYED),
+    "ilm-gn-decayed-standardised": Arm(
+        "ILM-GN, restoring path decays, standardised input", _converted("ilm_gn"), standardised=True, recipe=_DECAYED
+    ),
     "train-bn-fast": Arm("BN in training, faster", _same, recipe={"freeze_batch_norm": False}, rate_scale=10.0),
 }
 _WARMED = (
@@ -185,6 +189,8 @@ _WARMED = (
     "ilm-gn-decayed-adamw-fast",
     "frozen-bn-unit-adamw-fast",
     "ilm-gn-decayed-standardised-adamw-fast",
+    "ilm-gn-decayed",
+    "ilm-gn-decayed-standardised",
 )
 
 
