@@ -7,7 +7,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from benchmarks.evidence.sets import Images
+from benchmarks.evidence.images import Images
 from ilmconvert.data.dataset import seeded
 from ilmconvert.data.policies import keep_a_bit
 

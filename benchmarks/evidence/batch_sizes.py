@@ -22,8 +22,9 @@ from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN, WARM
 from benchmarks.evidence.batch_size_tables import Found, Point, differences, draw_figure, table
+from benchmarks.evidence.images import Images, Splits, draw, share, smaller
 from benchmarks.evidence.lines import Lines, MissingLine
-from benchmarks.evidence.sets import Images, Splits, draw, load_splits, share, smaller
+from benchmarks.evidence.sets import load_splits
 from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import Settings, Trained, accuracy, train
 from benchmarks.report import to_markdown

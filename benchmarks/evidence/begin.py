@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evidence.arms import Arm
-from benchmarks.evidence.sets import Images
+from benchmarks.evidence.images import Images
 from ilmconvert.finetune.losses import ClassifierInput
 from ilmconvert.finetune.networks import replace_head
 from ilmconvert.surgery.input_standardization import standardize

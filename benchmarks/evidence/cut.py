@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evidence.begin import normalized
-from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
+from benchmarks.evidence.images import Images, Splits, draw, smaller
+from benchmarks.evidence.sets import load_splits
 from ilmconvert.data.sample_photographs import load_lite0
 
 LAST_STAGE = 6  # of EfficientNet-Lite0

@@ -13,10 +13,11 @@ from torch import nn
 
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.augmented import AUGMENTED, augmented
+from benchmarks.evidence.images import Images, draw, share, smaller
 from benchmarks.evidence.movement import movement
 from benchmarks.evidence.runs import FINAL, SELECTION, Run, RunFile
 from benchmarks.evidence.select import RATES, SEEDS, choose, first_round, second_round
-from benchmarks.evidence.sets import Images, draw, load_splits, share, smaller
+from benchmarks.evidence.sets import load_splits
 from benchmarks.evidence.shifts import shifted_sets
 from benchmarks.evidence.together import Task, Together, train_all
 from benchmarks.evidence.train import Settings, Trained, accuracies, accuracy, train

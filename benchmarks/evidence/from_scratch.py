@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.evidence.images import Images, Splits, draw, smaller
 from benchmarks.evidence.lines import Lines, MissingLine
-from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
+from benchmarks.evidence.sets import load_splits
 from benchmarks.evidence.small_resnet import BASES, NORMS, small_resnet
 from benchmarks.report import Cell, Table, to_markdown
 from ilmconvert.evaluation.estimate import estimate

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.evidence.sets import Images
+from benchmarks.evidence.images import Images
 from benchmarks.evidence.train import Trained, predictions
 from ilmconvert.nn import ILMNorm
 from ilmconvert.nn.kernels import dispatch

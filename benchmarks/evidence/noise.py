@@ -25,8 +25,9 @@ from torch.nn import functional as F
 
 from benchmarks.evidence.arms import ARMS, STANDARDISED
 from benchmarks.evidence.begin import normalized
+from benchmarks.evidence.images import Splits, draw, smaller
 from benchmarks.evidence.lines import Lines
-from benchmarks.evidence.sets import SETS, Splits, draw, load_splits, smaller
+from benchmarks.evidence.sets import SETS, load_splits
 from benchmarks.evidence.shifts import shifted
 from benchmarks.evidence.train import Settings, train
 from benchmarks.report import Cell, Table, to_markdown

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import random
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from benchmarks.evidence.cifar import read_cifar10
+from benchmarks.evidence.clipart import read_clipart
+from benchmarks.evidence.images import Images, Splits
 from benchmarks.evidence.shifts import shifted
 from ilmconvert.errors import ILMConvertError
 
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 CLIPART_ROOT = Path("/usr/share/openclipart/png")  # of Debian's openclipart-png
 CIFAR10_ROOT = Path("cifar-10")  # no package of Debian's has it
-SUBJECTS = (
-    "animals",
-    "computer",
-    "food",
-    "people",
-    "recreation",
-    "shapes",
-    "signs_and_symbols",
-    "transportation",
-)
 
 
 class Domain(NamedTuple):
@@ -60,35 +48,6 @@ DOMAINS = {
     "cifar-10-low-light": Domain("cifar-10", (("darkness", 5),)),
 }
 _TRAINING, _VALIDATION = 50_000, 1_000  # of a standard set's training images: the first, and the first of the rest
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images: ``pixels`` (N, 3, H, W) of bytes, ``labels`` (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, indices: Tensor | list[int]) -> Images:
-        """The images of these indices, in their order."""
-        return Images(self.pixels[indices], self.labels[indices])
-
-    def to(self, device: torch.device | str) -> Images:
-        """The images on a device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Splits:
-    """One set: where training images are drawn from, what settings are chosen on, and what is looked at once."""
-
-    train: Images
-    val: Images
-    test: Images
-    num_classes: int
 
 
 def load_splits(name: str, size: int, cache: Path, root: Path | None = None) -> Splits:
@@ -119,26 +78,6 @@ def load_splits(name: str, size: int, cache: Path, root: Path | None = None) -> 
     return Splits(train, val, test, kept["num_classes"])
 
 
-def draw(images: Images, count: int, seed: int) -> Images:
-    """Training images of a seed: ``count`` at random, without repetition, or all if there are fewer."""
-    generator = torch.Generator().manual_seed(seed)
-    return images.subset(torch.randperm(len(images), generator=generator)[:count])
-
-
-def share(images: Images, seed: int, seeds: int) -> Images:
-    """A seed's own test images: an equal part for each of ``seeds`` seeds from 0, all of them together every image."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return images.subset(order.chunk(seeds)[seed])
-
-
-def smaller(splits: Splits, count: int) -> Splits:
-    """The first images of each part, ``count`` at most: for runs that only show that something runs."""
-    train, val, test = (
-        Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)
-    )
-    return Splits(train, val, test, splits.num_classes)
-
-
 def _fashion_mnist(place: Path, size: int, cache: Path) -> Splits:
     root = _unpacked(place, cache)
     try:
@@ -151,6 +90,11 @@ def _fashion_mnist(place: Path, size: int, cache: Path) -> Splits:
 def _cifar10(place: Path, size: int, cache: Path) -> Splits:
     del cache
     return _standard(*(Images(*read_cifar10(place, train)) for train in (True, False)), size)
+
+
+def _clipart(place: Path, size: int, cache: Path) -> Splits:
+    del cache
+    return read_clipart(place, size)
 
 
 def _standard(known: Images, test: Images, size: int) -> Splits:
@@ -196,45 +140,6 @@ def _unpacked(place: Path, cache: Path) -> Path:
         with gzip.open(file) as source, (raw / file.stem).open("wb") as target:
             shutil.copyfileobj(source, target)
     return cache
-
-
-def _clipart(place: Path, size: int, cache: Path) -> Splits:
-    del cache
-    parts: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": [], "test": []}
-    seen: set[bytes] = set()
-    for label, subject in enumerate(SUBJECTS):
-        for pixels in drawings(place / subject, size):
-            mark = hashlib.sha256(pixels.numpy().tobytes()).digest()
-            if mark not in seen:
-                seen.add(mark)
-                share = mark[0] / 256
-                parts["test" if share < 0.15 else "val" if share < 0.3 else "train"].append((pixels, label))
-    if not all(parts.values()):
-        raise ILMConvertError(f"{place} lacks folders of the clip art ({', '.join(SUBJECTS)}); see --data-root")
-    train, val, test = (_shuffled(parts[part]) for part in ("train", "val", "test"))
-    return Splits(train, val, test, len(SUBJECTS))
-
-
-def drawings(folder: Path, size: int) -> Iterator[Tensor]:
-    """The drawings under a folder, on white squares; those beyond Pillow's limit of pixels are left out."""
-    for file in sorted(folder.rglob("*.png")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            try:
-                with Image.open(file) as opened:
-                    drawing = opened.convert("RGBA")
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-                continue
-        drawing.thumbnail((size, size), Image.Resampling.BICUBIC)
-        paper = Image.new("RGBA", (size, size), "white")
-        corner = ((size - drawing.width) // 2, (size - drawing.height) // 2)
-        paper.alpha_composite(drawing, corner)
-        yield pil_to_tensor(paper.convert("RGB"))
-
-
-def _shuffled(found: list[tuple[Tensor, int]]) -> Images:
-    random.Random(0).shuffle(found)
-    return Images(torch.stack([pixels for pixels, _ in found]), torch.tensor([label for _, label in found]))
 
 
 #: How each set is made, and where its files are looked for: where Debian's package puts them, if there is one.

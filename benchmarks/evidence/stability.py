@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS, FROZEN, WARM
+from benchmarks.evidence.images import Images, Splits, draw, smaller
 from benchmarks.evidence.lines import Lines
-from benchmarks.evidence.sets import Images, Splits, draw, load_splits, smaller
+from benchmarks.evidence.sets import load_splits
 from benchmarks.evidence.train import Settings, Trained, accuracy, train
 from benchmarks.report import Table, to_markdown
 from ilmconvert.data.sample_photographs import load_lite0

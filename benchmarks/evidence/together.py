@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.begin import begin
 from benchmarks.evidence.compiled import Learn, compile_learning, description
-from benchmarks.evidence.sets import Images
+from benchmarks.evidence.images import Images
 from benchmarks.evidence.stacked import Stack, stackable
 from benchmarks.evidence.stacked_optimizer import StackedOptimizer
 from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, orders, recipe_of

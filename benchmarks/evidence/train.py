@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.begin import Prepare, begin, evaluated_at_once
-from benchmarks.evidence.sets import Images
+from benchmarks.evidence.images import Images
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.anneal import Annealing

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.evidence.arms import ARMS, WARM
+from benchmarks.evidence.images import Images
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import FINAL, Run
-from benchmarks.evidence.sets import Images
 from ilmconvert.testing import randomize_norms
 
 _NOT_ELSEWHERE = ("ilm-in-first" + WARM, "ilm-gn-wide-adamw-fast", "ilm-gn-decayed-adamw-fast")

@@ -14,8 +14,8 @@ from benchmarks.evidence import federated, private
 from benchmarks.evidence.cut import Features, cut, out_of_place
 from benchmarks.evidence.dp_sgd import DELTA, Scale, Settings, noise, pooled, train_privately
 from benchmarks.evidence.fed_avg import FROZEN, TRAINED, averaged, divided
+from benchmarks.evidence.images import Images, Splits
 from benchmarks.evidence.private_arms import ARMS, HEAD, ChannelAffine, affine_gradients, build, head_of
-from benchmarks.evidence.sets import Images, Splits
 from ilmconvert import convert
 from ilmconvert.finetune.networks import replace_head
 from ilmconvert.testing import randomize_norms

@@ -16,10 +16,12 @@ from torch import nn
 from benchmarks.evidence.arms import FROZEN, Arm
 from benchmarks.evidence.augmented import augmented
 from benchmarks.evidence.cifar import facts, read_cifar10
+from benchmarks.evidence.clipart import drawings
 from benchmarks.evidence.experiment import Experiment
+from benchmarks.evidence.images import Images, draw
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import RunFile
-from benchmarks.evidence.sets import Images, draw, drawings, load_splits
+from benchmarks.evidence.sets import load_splits
 from benchmarks.evidence.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
 from benchmarks.evidence.train import Settings, Trained
 from ilmconvert.errors import ILMConvertError
@@ -43,7 +45,7 @@ def test_a_set_is_made_once(fashion_root: Path, tmp_path: Path) -> None:
 
 
 def test_clip_art_is_split_by_content_and_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.evidence.sets.SUBJECTS", ("animals", "food"))
+    monkeypatch.setattr("benchmarks.evidence.clipart.SUBJECTS", ("animals", "food"))
     rng = np.random.default_rng(0)
     for subject in ("animals", "food"):
         (tmp_path / subject).mkdir()
