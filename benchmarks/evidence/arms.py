@@ -44,6 +44,7 @@ class Arm:
         freeze_share: the part of the run, from its start, in which only norms and head train.
         warmup_share: the part in which the rate rises from zero.
         rate_scale: what the rates of the selection are multiplied by.
+        gate_penalty: of learned gates on the restoring paths; None is no gates.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Arm:
     freeze_share: float = 0.0
     warmup_share: float = 0.0
     rate_scale: float = 1.0
+    gate_penalty: float | None = None
 
 
 @torch.no_grad()
@@ -164,6 +166,12 @@ _COLD = {
     "ilm-gn-decayed-adamw-fast": Arm(
         "ILM-GN, restoring path decays, faster AdamW", _converted("ilm_gn"), **_with(_ADAMW_FAST, _DECAYED)
     ),
+    "ilm-gn-gated-adamw-fast": Arm(
+        "ILM-GN, restoring path behind learned gates, faster AdamW",
+        _converted("ilm_gn"),
+        gate_penalty=0.05,
+        **_ADAMW_FAST,
+    ),
     "ilm-gn-decayed": Arm("ILM-GN, restoring path decays", _converted("ilm_gn"), recipe=_DECAYED),
     "ilm-gn-decayed-standardised": Arm(
         "ILM-GN, restoring path decays, standardised input", _converted("ilm_gn"), standardised=True, recipe=_DECAYED
@@ -191,6 +199,7 @@ _WARMED = (
     "ilm-gn-decayed-standardised-adamw-fast",
     "ilm-gn-decayed",
     "ilm-gn-decayed-standardised",
+    "ilm-gn-gated-adamw-fast",
 )
 
 

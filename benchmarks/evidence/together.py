@@ -28,6 +28,7 @@ from benchmarks.evidence.images import Images
 from benchmarks.evidence.stacked import Stack, stackable
 from benchmarks.evidence.stacked_optimizer import StackedOptimizer
 from benchmarks.evidence.train import BATCH_SIZE, Settings, Trained, orders, recipe_of
+from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
 from ilmconvert.finetune.losses import ClassifierInput, feature_loss
 from ilmconvert.finetune.networks import set_trainable, training_mode
@@ -61,6 +62,8 @@ class Together:
         *,
         compiled: bool = False,
     ) -> None:
+        if arm.gate_penalty is not None:
+            raise ILMConvertError("runs with gates can't be trained together; omit --together")
         self._tasks = tasks
         images = {task.seed: task.images for task in tasks}
         self._begun = {seed: begin(arm, source, part, num_classes, seed) for seed, part in images.items()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.begin import Prepare, begin, evaluated_at_once
+from benchmarks.evidence.gates import Gates
 from benchmarks.evidence.images import Images
 from ilmconvert.errors import ILMConvertError
 from ilmconvert.finetune import Recipe
@@ -104,7 +105,7 @@ def train(
     begun = begin(arm, source, images, num_classes, seed, prepare, distilled=bool(settings.distill))
     # a step of two images takes less time on a processor in this layout
     network = copy.deepcopy(begun.network).to(memory_format=torch.channels_last)
-    run = _Run(network, recipe, len(images))
+    run = _Run(network, recipe, len(images), arm.gate_penalty)
     loss = run.all(begun.inputs, begun.labels, begun.features)
     return Trained(network.eval(), begun.network, begun.prepare, loss, run.first_gradient())
 
@@ -120,7 +121,7 @@ def orders(recipe: Recipe, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 class _Run:
     """The steps of a run."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe, count: int) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, count: int, gate_penalty: float | None) -> None:
         if count < recipe.batch_size:
             raise ILMConvertError(f"there are {count} training images and a batch takes {recipe.batch_size}; give more")
         self._network, self._recipe = network, recipe
@@ -129,6 +130,7 @@ class _Run:
         set_trainable(network, recipe, with_head=True)
         self._optimizer = make_optimizer(parameter_groups(network, recipe), recipe)
         self._schedule = Schedule(self._optimizer, recipe, self._batches)
+        self._gates = None if gate_penalty is None else Gates(network, recipe, self._batches, gate_penalty)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._caught = ClassifierInput(network) if recipe.distill else None
         self._step = 0
@@ -165,6 +167,8 @@ class _Run:
         assert self._recipe.clip_grad is not None
         self._lengths.append(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_grad).item())
         self._optimizer.step()
+        if self._gates is not None:
+            self._gates.apply(self._step)
         self._optimizer.zero_grad()
         self._step += 1
         self._annealing.apply(self._network, self._step)

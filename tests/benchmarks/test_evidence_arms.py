@@ -37,7 +37,7 @@ def test_choice_takes_the_better_mean_of_the_best_two_rates_and_aids_that_help_t
     assert at_edge(Settings(max(RATES)))
 
 
-@pytest.mark.parametrize("name", DIFFERENT_ARMS)
+@pytest.mark.parametrize("name", [*DIFFERENT_ARMS, "ilm-gn-gated-adamw-fast"])
 def test_every_arm_trains_its_network(name: str) -> None:
     images, source = small_images(), small_network()
     before = {key: value.clone() for key, value in source.state_dict().items()}
