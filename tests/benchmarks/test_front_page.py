@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import front_table
 from benchmarks.evidence import federated, private
-from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, PART, STANDARDISED
 from benchmarks.evidence.batch_sizes import BATCH_SIZES
 from benchmarks.evidence.paired import CLEAN, of
 from benchmarks.evidence.runs import FINAL, Run
@@ -72,6 +72,19 @@ def test_a_row_names_the_sets_on_which_it_was_measured() -> None:
     }
     assert on_each(sets, lambda a: own(a, "frozen-bn", of(CLEAN))) == "A: 50.0 ± 0.0 %"
     assert on_each(sets, lambda a: own(a, "train-bn", of(CLEAN))) == front_table.NOT_YET
+
+
+def test_the_row_on_light_has_the_least_and_the_most_of_the_sets_that_have_all_arms() -> None:
+    def a_set(*gains: float) -> dict[str, dict[int, Run]]:
+        arms = (FROZEN, STANDARDISED, FIRST_NORM, PART)
+        values = zip(arms, (0.0, *gains), strict=False)
+        return {arm: {seed: run(arm, seed, 0.5 + gain) for seed in (0, 1)} for arm, gain in values}
+
+    sets = {"A": a_set(0.02, 0.04, 0.12), "B": a_set(0.01, 0.05, 0.08), "C": a_set(0.3)}
+    said = front_table.under_shifts(sets, of(CLEAN))
+    assert said.startswith("A, B: ")
+    assert re.findall(r"[+-][\d.]+ to [+-][\d.]+", said) == ["+1.0 to +2.0", "+4.0 to +5.0", "+8.0 to +12.0"]
+    assert front_table.under_shifts({"C": sets["C"]}, of(CLEAN)) == front_table.NOT_YET
 
 
 def test_batchnorm_in_training_by_batch_size_is_that_of_the_page_on_evidence() -> None:
