@@ -18,12 +18,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from benchmarks.evidence.cifar import read_cifar10
 from benchmarks.evidence.clipart import read_clipart
 from benchmarks.evidence.images import Images, Splits
+from benchmarks.evidence.mednist import read_mednist
 from benchmarks.evidence.shifts import shifted
 from ilmconvert.errors import ILMConvertError
 
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 CLIPART_ROOT = Path("/usr/share/openclipart/png")  # of Debian's openclipart-png
-CIFAR10_ROOT = Path("cifar-10")  # no package of Debian's has it
+CIFAR10_ROOT, MEDNIST_ROOT = Path("cifar-10"), Path("mednist")  # no package of Debian's has them
 
 
 class Domain(NamedTuple):
@@ -97,6 +98,11 @@ def _clipart(place: Path, size: int, cache: Path) -> Splits:
     return read_clipart(place, size)
 
 
+def _mednist(place: Path, size: int, cache: Path) -> Splits:
+    del cache
+    return read_mednist(place, size)
+
+
 def _standard(known: Images, test: Images, size: int) -> Splits:
     """A set with a test part of its own, enlarged; its validation images are of the last sixth of the others."""
     every, end = list(range(len(known))), min(_TRAINING, len(known) * 5 // 6)
@@ -147,6 +153,7 @@ SETS: dict[str, tuple[Callable[[Path, int, Path], Splits], Path]] = {
     "fashion-mnist": (_fashion_mnist, FASHION_MNIST_ROOT),
     "clipart": (_clipart, CLIPART_ROOT),
     "cifar-10": (_cifar10, CIFAR10_ROOT),
+    "mednist": (_mednist, MEDNIST_ROOT),
     "fashion-mnist-augmented": (_fashion_mnist, FASHION_MNIST_ROOT),  # in training, by the experiment
 }
 SETS |= {name: (partial(_domain, domain), SETS[domain.base][1]) for name, domain in DOMAINS.items()}

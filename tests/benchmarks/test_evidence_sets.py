@@ -19,6 +19,7 @@ from benchmarks.evidence.cifar import facts, read_cifar10
 from benchmarks.evidence.clipart import drawings
 from benchmarks.evidence.experiment import Experiment
 from benchmarks.evidence.images import Images, draw
+from benchmarks.evidence.mednist import KINDS
 from benchmarks.evidence.paired import COLUMNS
 from benchmarks.evidence.runs import RunFile
 from benchmarks.evidence.sets import load_splits
@@ -57,6 +58,24 @@ def test_clip_art_is_split_by_content_and_counted_once(tmp_path: Path, monkeypat
     assert sum(len(part) for part in (splits.train, splits.val, splits.test)) == 80
     assert min(len(part) for part in (splits.train, splits.val, splits.test)) > 0
     assert (splits.train.pixels[:, :, 0] == 255).all()  # the paper above a wide drawing
+
+
+def test_scans_are_split_by_content_at_their_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in KINDS:
+        (tmp_path / "resized" / kind).mkdir(parents=True)
+        for i in range(12):
+            scan = Image.fromarray(rng.integers(0, 256, (64, 64)).astype(np.uint8))
+            scan.save(tmp_path / "resized" / kind / f"{i:06}.jpeg")
+    splits = load_splits("mednist", 64, tmp_path / "cache", tmp_path)
+    parts = (splits.train, splits.val, splits.test)
+    assert sum(map(len, parts)) == 72
+    assert splits.num_classes == len({label for part in parts for label in part.labels.tolist()}) == 6
+    with Image.open(tmp_path / "resized" / KINDS[0] / "000000.jpeg") as scan:
+        grey = torch.tensor(np.asarray(scan)).expand(3, -1, -1)
+    assert any(torch.equal(pixels, grey) for part in parts for pixels in part.pixels)
+    with pytest.raises(ILMConvertError, match=r"lacks folders of MedNIST \(AbdomenCT, .*; see --data-root"):
+        load_splits("mednist", 32, tmp_path / "cache", tmp_path / "cache")
 
 
 def test_drawings_too_large_to_be_opened_safely_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
