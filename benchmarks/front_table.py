@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.evidence import batch_sizes, federated
-from benchmarks.evidence.arms import ADAMW, FIRST_NORM, FROZEN, PART, STANDARDISED, UNIT, WARM
+from benchmarks.evidence.arms import ADAMW, FIRST_NORM, FROZEN, PART_STANDARDISED, STANDARDISED, UNIT, WARM
 from benchmarks.evidence.batch_size_tables import Found, Point, less_frozen
 from benchmarks.evidence.cut import LAST_STAGE
 from benchmarks.evidence.dp_sgd import Scale
@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/evidence/results"
 START, END = "<!-- benchmarks.front_table writes from here -->\n", "<!-- to here -->\n"
 NOT_YET = "not measured yet"
-_DOMAINS = {"negatives of CIFAR-10": "cifar-10-negatives", "CIFAR-10 in a tenth of its light": "cifar-10-low-light"}
+_DOMAINS = {
+    "negatives of CIFAR-10": "cifar-10-negatives",
+    "CIFAR-10 in a tenth of its light": "cifar-10-low-light",
+    "X-rays, CT and MRI (MedNIST)": "mednist",
+}
 _SETS = {"Fashion-MNIST": "fashion-mnist", "clip art": "clipart", "CIFAR-10": "cifar-10"}
 _STANDARDISED = "docs/finetune.md#standardise-each-image"
 _FIRST_NORM = "docs/finetune.md#the-first-norm-alone"
@@ -66,7 +70,7 @@ def table() -> str:
             f"[annealed in part]({_PART})",
             under_shifts(sets, shifted),
         ),
-        "small batches, images of another kind than ImageNet's, in training as in test": (
+        "small batches, images far from ImageNet's light (negatives, night), in training as in test": (
             f"[each image standardised]({_STANDARDISED}) and the [**first norm converted**]({_FIRST_NORM}) alone",
             on_each(domains, lambda a: in_domain(a, clean)),
         ),
@@ -117,7 +121,7 @@ def _gains(by_arm: ByArm, shifted: Callable[[Run], float]) -> dict[str, Estimate
     arms = {
         "standardised": standardised,
         "the first norm converted, too,": FIRST_NORM,
-        "in the place of both all norms annealed in part": PART,
+        "in its place all norms annealed in part": PART_STANDARDISED,
     }
     if not by_arm.keys() >= {base, *arms.values()}:
         return {}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import front_table
 from benchmarks.evidence import federated, private
-from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, PART, STANDARDISED
+from benchmarks.evidence.arms import ARMS, FIRST_NORM, FROZEN, PART_STANDARDISED, STANDARDISED
 from benchmarks.evidence.batch_sizes import BATCH_SIZES
 from benchmarks.evidence.paired import CLEAN, of
 from benchmarks.evidence.runs import FINAL, Run
@@ -76,7 +76,7 @@ def test_a_row_names_the_sets_on_which_it_was_measured() -> None:
 
 def test_the_row_on_light_has_the_least_and_the_most_of_the_sets_that_have_all_arms() -> None:
     def a_set(*gains: float) -> dict[str, dict[int, Run]]:
-        arms = (FROZEN, STANDARDISED, FIRST_NORM, PART)
+        arms = (FROZEN, STANDARDISED, FIRST_NORM, PART_STANDARDISED)
         values = zip(arms, (0.0, *gains), strict=False)
         return {arm: {seed: run(arm, seed, 0.5 + gain) for seed in (0, 1)} for arm, gain in values}
 
