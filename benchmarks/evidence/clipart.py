@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from benchmarks.evidence.images import Splits, split_by_content
-from ilmconvert.errors import ILMConvertError
+from benchmarks.evidence.folders import read_folders
+from benchmarks.evidence.images import Splits
 
 SUBJECTS = (
     "animals",
@@ -27,12 +27,7 @@ SUBJECTS = (
 
 def read_clipart(place: Path, size: int) -> Splits:
     """The set at ``size`` pixels, from a folder with a folder of each of :data:`SUBJECTS`."""
-    found = ((pixels, label) for label, subject in enumerate(SUBJECTS) for pixels in drawings(place / subject, size))
-    try:
-        return split_by_content(found, len(SUBJECTS))
-    except ValueError as error:
-        message = f"{place} lacks folders of the clip art ({', '.join(SUBJECTS)}); see --data-root"
-        raise ILMConvertError(message) from error
+    return read_folders(place, SUBJECTS, lambda folder: drawings(folder, size))
 
 
 def drawings(folder: Path, size: int) -> Iterator[Tensor]:

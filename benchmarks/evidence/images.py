@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,32 +55,3 @@ def smaller(splits: Splits, count: int) -> Splits:
         Images(part.pixels[:count], part.labels[:count]) for part in (splits.train, splits.val, splits.test)
     )
     return Splits(train, val, test, splits.num_classes)
-
-
-def split_by_content(found: Iterable[tuple[Tensor, int]], num_classes: int) -> Splits:
-    """Images (3, H, W) with their labels, shuffled; their hashes decide: 15 % test, 15 % validation, the rest training.
-
-    Identical images count once.
-
-    Raises:
-        ValueError: a part is empty.
-    """
-    parts: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": [], "test": []}
-    seen: set[bytes] = set()
-    for pixels, label in found:
-        mark = hashlib.sha256(pixels.numpy().tobytes()).digest()
-        if mark not in seen:
-            seen.add(mark)
-            share = mark[0] / 256
-            parts["test" if share < 0.15 else "val" if share < 0.3 else "train"].append((pixels, label))
-    empty = [name for name, images in parts.items() if not images]
-    if empty:
-        raise ValueError(f"no images for {', '.join(empty)}")
-    train, val, test = (_shuffled(parts[part]) for part in ("train", "val", "test"))
-    return Splits(train, val, test, num_classes)
-
-
-def _shuffled(found: Sequence[tuple[Tensor, int]]) -> Images:
-    order = list(found)
-    random.Random(0).shuffle(order)
-    return Images(torch.stack([pixels for pixels, _ in order]), torch.tensor([label for _, label in order]))

@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.evidence.arms import FROZEN, Arm
 from benchmarks.evidence.augmented import augmented
 from benchmarks.evidence.cifar import facts, read_cifar10
-from benchmarks.evidence.clipart import drawings
+from benchmarks.evidence.clipart import SUBJECTS, drawings
 from benchmarks.evidence.experiment import Experiment
 from benchmarks.evidence.images import Images, draw
 from benchmarks.evidence.mednist import KINDS
@@ -63,19 +63,29 @@ def test_clip_art_is_split_by_content_and_counted_once(tmp_path: Path, monkeypat
 def test_scans_are_split_by_content_at_their_size(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for kind in KINDS:
-        (tmp_path / "resized" / kind).mkdir(parents=True)
+        (tmp_path / kind).mkdir(parents=True)
         for i in range(12):
             scan = Image.fromarray(rng.integers(0, 256, (64, 64)).astype(np.uint8))
-            scan.save(tmp_path / "resized" / kind / f"{i:06}.jpeg")
+            scan.save(tmp_path / kind / f"{i:06}.jpeg")
     splits = load_splits("mednist", 64, tmp_path / "cache", tmp_path)
     parts = (splits.train, splits.val, splits.test)
     assert sum(map(len, parts)) == 72
     assert splits.num_classes == len({label for part in parts for label in part.labels.tolist()}) == 6
-    with Image.open(tmp_path / "resized" / KINDS[0] / "000000.jpeg") as scan:
+    with Image.open(tmp_path / KINDS[0] / "000000.jpeg") as scan:
         grey = torch.tensor(np.asarray(scan)).expand(3, -1, -1)
     assert any(torch.equal(pixels, grey) for part in parts for pixels in part.pixels)
-    with pytest.raises(ILMConvertError, match=r"lacks folders of MedNIST \(AbdomenCT, .*; see --data-root"):
-        load_splits("mednist", 32, tmp_path / "cache", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("clipart", SUBJECTS), ("mednist", KINDS)])
+def test_folders_that_are_missing_or_empty_are_named(name: str, classes: tuple[str, ...], tmp_path: Path) -> None:
+    for folder in classes[1:]:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(ILMConvertError, match=f"lacks the folders {classes[0]}; .* --data-root"):
+        load_splits(name, 32, tmp_path / "cache", tmp_path)
+    (tmp_path / classes[0]).mkdir()
+    with pytest.raises(ILMConvertError, match=r"has 0 images, too few to be split; .* --data-root"):
+        load_splits(name, 32, tmp_path / "cache", tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_drawings_too_large_to_be_opened_safely_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
